@@ -1,0 +1,1 @@
+"""Pure reductions and server chains over parameter vectors."""

@@ -1,0 +1,1 @@
+"""One paper per file: pure reducers over the vocabulary of `core`."""

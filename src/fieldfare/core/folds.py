@@ -1,0 +1,83 @@
+"""What a gather does with the replies, per output leaf: declarations only; `aggregate.gather` computes them.
+
+Invariant: `Mean`, `Coverage` and `ModSum` are exact sums of integers, so neither order, chunk, worker nor driver
+can change a bit of their result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core.errors import UsageError
+
+Rows = NDArray[np.float32]
+
+
+class RowMap(Protocol):
+    """A stateless function on the rows `[n, P]` of a leaf, applied before the fold (a clip, a rounding)."""
+
+    def __call__(self, rows: Rows) -> Rows: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Weighted mean over the replies, accumulated in int64 fixed point of `step`: exact, O(model) memory.
+
+    Each value is rounded to a multiple of `step` (2**-32 by default), each weight to one of `weight_step`.
+    A row with a value that is not finite, or larger than 2**62 steps shared by the cohort, is refused.
+    `weighted=False` counts every reply once.
+    """
+
+    weighted: bool = True
+    step: float = 2.0**-32
+    weight_step: float = 1.0
+    before: tuple[RowMap, ...] = ()
+
+    def __post_init__(self) -> None:
+        if np.log2(self.step) % 1 or not 2.0**-48 <= self.step <= 1.0:
+            raise UsageError(f"Mean(step={self.step}): use a power of two from 2**-48 to 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """`Mean` with a weight per coordinate, for sub-models: each coordinate is averaged over those who had it."""
+
+    weighted: bool = True
+    step: float = 2.0**-32
+    weight_step: float = 1.0
+    before: tuple[RowMap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """All rows, `[n, ...]` in order of client id, for rules that need every row (median, trimmed mean, Krum)."""
+
+    max_bytes: int = 2 << 30
+    before: tuple[RowMap, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Collect:
+    """Whatever each client sent, `{client: array or bytes}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModSum:
+    """Sum modulo 2**bits of unsigned integer rows (masked vectors of secure aggregation)."""
+
+    bits: int = 32
+
+
+Fold: TypeAlias = Mean | Coverage | Stack | Collect | ModSum
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Folded:
+    """A folded leaf: `value` and the `weight` behind it (a number; `[P]` for `Coverage`; `[n]` for `Stack`)."""
+
+    value: Any
+    weight: Any

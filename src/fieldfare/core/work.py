@@ -1,0 +1,95 @@
+"""What a client computation looks like: a whole cohort in, one row per client out, and its cost apart from its value.
+
+Invariant: in exact mode (the default on a CPU) row i depends, to the bit, on client i's inputs only: not on n, on
+its neighbours, on the chunk or on the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core.block import Block
+from fieldfare.core.effects import Scalar
+from fieldfare.core.params import Layout
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cohort:
+    """All that n clients need for one computation.
+
+    `models` float32 `[v, P]` with `row` int64 `[n]` saying which one a client starts from; `keys` uint64 `[n]`, a
+    random stream per client; `state` float32 `[n, S]` of the slot with `fresh` bool `[n]` (never written before);
+    `inputs` for all; `each` `{position: {name: value}}`; `config` small scalars.
+    """
+
+    models: F32
+    row: I64
+    layout: Layout
+    clients: I64
+    keys: NDArray[np.uint64]
+    data: Block
+    config: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
+    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    each: Mapping[int, Mapping[str, Any]] = field(default_factory=dict[int, Mapping[str, Any]])
+    state: F32 | None = None
+    fresh: NDArray[np.bool_] | None = None
+    opaque: bytes = b""
+
+    @property
+    def n(self) -> int:
+        return len(self.clients)
+
+    def part(self, start: int, stop: int) -> Cohort:
+        """Clients `start..stop`, without copying."""
+        pick = slice(start, stop)
+        return Cohort(
+            self.models, self.row[pick], self.layout, self.clients[pick], self.keys[pick],
+            self.data.part(start, stop), self.config, self.inputs,
+            {i - start: v for i, v in self.each.items() if start <= i < stop},
+            None if self.state is None else self.state[pick],
+            None if self.fresh is None else self.fresh[pick],
+            self.opaque,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Output:
+    """Rows by leaf `[n, ...]` (or a list of n bytes), weights `[n]`, metrics `{name: [n]}`, new state `[n, S]`."""
+
+    leaves: Mapping[str, Any]
+    weight: F64
+    metrics: Mapping[str, F64] = field(default_factory=dict[str, F64])
+    state: F32 | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cost:
+    """What it takes, per client: `flops`, `bytes_down`, `bytes_up`, `memory_bytes`, each a number or `[n]`."""
+
+    flops: F64 | float
+    bytes_down: F64 | float
+    bytes_up: F64 | float
+    memory_bytes: F64 | float = 0.0
+
+
+class Work(Protocol):
+    """A named client computation over whole cohorts."""
+
+    def __call__(self, cohort: Cohort) -> Output: ...
+
+    def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
+        """Cost for clients with that many `examples` `[n]`; never a duration (that is the fleet's business)."""
+        ...
+
+    def slots(self, layout: Layout) -> Mapping[str, int]:
+        """Size S of each client-state slot this work keeps, by name."""
+        ...

@@ -1,0 +1,1 @@
+"""Local training as stacked functions: one `Work` interface, several adapters behind it."""

@@ -1,0 +1,155 @@
+"""What an adapter must offer to be trained: the seam between the federated recipe and an ML library.
+
+Here: the settings of local training, the plan of batches, the affine drift, and the `Net` protocol. Not here: any
+library. Invariant: batches come from `Plan` alone, so every adapter sees the same examples in the same order, and
+row i of a result depends on client i's inputs only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
+from fieldfare.core.params import Layout, Params
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a client trains: optimiser, learning rate and its schedule over rounds, batches, epochs or steps.
+
+    `steps` (if given) replaces `epochs`: that many batches, going round the data as often as needed.
+    `schedule`: "constant", "cosine" (to zero at round `schedule_rounds`), "inverse_sqrt", or "step" (times `decay`
+    every `schedule_rounds`). `clip_norm` clips each step's gradient to that norm. `shuffle=False` takes stored order.
+    """
+
+    lr: float = 0.1
+    batch_size: int = 20
+    epochs: int = 1
+    steps: int | None = None
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    schedule: Literal["constant", "cosine", "inverse_sqrt", "step"] = "constant"
+    schedule_rounds: int = 0
+    decay: float = 1.0
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.lr >= 0:
+            raise UsageError(f"Training(lr={self.lr}): a learning rate is a number >= 0.")
+        if self.batch_size < 1 or self.epochs < 1 or (self.steps is not None and self.steps < 1):
+            raise UsageError(
+                f"Training(batch_size={self.batch_size}, epochs={self.epochs}, steps={self.steps}): each must be >= 1."
+            )
+        if self.optimizer not in ("sgd", "adam"):
+            raise UsageError(f"Training(optimizer={self.optimizer!r}): use 'sgd' or 'adam'.")
+        if self.schedule in ("cosine", "step") and self.schedule_rounds < 1:
+            raise UsageError(f"Training(schedule={self.schedule!r}) needs schedule_rounds >= 1.")
+
+    def lr_at(self, round_: int) -> float:
+        """The learning rate of round `round_` (counted from 1)."""
+        t = max(round_ - 1, 0)
+        match self.schedule:
+            case "cosine":
+                return self.lr * 0.5 * (1.0 + float(np.cos(np.pi * min(t / self.schedule_rounds, 1.0))))
+            case "inverse_sqrt":
+                return self.lr / float(np.sqrt(t + 1.0))
+            case "step":
+                return self.lr * self.decay ** (t // self.schedule_rounds)
+            case _:
+                return self.lr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drift:
+    """The affine correction of every local gradient: g <- mask * (g + a + mu * (w - ref)).
+
+    `a` float32 `[n, P]` or None; `ref` float32 `[v, P]` with the cohort's `row` index (None: the start); `mask` bool
+    `[P]` or None. With `a` None, `mu` 0 and `mask` None nothing is computed, so FedProx(0) is FedAvg bit for bit.
+    """
+
+    a: F32 | None = None
+    mu: float = 0.0
+    ref: F32 | None = None
+    mask: NDArray[np.bool_] | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.a is None and self.mu == 0.0 and self.mask is None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Which examples every client takes at every step.
+
+    `rows` int64 `[m]`: rows of the data columns, clients one after the other, steps one after the other; client i's
+    are `rows[start[i]:start[i + 1]]`. Every step takes `batch_size` of them, but the last of an epoch, which takes
+    what is left: step sizes of client i are `sizes[i]` examples per epoch cut into batches. `steps` int64 `[n]`.
+    `step_sizes(i)` gives them.
+    """
+
+    rows: I64
+    start: I64
+    steps: I64
+    batch_size: int
+    per_epoch: I64
+
+    def step_bounds(self, i: int) -> I64:
+        """Bounds `[steps[i] + 1]` into `rows` of the batches of client i."""
+        size, b = int(self.per_epoch[i]), self.batch_size
+        per = -(-size // b)
+        k = np.arange(int(self.steps[i]) + 1)
+        ends = (k // per) * size + np.minimum((k % per) * b, size)
+        return self.start[i] + ends
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """Result of `Net.fit`: end parameters float32 `[n, P]` and the mean training loss over steps, `[n]`."""
+
+    params: F32
+    loss: F64
+    extra: Mapping[str, F64]
+
+
+class Net(Protocol):
+    """A model as an adapter sees it. Names: float32 vectors in, float32 vectors out, no library types."""
+
+    layout: Layout
+
+    def init(self, seed: int) -> Params:
+        """The starting model, from (seed, "init")."""
+        ...
+
+    def fit(
+        self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
+        drift: Drift,
+    ) -> Fit:  # fmt: skip
+        """Train n clients from `start[row]` over `plan` at learning rate `lr`."""
+        ...
+
+    def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
+        """Metrics `[n]` of each client's data under its model: at least `loss`; `accuracy` for classifiers."""
+        ...
+
+    def flops(self) -> float:
+        """FLOPs of one training step on one example (forward and backward)."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Plain JSON for the run's configuration."""
+        ...
