@@ -1,0 +1,266 @@
+"""The folds that `core.folds` declares, computed: partial sums that add up in any order to the same bits.
+
+Here: exact fixed-point accumulation of rows, merging of partials, the final `Folded`. Not here: which rows exist
+(drivers) and what becomes of the mean (`chain`). Invariant: for `Mean`, `Coverage` and `ModSum` the result depends
+on the set of (row, weight) alone.
+
+How a float becomes an integer: adding 1.5 * 2**52 * step to a float64 leaves round(x / step) in its low bits, so one
+addition quantises; the bits of the constant are subtracted once at the end, multiplied by the total weight, because
+int64 arithmetic wraps. Four passes over a block that stays in cache, against two over memory for a float mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core.errors import UsageError
+from fieldfare.core.folds import Collect, Coverage, Fold, Folded, Mean, ModSum, Stack
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+_BLOCK = 1 << 15
+
+
+@dataclass(eq=False)
+class Sum:
+    """A partial exact sum of rows: int64 `[P]` (or `[P]` with per-coordinate weights), and the integer weight."""
+
+    total: I64
+    weight: int = 0
+    coverage: I64 | None = None
+
+
+@dataclass(eq=False)
+class Partial:
+    """What a worker hands back of one leaf: a sum, or the rows themselves with their clients."""
+
+    sum: Sum | None = None
+    clients: list[Any] = field(default_factory=list[Any])
+    rows: list[Any] = field(default_factory=list[Any])
+    weights: list[F64] = field(default_factory=list[F64])
+
+
+def integer_weights(weight: F64, weighted: bool, step: float) -> I64:
+    """Weights as whole multiples of `step`, `[n]`; ones when not `weighted`."""
+    if not weighted:
+        return np.ones(len(weight), np.int64)
+    return np.rint(weight / step).astype(np.int64)
+
+
+def refused(rows: F32, weights: I64, step: float, cohort: int) -> NDArray[np.bool_]:
+    """Which rows `[n]` are not finite, or so large that `cohort` of them could overflow int64 at this `step`.
+
+    A row's norm bounds its largest value, so one dot product settles nearly every row; the others are looked at.
+    """
+    heavy = np.maximum(weights, 1).astype(np.float64)
+    cap = np.minimum(2.0**62 / max(cohort, 1) * step / heavy, 2.0**51 * step)
+    if rows.shape[1] <= _BLOCK:
+        norm2 = np.einsum("np,np->n", rows, rows).astype(np.float64)
+    else:
+        norm2 = np.array([_norm2(row) for row in rows])
+    bad = ~(norm2 <= 0.5 * cap * cap) | (weights < 0)
+    for i in np.flatnonzero(bad):
+        bad[i] = weights[i] < 0 or not np.isfinite(rows[i]).all() or bool(np.abs(rows[i]).max() > cap[i])
+    return bad
+
+
+def _norm2(row: F32) -> float:
+    parts = (row[at : at + _BLOCK] for at in range(0, len(row), _BLOCK))
+    return float(sum(float(np.dot(part, part)) for part in parts))
+
+
+def add_rows(into: Sum, rows: F32, weights: I64, step: float) -> None:
+    """Add `weights[i] * rows[i]` for all i, exactly, in place. Rows must have passed `refused`."""
+    n, p = rows.shape
+    magic = np.float64(1.5 * 2.0**52 * step)
+    bias = int(np.asarray(magic).view(np.int64))
+    wsum = int(weights.sum())
+    if n * p <= _BLOCK * 4 and n > 1:
+        q = (rows + magic).view(np.int64)
+        if not bool((weights == 1).all()):
+            q *= weights[:, None]
+        into.total += np.add.reduce(q, axis=0)
+    else:
+        buf = np.empty(min(p, _BLOCK))
+        for at in range(0, p, _BLOCK):
+            stop = min(p, at + _BLOCK)
+            acc, b = into.total[at:stop], buf[: stop - at]
+            q = b.view(np.int64)
+            for i in range(n):
+                b[...] = rows[i, at:stop]
+                np.add(b, magic, out=b)
+                if weights[i] != 1:
+                    np.multiply(q, weights[i], out=q)
+                np.add(acc, q, out=acc)
+    correction = (bias * wsum) & ((1 << 64) - 1)
+    into.total -= np.array([correction], np.uint64).view(np.int64)
+    into.weight += wsum
+
+
+def _bad_leaf(leaf: str, reduce: Mapping[str, Fold]) -> UsageError:
+    known = ", ".join(reduce) or "none"
+    return UsageError(f"the work sent no leaf {leaf!r} to fold (asked for: {known}): rename the leaf or the fold.")
+
+
+class Gather:
+    """Folds the replies of one `Run`, by chunks of clients: `add`, `merge` partials, then `finish`.
+
+    `cohort` is the number of clients asked: it fixes, before any reply is seen, how large a value may be.
+    """
+
+    def __init__(self, reduce: Mapping[str, Fold], cohort: int) -> None:
+        self.reduce = reduce
+        self.cohort = cohort
+        self.partials: dict[str, Partial] = {leaf: Partial() for leaf in reduce}
+        self._bytes = 0
+
+    def check(self, leaves: Mapping[str, Any], weight: F64) -> NDArray[np.bool_]:
+        """Which clients `[n]` must be refused, looking at every leaf that is summed."""
+        bad = ~np.isfinite(weight)
+        if bad.any():
+            weight = np.where(bad, 0.0, weight)
+        bad |= weight < 0
+        for leaf, fold in self.reduce.items():
+            if leaf not in leaves:
+                raise _bad_leaf(leaf, self.reduce)
+            if isinstance(fold, Mean | Coverage):
+                rows = _rows(leaves[leaf])
+                w = integer_weights(weight, fold.weighted, fold.weight_step)
+                bad |= refused(rows, w, fold.step, self.cohort)
+            elif isinstance(fold, Stack):
+                bad |= ~np.isfinite(_rows(leaves[leaf])).all(axis=1)
+        return bad
+
+    def add(
+        self, clients: I64, leaves: Mapping[str, Any], weight: F64, index: I64 | None = None, size: int | None = None
+    ) -> None:
+        """Fold accepted rows. With `index` int64 `[p]` the rows are those coordinates of a vector of `size`."""
+        for leaf, fold in self.reduce.items():
+            if leaf not in leaves:
+                raise _bad_leaf(leaf, self.reduce)
+            part = self.partials[leaf]
+            value = leaves[leaf]
+            match fold:
+                case Mean() | Coverage():
+                    self._add_sum(part, fold, _before(fold.before, _rows(value)), weight, index, size)
+                case Stack():
+                    rows = _before(fold.before, _rows(value))
+                    self._bytes += rows.nbytes
+                    if self._bytes > fold.max_bytes:
+                        raise UsageError(
+                            f"Stack({leaf!r}) would hold {self._bytes} bytes of rows, more than max_bytes="
+                            f"{fold.max_bytes}: use a smaller cohort, or raise max_bytes."
+                        )
+                    part.clients.append(clients)
+                    part.rows.append(rows)
+                    part.weights.append(weight)
+                case Collect():
+                    part.clients.extend(clients.tolist())
+                    part.rows.extend(value[i] for i in range(len(clients)))
+                case ModSum(bits):
+                    rows = np.asarray(value, np.uint64)
+                    total = np.add.reduce(rows, axis=0).view(np.int64)
+                    if part.sum is None:
+                        part.sum = Sum(np.zeros(rows.shape[1], np.int64))
+                    part.sum.total += total
+                    part.sum.total &= (1 << bits) - 1
+                    part.sum.weight += len(rows)
+
+    def _add_sum(
+        self, part: Partial, fold: Mean | Coverage, rows: F32, weight: F64, index: I64 | None, size: int | None
+    ) -> None:
+        w = integer_weights(weight, fold.weighted, fold.weight_step)
+        if isinstance(fold, Mean) or index is None:
+            if index is not None:
+                raise UsageError("Mean() cannot fold sub-models: use Coverage() for a Run with a view.")
+            if part.sum is None:
+                part.sum = Sum(np.zeros(rows.shape[1], np.int64))
+            add_rows(part.sum, rows, w, fold.step)
+            if part.sum.coverage is not None:
+                part.sum.coverage += int(w.sum())
+            elif isinstance(fold, Coverage):
+                part.sum.coverage = np.full(rows.shape[1], int(w.sum()), np.int64)
+            return
+        if part.sum is None:
+            assert size is not None
+            part.sum = Sum(np.zeros(size, np.int64), 0, np.zeros(size, np.int64))
+        small = Sum(np.zeros(rows.shape[1], np.int64))
+        add_rows(small, rows, w, fold.step)
+        part.sum.total[index] += small.total
+        part.sum.weight += small.weight
+        assert part.sum.coverage is not None
+        part.sum.coverage[index] += small.weight
+
+    def merge(self, partials: Mapping[str, Partial]) -> None:
+        """Add another worker's partials."""
+        for leaf, other in partials.items():
+            mine, fold = self.partials[leaf], self.reduce[leaf]
+            if other.sum is not None:
+                if mine.sum is None:
+                    mine.sum = other.sum
+                else:
+                    mine.sum.total += other.sum.total
+                    mine.sum.weight += other.sum.weight
+                    if mine.sum.coverage is not None and other.sum.coverage is not None:
+                        mine.sum.coverage += other.sum.coverage
+                    if isinstance(fold, ModSum):
+                        mine.sum.total &= (1 << fold.bits) - 1
+            mine.clients.extend(other.clients)
+            mine.rows.extend(other.rows)
+            mine.weights.extend(other.weights)
+
+    def finish(self) -> dict[str, Folded]:
+        """The folded leaves; a leaf nobody sent is absent."""
+        out: dict[str, Folded] = {}
+        for leaf, fold in self.reduce.items():
+            part = self.partials[leaf]
+            match fold:
+                case Mean() | Coverage() if part.sum is not None:
+                    out[leaf] = _finish_sum(part.sum, fold)
+                case Stack() if part.rows:
+                    ids = np.concatenate(part.clients)
+                    order = np.argsort(ids, kind="stable")
+                    out[leaf] = Folded(np.concatenate(part.rows)[order], np.concatenate(part.weights)[order])
+                case Collect() if part.rows:
+                    pairs = sorted(zip(part.clients, part.rows, strict=True), key=lambda pair: pair[0])
+                    out[leaf] = Folded(dict(pairs), float(len(pairs)))
+                case ModSum() if part.sum is not None:
+                    out[leaf] = Folded(part.sum.total.astype(np.uint64), float(part.sum.weight))
+                case _:
+                    pass
+        return out
+
+
+def _finish_sum(total: Sum, fold: Mean | Coverage) -> Folded:
+    if total.coverage is None:
+        scale = fold.step / total.weight if total.weight else 0.0
+        return Folded(_scaled(total.total, scale), total.weight * fold.weight_step)
+    cover = total.coverage
+    value = total.total * fold.step / np.maximum(cover, 1)
+    return Folded(value.astype(np.float32), cover * fold.weight_step)
+
+
+def _scaled(total: I64, scale: float) -> F32:
+    """`total * scale` as float32, by blocks, so that no float64 vector of the model's size is made."""
+    out = np.empty(len(total), np.float32)
+    for at in range(0, len(total), _BLOCK):
+        np.multiply(total[at : at + _BLOCK], scale, out=out[at : at + _BLOCK], casting="same_kind")
+    return out
+
+
+def _rows(value: Any) -> F32:
+    rows = np.asarray(value, np.float32)
+    return rows.reshape(len(rows), -1)
+
+
+def _before(maps: tuple[Any, ...], rows: F32) -> F32:
+    for map_ in maps:
+        rows = map_(rows)
+    return rows

@@ -1,0 +1,108 @@
+"""A fleet: one column per property of its devices, and task time from a cost.
+
+Not here: availability traces. Invariant: a duration is a function of (device, cost) alone, so the simulator knows
+when a reply is due before it computes what the reply says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core import rng
+from fieldfare.core.errors import UsageError
+from fieldfare.core.work import Cost
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Column = F32 | float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fleet:
+    """Columns over n devices; a plain number stands for all of them.
+
+    `flops_per_s` (sustained FLOP/s), `downlink_bytes_per_s`, `uplink_bytes_per_s`, `overhead_s` (fixed time of a
+    task), `drop_out` (probability that an asked device never replies), `flags` (named bool columns for
+    `Sample(where=…)`).
+    """
+
+    flops_per_s: Column = 2e9
+    downlink_bytes_per_s: Column = 5e6
+    uplink_bytes_per_s: Column = 1e6
+    overhead_s: Column = 1.0
+    drop_out: float = 0.0
+    flags: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    name: str = "uniform"
+
+    def __post_init__(self) -> None:
+        for column in ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s"):
+            value = getattr(self, column)
+            if not np.all(np.asarray(value) > 0):
+                at = int(np.argmax(~(np.asarray(value) > 0))) if np.ndim(value) else 0
+                raise UsageError(f"device {at} has {column} = {np.ravel(value)[at]}: every speed must be above zero.")
+        if not 0.0 <= self.drop_out < 1.0:
+            raise UsageError(f"Fleet(drop_out={self.drop_out}): a probability in [0, 1) is needed.")
+
+    def durations(self, devices: I64, cost: Cost) -> F64:
+        """Seconds from ask to reply, `[n]`: overhead + down / downlink + FLOPs / speed + up / uplink."""
+        out = cost.flops / _take(self.flops_per_s, devices)
+        out = out + cost.bytes_down / _take(self.downlink_bytes_per_s, devices)
+        out = out + cost.bytes_up / _take(self.uplink_bytes_per_s, devices) + _take(self.overhead_s, devices)
+        return np.broadcast_to(np.asarray(out, np.float64), (len(devices),))
+
+    def survivors(self, devices: I64, seed: int, key: tuple[str | int, ...]) -> NDArray[np.bool_] | None:
+        """Which asked devices `[n]` will reply at all; None when all do."""
+        if self.drop_out == 0.0:
+            return None
+        return rng.uniforms(rng.keys(seed, ("drop-out", *key), devices), np.zeros(1, np.int64)) >= self.drop_out
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON: the name and the quartiles of each column."""
+        out: dict[str, Any] = {"name": self.name, "drop_out": self.drop_out}
+        for column in ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "overhead_s"):
+            value = getattr(self, column)
+            out[column] = np.quantile(value, [0.25, 0.5, 0.75]).tolist() if np.ndim(value) else float(value)
+        return out
+
+
+def uniform(**columns: float) -> Fleet:
+    """All devices alike; any number of `Fleet` may be given by name."""
+    return replace(Fleet(), **columns)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Phones:
+    """A recipe for a fleet of phones, built when the number of clients is known."""
+
+    sigma: float = 0.6
+    drop_out: float = 0.0
+
+    def build(self, n: int, seed: int) -> Fleet:
+        """Log-normal speed (median 2 GFLOP/s) and links (median 5 MB/s down, 1 MB/s up), `[n]` each."""
+        device = rng.keys(seed, ("fleet",), np.arange(n))
+
+        def spread(counter: int, median: float, sigma: float) -> F32:
+            return (median * np.exp(sigma * rng.normals(device, np.full(1, counter)))).astype(np.float32)
+
+        return Fleet(
+            spread(0, 2e9, self.sigma), spread(1, 5e6, 0.8), spread(2, 1e6, 0.8), 1.0, self.drop_out, name="phones"
+        )  # fmt: skip
+
+
+def phones(sigma: float = 0.6, drop_out: float = 0.0) -> Phones:
+    """Unlike phones: speed log-normal with shape `sigma`, links with shape 0.8 (our choice, not measured).
+
+    >>> phones().build(1000, seed=0).flops_per_s.shape
+    (1000,)
+    """
+    return Phones(sigma, drop_out)
+
+
+def _take(column: Column, devices: I64) -> Any:
+    return column[devices] if isinstance(column, np.ndarray) else column

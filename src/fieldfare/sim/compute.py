@@ -1,0 +1,165 @@
+"""From asks to results: what is pending, computed in chunks and folded where it lies.
+
+Here: the request that a pool of workers or this process can compute, and the pure function that computes part of it.
+Not here: processes (pool) and time (simulator). Invariant: a result does not depend on chunk or worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.aggregate.gather import Gather, Partial
+from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
+from fieldfare.core.folds import Fold
+from fieldfare.core.params import Layout
+from fieldfare.core.work import Cohort, Work
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+CHUNK_BYTES = 1 << 25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """One `Run`'s share of a request: clients `start..stop`, folded by `reduce` for a cohort of `asked`.
+
+    `index` int64 `[p]` and `size`: the coordinates of the whole vector that a sub-model's rows are.
+    """
+
+    start: int
+    stop: int
+    reduce: Mapping[str, Fold]
+    asked: int
+    index: I64 | None = None
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """Clients of one or several `Run`s that share work, layout and settings, to be computed together."""
+
+    work: str
+    models: F32
+    row: I64
+    layout: Layout
+    clients: I64
+    keys: NDArray[np.uint64]
+    segments: tuple[Segment, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    each: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    state: F32 | None = None
+    fresh: NDArray[np.bool_] | None = None
+    opaque: bytes = b""
+
+    @property
+    def n(self) -> int:
+        return len(self.clients)
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """Results of clients `start..stop`: weights, metrics, which were refused, new state rows."""
+
+    start: int
+    stop: int
+    weight: F64
+    metrics: Mapping[str, F64]
+    refused: NDArray[np.bool_]
+    state: F32 | None
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """What one worker computed: its pieces, and per segment the partial folds."""
+
+    pieces: list[Piece] = field(default_factory=list[Piece])
+    partials: dict[int, dict[str, Partial]] = field(default_factory=dict[int, dict[str, Partial]])
+
+
+def pieces(request: Request, workers: int, chunk: int | None) -> list[tuple[int, int]]:
+    """Cut a request into runs of clients: bounded in memory, several per worker, never across nothing."""
+    most = max(1, CHUNK_BYTES // max(4 * request.models.shape[1], 1))
+    if chunk is not None:
+        most = min(most, chunk)
+    if workers > 1:
+        most = min(most, max(1, -(-request.n // (workers * 4))))
+    return [(a, min(a + most, request.n)) for a in range(0, request.n, most)]
+
+
+class Tally:
+    """Computes pieces of one request and keeps the partial folds of each segment."""
+
+    def __init__(self, request: Request, works: Mapping[str, Work], data: Any) -> None:
+        self.request = request
+        self.work = works[request.work]
+        self.data = data
+        self.share = Share()
+        self._gathers: dict[int, Gather] = {}
+
+    def compute(self, start: int, stop: int) -> None:
+        """Run the work on clients `start..stop` and fold their rows."""
+        request = self.request
+        pick = slice(start, stop)
+        clients = request.clients[pick]
+        each = {i - start: v for i, v in request.each.items() if start <= i < stop} if request.each else {}
+        out = self.work(
+            Cohort(
+                request.models, request.row[pick], request.layout, clients, request.keys[pick],
+                self.data.block(clients) if self.data is not None else Block.empty(len(clients)),
+                request.config, request.inputs, each,
+                None if request.state is None else request.state[pick],
+                None if request.fresh is None else request.fresh[pick],
+                request.opaque,
+            )
+        )  # fmt: skip
+        if len(out.weight) != len(clients):
+            raise UsageError(
+                f"work {request.work!r} returned {len(out.weight)} weights for {len(clients)} clients: "
+                "return one row per client, in the order given."
+            )
+        loss = out.metrics.get("loss")
+        bad = np.zeros(len(clients), np.bool_) if loss is None else ~np.isfinite(loss)
+        for number, segment in enumerate(request.segments):
+            a, b = max(segment.start, start) - start, min(segment.stop, stop) - start
+            if a < b:
+                self._fold(number, segment, clients[a:b], out.leaves, out.weight, slice(a, b), bad)
+        self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state))
+
+    def _fold(
+        self, number: int, segment: Segment, clients: I64, leaves: Mapping[str, Any], weight: F64, where: slice,
+        bad: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
+        if not segment.reduce:
+            return
+        gather = self._gathers.get(number)
+        if gather is None:
+            gather = self._gathers[number] = Gather(segment.reduce, segment.asked)
+            self.share.partials[number] = gather.partials
+        whole = where == slice(0, len(weight))
+        rows = leaves if whole else {leaf: value[where] for leaf, value in leaves.items()}
+        weights = weight[where]
+        bad[where] |= gather.check(rows, weights)
+        ok = ~bad[where]
+        if not ok.all():
+            keep = np.flatnonzero(ok)
+            rows = {leaf: [v[i] for i in keep] if isinstance(v, list) else v[keep] for leaf, v in rows.items()}
+            clients, weights = clients[keep], weights[keep]
+        if len(clients):
+            gather.add(clients, rows, weights, segment.index, segment.size)
+
+
+def compute_inline(request: Request, works: Mapping[str, Work], data: Any, chunk: int | None) -> list[Share]:
+    """The whole request in this process."""
+    tally = Tally(request, works, data)
+    for start, stop in pieces(request, 1, chunk):
+        tally.compute(start, stop)
+    return [tally.share]

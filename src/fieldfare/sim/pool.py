@@ -1,0 +1,188 @@
+"""Worker processes of the simulator: forked once, one BLAS thread each, arrays through shared memory.
+
+Workers take pieces of a request from a shared counter, fold them where they lie, and send back one share each. The
+headers that travel through the pipe are made and read by the same program, parent and child of one fork.
+Invariant: results are those of `compute_inline`, bit for bit.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fieldfare.core.errors import UsageError
+from fieldfare.core.work import Work
+from fieldfare.sim.arena import Arena
+from fieldfare.sim.compute import Request, Share, Tally, pieces
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended in the middle of a request (out of memory, killed)."""
+
+
+def default_workers() -> int:
+    """Processes worth starting here: the cores this process may use; 1 where forking is not safe."""
+    if sys.platform != "linux":
+        return 1
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+class Pool:
+    """`count` forked workers holding the works and the data; used as a context manager or closed by hand."""
+
+    def __init__(self, works: Mapping[str, Work], data: Any, count: int) -> None:
+        context = mp.get_context("fork")
+        self.count = count
+        self._next = context.Value("q", 0)
+        self._down = Arena()
+        self._ups = [Arena() for _ in range(count)]
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
+        for up in self._ups:
+            mine, theirs = context.Pipe()
+            process = context.Process(
+                target=_serve, args=(theirs, self._next, self._down, up, works, data), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._pipes.append(mine)
+            self._processes.append(process)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def compute(self, request: Request, chunk: int | None) -> list[Share]:
+        """The shares of all workers; an exception raised by the work is raised here."""
+        arrays = [request.models, request.row, request.clients, request.keys]
+        for optional in (request.state, request.fresh):
+            if optional is not None:
+                arrays.append(optional)
+        specs = self._down.write(arrays)
+        none = np.empty(0)
+        header = replace(
+            request, models=none, row=none, clients=none, keys=none,
+            state=None if request.state is None else none, fresh=None if request.fresh is None else none,
+        )  # fmt: skip
+        cuts = pieces(request, self.count, chunk)
+        self._next.value = 0
+        shares: list[Share] = []
+        try:
+            for pipe in self._pipes:
+                pipe.send((header, specs, cuts))
+            for number, (pipe, up) in enumerate(zip(self._pipes, self._ups, strict=True)):
+                kind, *rest = pipe.recv()
+                if kind == "error":
+                    error, text = rest
+                    if isinstance(error, Exception):
+                        error.add_note(f"in worker process {self._processes[number].pid}:\n{text}")
+                        raise error
+                    raise RuntimeError(text)
+                shares.append(_receive(rest[0], up.read(rest[1])))
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise WorkerDied(
+                "a worker process ended in the middle of a computation (killed, or out of memory): "
+                "resume the run with fewer workers or a smaller chunk."
+            ) from error
+        return shares
+
+    def close(self) -> None:
+        """End the workers; also done when the parent ends."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=2)
+            if process.is_alive():
+                process.kill()
+        for arena in (self._down, *self._ups):
+            arena.close()
+
+
+def _serve(pipe: Any, counter: Any, down: Arena, up: Arena, works: Mapping[str, Work], data: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the parent
+    one_thread()
+    while True:
+        try:
+            header, specs, cuts = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            arrays = down.read(specs)
+            request = replace(header, models=arrays[0], row=arrays[1], clients=arrays[2], keys=arrays[3])
+            rest = arrays[4:]
+            if header.state is not None:
+                request = replace(request, state=rest.pop(0))
+            if header.fresh is not None:
+                request = replace(request, fresh=rest.pop(0))
+            tally = Tally(request, works, data)
+            while True:
+                with counter.get_lock():
+                    at = counter.value
+                    counter.value = at + 1
+                if at >= len(cuts):
+                    break
+                tally.compute(*cuts[at])
+            share, out = _strip(tally.share)
+            pipe.send(("share", share, up.write(out)))
+        except Exception as error:
+            text = traceback.format_exc()
+            try:
+                pipe.send(("error", error if isinstance(error, UsageError) else None, text))
+            except Exception:
+                pipe.send(("error", None, text))
+
+
+def _strip(share: Share) -> tuple[Share, list[Any]]:
+    """Take the large arrays out of a share, so that they go through shared memory."""
+    out: list[Any] = []
+    for piece in share.pieces:
+        if piece.state is not None:
+            out.append(piece.state)
+            piece.state = np.empty(0, np.float32)
+    for partials in share.partials.values():
+        for partial in partials.values():
+            if partial.sum is not None:
+                out.append(partial.sum.total)
+                partial.sum.total = np.empty(0, np.int64)
+            for i, rows in enumerate(partial.rows):
+                if isinstance(rows, np.ndarray):
+                    out.append(rows)
+                    partial.rows[i] = None
+    return share, out
+
+
+def _receive(share: Share, arrays: list[Any]) -> Share:
+    at = iter(arrays)
+    for piece in share.pieces:
+        if piece.state is not None:
+            piece.state = next(at).copy()
+    for partials in share.partials.values():
+        for partial in partials.values():
+            if partial.sum is not None:
+                partial.sum.total = next(at).copy()
+            for i, rows in enumerate(partial.rows):
+                if rows is None:
+                    partial.rows[i] = next(at).copy()
+    return share
+
+
+def one_thread() -> None:
+    """One BLAS and OpenMP thread in this process: small matrices lose 20-50x to thread hand-offs otherwise."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
