@@ -78,6 +78,8 @@ class Training:
 class Drift:
     """The affine correction of every local gradient: g <- mask * (g + a + mu * (w - ref)).
 
+    Order of a step: the loss's gradient (masked), `clip_norm` on it, plus weight decay, this correction, the optimiser.
+    So control variates are never clipped, and coordinates outside `mask` stay as they are.
     `a` float32 `[n, P]` or None; `ref` float32 `[v, P]` with the cohort's `row` index (None: the start); `mask` bool
     `[P]` or None. With `a` None, `mu` 0 and `mask` None nothing is computed, so FedProx(0) is FedAvg bit for bit.
     """
@@ -111,7 +113,7 @@ class Plan:
     def step_bounds(self, i: int) -> I64:
         """Bounds `[steps[i] + 1]` into `rows` of the batches of client i."""
         size, b = int(self.per_epoch[i]), self.batch_size
-        per = -(-size // b)
+        per = max(-(-size // b), 1)
         k = np.arange(int(self.steps[i]) + 1)
         ends = (k // per) * size + np.minimum((k % per) * b, size)
         return self.start[i] + ends
@@ -119,7 +121,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """Result of `Net.fit`: end parameters float32 `[n, P]` and the mean training loss over steps, `[n]`."""
+    """Result of `Net.fit`: end parameters float32 `[n, P]` and the mean training loss over steps, `[n]`.
+
+    `params` is a fresh array the caller may write to. A client without a step has loss 0.
+    """
 
     params: F32
     loss: F64

@@ -1,0 +1,296 @@
+"""Local training of a whole cohort, with the client side of every algorithm: one `Work` over any `Net`.
+
+Here: how declarations (`core.local`) become a drift, a state and leaves. Not here: gradients (adapters) and folds.
+Invariant: row i depends on client i's model, rows, key and state only; an idle declaration changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core import rng
+from fieldfare.core.block import Block
+from fieldfare.core.effects import Scalar
+from fieldfare.core.errors import UsageError
+from fieldfare.core.local import ControlVariate, Dynamic, Fair, Local, Normalised, Personal, Proximal, Twin
+from fieldfare.core.params import Layout
+from fieldfare.core.work import Cohort, Cost, Output
+from fieldfare.work.net import Drift, Fit, Net, Training
+from fieldfare.work.plan import make_plan, passes_and_steps
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+L = TypeVar("L", bound=Local)
+
+_HEAD = np.uint64(rng.derive(0, "head"))
+_TWIN = np.uint64(rng.derive(0, "twin"))
+
+
+def find(local: tuple[Local, ...], kind: type[L]) -> L | None:
+    """The declaration of type `kind` among `local`, or None."""
+    return next((one for one in local if isinstance(one, kind)), None)
+
+
+def settings(training: Training, config: Mapping[str, Scalar]) -> tuple[Training, float]:
+    """Training and learning rate of one ask: `config` may override `steps`, `epochs`, `lr`; `round` counts from 1."""
+    if "steps" in config:
+        training = replace(training, steps=int(config["steps"]))
+    elif "epochs" in config:
+        training = replace(training, epochs=int(config["epochs"]), steps=None)
+    if "lr" in config:
+        return training, float(config["lr"])
+    return training, training.lr_at(int(config.get("round", 1)))
+
+
+def step_norm(steps: I64, lr: float, momentum: float = 0.0, nesterov: bool = False, mu: float = 0.0) -> F64:
+    """The norm ||a_i||_1 of the accumulated gradient weights after `steps` `[n]` local steps.
+
+    Wang et al., NeurIPS 2020, section 4: K for SGD, the closed forms there for momentum and for a proximal term.
+    Ours runs the optimiser once on the scalar gradient 1, which gives each of those and their combination.
+
+    >>> step_norm(np.array([0, 3]), 0.1).tolist()
+    [0.0, 3.0]
+    """
+    if momentum == 0.0 and mu == 0.0:
+        return steps.astype(np.float64)
+    longest = int(steps.max(initial=0))
+    reached = np.zeros(longest + 1)
+    speed = at = 0.0
+    for k in range(longest):
+        gradient = 1.0 - lr * mu * at
+        speed = momentum * speed + gradient
+        at += gradient + momentum * speed if nesterov else speed
+        reached[k + 1] = at
+    return reached[steps]
+
+
+def personal_model(cohort: Cohort, mask: NDArray[np.bool_] | None) -> tuple[F32, I64]:
+    """Each client's own model `[n, P]`: its state where written (at `mask`, or all of it), else the one it was sent."""
+    models, row = cohort.models, cohort.row
+    if cohort.state is None or cohort.fresh is None or cohort.fresh.all():
+        return models, row
+    own = models[row]
+    kept = np.flatnonzero(~cohort.fresh)
+    if mask is None:
+        own[kept] = cohort.state[kept]
+    else:
+        own[np.ix_(kept, np.flatnonzero(mask))] = cohort.state[kept]
+    return own, np.arange(cohort.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Local training (`Work`): leaf `delta` float32 `[n, P]`, end minus start; weight, the client's examples.
+
+    `local` declares what an algorithm changes (see `core.local`). Further leaves: `dc` `[n, P]` (`ControlVariate`),
+    `tau` `[n, 1]` (`Normalised`), `h` `[n, 1]` (`Fair`). Metric `loss` `[n]`: mean training loss over steps, not finite
+    where training diverged; such rows are left as they are, and the fold refuses them. Config: `round` (for the
+    schedule), `steps`, `epochs`, `lr`. Of the declarations that keep client state only one may be given.
+    """
+
+    net: Net
+    training: Training = Training()
+    local: tuple[Local, ...] = ()
+
+    def __post_init__(self) -> None:
+        kinds = [type(one) for one in self.local]
+        names = [kind.__name__ for kind in kinds]
+        if len(set(kinds)) < len(kinds):
+            raise UsageError(f"Train(local={names}) declares one thing twice: give each declaration once.")
+        stateful = [k.__name__ for k in kinds if k in (ControlVariate, Dynamic, Personal, Twin)]
+        if len(stateful) > 1:
+            raise UsageError(f"Train(local={names}): {' and '.join(stateful)} each keep client state: use one of them.")
+        if Fair in kinds and Normalised in kinds:
+            raise UsageError(f"Train(local={names}): Fair and Normalised both rescale the delta: use one of them.")
+        t = self.training
+        plain = t.optimizer == "sgd"
+        if ControlVariate in kinds and not (plain and t.momentum == 0.0):
+            raise UsageError(
+                f"ControlVariate with optimizer={t.optimizer!r}, momentum={t.momentum}: SCAFFOLD's option II reads the "
+                "mean gradient off plain SGD steps; use Training(optimizer='sgd', momentum=0)."
+            )
+        if Normalised in kinds and not plain:
+            raise UsageError("Normalised with optimizer='adam': FedNova's norm is known for SGD; use optimizer='sgd'.")
+        if (fair := find(self.local, Fair)) is not None and not fair.q >= 0:
+            raise UsageError(f"Fair(q={fair.q}): use q >= 0.")
+        if (personal := find(self.local, Personal)) is not None:
+            self.net.layout.mask(personal.names)
+
+    def __call__(self, cohort: Cohort) -> Output:
+        """Train every client of `cohort`; see the class for the leaves."""
+        if cohort.models.shape[1] != self.net.layout.size:
+            raise UsageError(
+                f"models of {cohort.models.shape[1]} parameters came to a net of {self.net.layout.size}: send the model "
+                "this net's init() gives, or train sub-models with a net of their layout."
+            )
+        training, lr = settings(self.training, cohort.config)
+        if (personal := find(self.local, Personal)) is not None:
+            return self._personal(cohort, personal, training, lr)
+        fit, steps = self._fit(cohort.models, cohort.row, cohort, cohort.keys, training, lr, self._drift(cohort))
+        delta = fit.params
+        state: F32 | None = None
+        if (twin := find(self.local, Twin)) is not None:
+            own, row = personal_model(cohort, None)
+            ref = Drift(mu=twin.lam, ref=cohort.models[cohort.row]) if twin.lam else Drift()
+            state = self._fit(own, row, cohort, rng.mix(cohort.keys ^ _TWIN), training, lr, ref)[0].params
+        _subtract(delta, cohort.models, cohort.row)
+        leaves: dict[str, Any] = {"delta": delta}
+        if find(self.local, ControlVariate) is not None:
+            c, c_i = self._shared(cohort), _state(cohort)
+            scale = -1.0 / (np.maximum(steps, 1) * lr) if lr else np.zeros(cohort.n)
+            dc = delta * scale.astype(np.float32)[:, None]
+            dc -= c
+            dc[steps == 0] = 0.0
+            state = dc if c_i is None else c_i + dc
+            leaves["dc"] = dc
+        elif (dynamic := find(self.local, Dynamic)) is not None:
+            h_i = _state(cohort)
+            state = delta * np.float32(-dynamic.alpha)
+            if h_i is not None:
+                state += h_i
+        if find(self.local, Normalised) is not None:
+            proximal = find(self.local, Proximal) or find(self.local, Dynamic)
+            mu = 0.0 if proximal is None else proximal.mu if isinstance(proximal, Proximal) else proximal.alpha
+            tau = step_norm(steps, lr, training.momentum, training.nesterov, mu)
+            delta /= np.where(tau > 0, tau, 1.0).astype(np.float32)[:, None]
+            leaves["tau"] = tau.astype(np.float32)[:, None]
+        elif (fair := find(self.local, Fair)) is not None:
+            leaves["h"] = self._fair(cohort, fair.q, delta, lr)
+        return Output(leaves, cohort.data.sizes.astype(np.float64), {"loss": fit.loss, **fit.extra}, state)
+
+    def _fit(
+        self, models: F32, row: I64, cohort: Cohort, keys: U64, training: Training, lr: float, drift: Drift
+    ) -> tuple[Fit, I64]:
+        plan = make_plan(cohort.data, keys, training)
+        return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift), plan.steps
+
+    def _shared(self, cohort: Cohort) -> F32:
+        """SCAFFOLD's server variate c, `[P]`."""
+        c = cohort.inputs.get("c")
+        if c is None:
+            raise UsageError(
+                "ControlVariate needs the server variate: send inputs={'c': float32 vector like the model}."
+            )
+        return np.asarray(c, np.float32)
+
+    def _drift(self, cohort: Cohort) -> Drift:
+        """The affine correction that `local` asks for; idle when it asks for none."""
+        mu, a = 0.0, None
+        if (proximal := find(self.local, Proximal)) is not None:
+            mu += proximal.mu
+        if find(self.local, ControlVariate) is not None:
+            c, c_i = self._shared(cohort), _state(cohort)
+            a = np.broadcast_to(c, (cohort.n, len(c))) if c_i is None else c - c_i
+        elif (dynamic := find(self.local, Dynamic)) is not None:
+            mu += dynamic.alpha
+            h_i = _state(cohort)
+            a = None if h_i is None else -h_i
+        return Drift(a, mu)
+
+    def _fair(self, cohort: Cohort, q: float, delta: F32, lr: float) -> F32:
+        """q-FFL, alg. 2: scales `delta` in place and gives h `[n, 1]`; L = 1 / lr, F the loss of the model sent."""
+        lipschitz = 1.0 / lr if lr else 0.0
+        delta *= np.float32(lipschitz)
+        if q == 0:
+            return np.full((cohort.n, 1), lipschitz, np.float32)
+        loss = self.net.evaluate(cohort.models, cohort.row, cohort.data)["loss"] + 1e-10
+        square = np.array([float(np.dot(one, one)) for one in delta])
+        delta *= (loss**q).astype(np.float32)[:, None]
+        return (q * loss ** (q - 1) * square + lipschitz * loss**q).astype(np.float32)[:, None]
+
+    def _personal(self, cohort: Cohort, personal: Personal, training: Training, lr: float) -> Output:
+        """FedPer, FedBN (trained together) and FedRep (personal part first, then the shared part, each alone)."""
+        mask = self.net.layout.mask(personal.names)
+        own, row = personal_model(cohort, mask)
+        drift = self._drift(cohort)
+        if drift.mu and own is not cohort.models:
+            drift = replace(drift, ref=cohort.models[cohort.row])
+        if personal.head_epochs > 0:
+            head = replace(training, epochs=personal.head_epochs, steps=None)
+            keys = rng.mix(cohort.keys ^ _HEAD)
+            own = self._fit(own, row, cohort, keys, head, lr, replace(drift, mask=mask))[0].params
+            row = np.arange(cohort.n)
+            if drift.mu:
+                drift = replace(drift, ref=cohort.models[cohort.row])
+            drift = replace(drift, mask=~mask)
+        fit, steps = self._fit(own, row, cohort, cohort.keys, training, lr, drift)
+        state = np.ascontiguousarray(fit.params[:, mask])
+        delta = fit.params
+        _subtract(delta, cohort.models, cohort.row)
+        delta[:, mask] = 0.0
+        leaves: dict[str, Any] = {"delta": delta}
+        if find(self.local, Normalised) is not None:
+            proximal = find(self.local, Proximal)
+            tau = step_norm(steps, lr, training.momentum, training.nesterov, proximal.mu if proximal else 0.0)
+            delta /= np.where(tau > 0, tau, 1.0).astype(np.float32)[:, None]
+            leaves["tau"] = tau.astype(np.float32)[:, None]
+        elif (fair := find(self.local, Fair)) is not None:
+            leaves["h"] = self._fair(cohort, fair.q, delta, lr)
+        return Output(leaves, cohort.data.sizes.astype(np.float64), {"loss": fit.loss, **fit.extra}, state)
+
+    def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
+        """FLOPs from the examples really taken; bytes of the vectors that travel each way; memory of model and slots."""
+        training, _ = settings(self.training, config)
+        sizes = np.asarray(examples, np.int64)
+        taken = passes_and_steps(sizes, training)[2].astype(np.float64)
+        down, up, held = 1, 1, 2
+        held += (training.momentum > 0) if training.optimizer == "sgd" else 2
+        extra = 0.0
+        for one in self.local:
+            match one:
+                case ControlVariate():
+                    down, up, held = down + 1, up + 1, held + 2
+                case Dynamic():
+                    held += 1
+                case Twin():
+                    taken, held = taken * 2, held + 1
+                case Personal(head_epochs=epochs):
+                    taken = taken + epochs * sizes
+                case Normalised():
+                    extra += 4.0
+                case Fair():
+                    extra += 4.0
+                    taken = taken + sizes / 3
+                case _:
+                    pass
+        vector = 4.0 * layout.size
+        return Cost(self.net.flops() * taken, vector * down, vector * up + extra, vector * held)
+
+    def slots(self, layout: Layout) -> Mapping[str, int]:
+        """The client-state slot that `local` keeps: `c_i`, `h_i` or `twin` of size P, or `personal`."""
+        for one in self.local:
+            match one:
+                case ControlVariate():
+                    return {"c_i": layout.size}
+                case Dynamic():
+                    return {"h_i": layout.size}
+                case Twin():
+                    return {"twin": layout.size}
+                case Personal(names):
+                    return {"personal": int(layout.mask(names).sum())}
+                case _:
+                    pass
+        return {}
+
+
+def _state(cohort: Cohort) -> F32 | None:
+    """The cohort's state with zeros for clients never seen, or None when all are new."""
+    if cohort.state is None or cohort.fresh is None or cohort.fresh.all():
+        return None
+    return np.where(cohort.fresh[:, None], np.float32(0), cohort.state) if cohort.fresh.any() else cohort.state
+
+
+def _subtract(end: F32, models: F32, row: I64) -> None:
+    """end -= models[row], without a copy of the models when all clients start from one."""
+    if len(models) == 1:
+        end -= models[0]
+        return
+    for i, r in enumerate(row):
+        end[i] -= models[r]
