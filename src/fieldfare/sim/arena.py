@@ -51,7 +51,9 @@ class Arena:
 
     def read(self, specs: Sequence[Spec]) -> list[NDArray[Any]]:
         """Views of what was written under `specs`."""
-        end = max((at + np.dtype(d).itemsize * int(np.prod(shape, dtype=np.int64)) for d, shape, at in specs), default=1)
+        end = max(
+            (at + np.dtype(d).itemsize * int(np.prod(shape, dtype=np.int64)) for d, shape, at in specs), default=1
+        )
         memory = self._reach(max(end, 1), grow=False)
         return [
             np.frombuffer(memory, d, int(np.prod(shape, dtype=np.int64)), at).reshape(shape) for d, shape, at in specs

@@ -1,0 +1,126 @@
+"""An outstanding `Run`: who was asked, who will answer in time, and when the gather is over.
+
+Resolved from costs before any value is computed, so clients whose work would be thrown away are never trained.
+Invariant: everything here is a pure function of (run, population, seed, time of asking).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core import rng
+from fieldfare.core.effects import Run
+from fieldfare.core.errors import UsageError
+from fieldfare.core.params import Layout
+from fieldfare.core.work import Work
+from fieldfare.sim.population import Population, cohort_key
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+_NOTHING = Layout((), ())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """A resolved `Run` on devices.
+
+    `clients` int64 `[n]`, ascending: those whose replies count; `seconds` `[n]` each one's task time; `due` when the
+    gather is over; `missing` `{reason: ids}`; `own` when a node asked its own device.
+    """
+
+    node: str
+    run: Run
+    issued: float
+    due: float
+    clients: I64
+    seconds: F64
+    missing: Mapping[str, I64]
+    bytes_down: float
+    bytes_up: float
+    flops: float
+    asked: int
+    own: bool = False
+
+
+def resolve(
+    node: str, run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, own: int | None
+) -> Ask:
+    """Draw the cohort, cost it, and settle the quorum."""
+    if run.work not in works:
+        raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(works) or 'none'}.")
+    clients = np.array([own]) if own is not None else population.draw(run, seed)
+    n = len(clients)
+    need = run.quorum.need
+    if need is not None and need > n:
+        raise UsageError(f"Quorum(need={need}) can never be met by {n} clients: use need <= {n}.")
+    if run.quorum.late == "next":
+        raise UsageError("Quorum(late='next') is not offered by this driver yet: use late='drop'.")
+    if n == 0:
+        nothing = np.empty(0, np.int64)
+        return Ask(node, run, now, now, nothing, np.empty(0), {}, 0.0, 0.0, 0.0, 0)
+    missing: dict[str, I64] = {}
+    layout = run.model.layout if run.model is not None else _NOTHING
+    key = cohort_key(run)
+    alive = population.fleet.survivors(clients, seed, key)
+    if alive is not None and not alive.all():
+        missing["drop-out"] = np.sort(clients[~alive])
+    if run.view is None:
+        cost = works[run.work].cost(population.examples[clients], layout, run.config)
+        seconds = population.fleet.durations(clients, cost)
+        down, up, flops = (_each(value, n) for value in (cost.bytes_down, cost.bytes_up, cost.flops))
+    else:
+        seconds, down, up, flops = _by_level(run, clients, population, works[run.work])
+    order = np.lexsort((clients, seconds))
+    if alive is not None:
+        order = order[alive[order]]
+    duration = float(seconds[order[-1]]) if len(order) else 0.0
+    if need is not None and need < len(order):
+        duration = float(seconds[order[need - 1]])
+        order, rest = order[:need], order[need:]
+        missing["late"] = np.sort(clients[rest])
+    elif (need is not None and len(order) < need) or len(order) < n:
+        duration = run.quorum.deadline_s if run.quorum.deadline_s is not None else duration
+    if run.quorum.deadline_s is not None and duration > run.quorum.deadline_s:
+        duration = run.quorum.deadline_s
+        inside = seconds[order] <= duration
+        order, rest = order[inside], order[~inside]
+        if len(rest):
+            missing["late"] = np.sort(np.concatenate([missing.get("late", rest[:0]), clients[rest]]))
+    chosen = order[np.argsort(clients[order], kind="stable")]
+    return Ask(
+        node, run, now, now + duration, clients[chosen], seconds[chosen], missing,
+        float(down.sum()), float(up[chosen].sum()), float(flops[chosen].sum()), n, own is not None,
+    )  # fmt: skip
+
+
+def client_keys(ask: Ask, seed: int) -> NDArray[np.uint64]:
+    """A random stream per client: (seed, key, client); for a node's own device (seed, key), so that it can move."""
+    key = ("client", *cohort_key(ask.run))
+    return rng.keys(seed, key, np.zeros_like(ask.clients) if ask.own else ask.clients)
+
+
+def levels(run: Run, clients: I64) -> list[tuple[int, I64]]:
+    """(level, positions of its clients) of a run with a view, ascending by level."""
+    assert run.view is not None
+    plan = run.view.plan(clients)
+    return [(int(level), np.flatnonzero(plan == level)) for level in np.unique(plan)]
+
+
+def _by_level(run: Run, clients: I64, population: Population, work: Work) -> tuple[Any, Any, Any, Any]:
+    assert run.view is not None
+    out = np.empty((4, len(clients)))
+    for level, at in levels(run, clients):
+        cost = work.cost(population.examples[clients[at]], run.view.layout(level), run.config)
+        out[0, at] = population.fleet.durations(clients[at], cost)
+        out[1, at], out[2, at], out[3, at] = cost.bytes_down, cost.bytes_up, cost.flops
+    return out[0], out[1], out[2], out[3]
+
+
+def _each(value: F64 | float, n: int) -> F64:
+    return np.broadcast_to(np.asarray(value, np.float64), (n,))

@@ -1,0 +1,213 @@
+"""All asks that are pending, computed together: grouped into requests, computed by a pool, split into gathers.
+
+Invariant: what one gather says does not depend on which others were computed beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.aggregate.gather import Gather
+from fieldfare.core.events import Gathered
+from fieldfare.core.params import Layout
+from fieldfare.core.work import Work
+from fieldfare.sim.asks import Ask, client_keys, levels
+from fieldfare.sim.compute import Request, Segment, Share, compute_inline
+from fieldfare.sim.pool import Pool, default_workers, one_thread
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+
+_EMPTY = Layout((), ())
+_WORTH_FORKING = 3e8
+
+
+class ClientState(Protocol):
+    """Where the client-state slots are kept (`store.slots`)."""
+
+    def get(self, slot: str, clients: I64) -> tuple[F32, NDArray[np.bool_]]: ...
+
+    def put(self, slot: str, clients: I64, rows: F32) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share1:
+    """The part of an ask that goes into one request: positions into `ask.clients`, and the sub-model if any."""
+
+    number: int
+    ask: Ask
+    at: I64
+    level: int | None
+
+
+class Executor:
+    """Computes requests here or in `workers` processes (None: as many as cores, if the work is worth it)."""
+
+    def __init__(
+        self, works: Mapping[str, Work], data: Any, slots: ClientState | None = None, workers: int | None = None,
+        chunk: int | None = None,
+    ) -> None:  # fmt: skip
+        self.works = works
+        self.data = data
+        self.slots = slots
+        self.chunk = chunk
+        self.workers = default_workers() if workers is None else max(1, workers)
+        self._eager = workers is not None
+        self._pool: Pool | None = None
+        self._state: dict[int, tuple[str, I64, F32]] = {}
+        one_thread()
+
+    def compute(self, request: Request, flops: float) -> list[Share]:
+        if self.workers > 1 and request.n > 1 and (self._eager or flops >= _WORTH_FORKING):
+            if self._pool is None:
+                self._pool = Pool(self.works, self.data, self.workers)
+            return self._pool.compute(request, self.chunk)
+        return compute_inline(request, self.works, self.data, self.chunk)
+
+    def keep(self, ask: Ask, slot: str, clients: I64, rows: F32) -> None:
+        """New client state, provisional until the gather is accepted."""
+        self._state.setdefault(id(ask), (slot, clients[:0], rows[:0]))
+        _, ids, old = self._state[id(ask)]
+        self._state[id(ask)] = (slot, np.concatenate([ids, clients]), np.concatenate([old, rows]) if len(old) else rows)
+
+    def accept(self, ask: Ask, event: Gathered) -> None:
+        """Commit the client state of the replies that counted."""
+        kept = self._state.pop(id(ask), None)
+        if kept is None or self.slots is None:
+            return
+        slot, clients, rows = kept
+        ok = np.isin(clients, event.clients)
+        self.slots.put(slot, clients[ok], rows[ok])
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def gather_all(pending: Mapping[int, Ask], executor: Executor, seed: int) -> dict[int, Gathered]:
+    """The `Gathered` of every pending ask, from as few stacked computations as there are kinds of them."""
+    groups: dict[Any, list[Share1]] = {}
+    for number, ask in pending.items():
+        for share in _shares(number, ask):
+            groups.setdefault(_kind(share), []).append(share)
+    parts: dict[int, list[tuple[I64, Any, Any, Any]]] = {number: [] for number in pending}
+    gathers = {number: Gather(ask.run.reduce, ask.asked) for number, ask in pending.items()}
+    for shares in groups.values():
+        _compute(shares, executor, seed, gathers, parts)
+    return {number: _event(ask, gathers[number], parts[number]) for number, ask in pending.items()}
+
+
+def _shares(number: int, ask: Ask) -> list[Share1]:
+    if not len(ask.clients):
+        return []
+    if ask.run.view is None:
+        return [Share1(number, ask, np.arange(len(ask.clients)), None)]
+    return [Share1(number, ask, at, level) for level, at in levels(ask.run, ask.clients)]
+
+
+def _kind(share: Share1) -> Any:
+    run = share.ask.run
+    layout = id(run.model.layout) if run.model is not None else 0
+    if run.inputs or run.each or run.view is not None:
+        return (share.number, share.level)
+    return (run.work, layout, tuple(sorted(run.config.items())), run.state)
+
+
+def _model(share: Share1) -> tuple[F32, Layout]:
+    run = share.ask.run
+    if run.model is None:
+        return np.empty(0, np.float32), _EMPTY
+    if share.level is None:
+        return run.model.vector, run.model.layout
+    assert run.view is not None
+    return run.model.vector[run.view.index(share.level)], run.view.layout(share.level)
+
+
+def _compute(
+    shares: list[Share1], executor: Executor, seed: int, gathers: Mapping[int, Gather],
+    parts: Mapping[int, list[tuple[I64, Any, Any, Any]]],
+) -> None:  # fmt: skip
+    run = shares[0].ask.run
+    versions: dict[int, int] = {}
+    vectors: list[F32] = []
+    row: list[I64] = []
+    segments: list[Segment] = []
+    clients: list[I64] = []
+    keys: list[NDArray[np.uint64]] = []
+    start = 0
+    layout = _EMPTY
+    for share in shares:
+        vector, layout = _model(share)
+        known = versions.get(id(share.ask.run.model)) if share.level is None else None
+        if known is None:
+            known = versions[id(share.ask.run.model)] = len(vectors)
+            vectors.append(vector)
+        n = len(share.at)
+        row.append(np.full(n, known))
+        whole = n == len(share.ask.clients)
+        clients.append(share.ask.clients if whole else share.ask.clients[share.at])
+        stream = client_keys(share.ask, seed)
+        keys.append(stream if whole else stream[share.at])
+        index = None if share.level is None or run.view is None else run.view.index(share.level)
+        size = None if index is None or share.ask.run.model is None else share.ask.run.model.size
+        segments.append(Segment(start, start + n, share.ask.run.reduce, share.ask.asked, index, size))
+        start += n
+    ids = clients[0] if len(clients) == 1 else np.concatenate(clients)
+    state, fresh = executor.slots.get(run.state, ids) if run.state and executor.slots is not None else (None, None)
+    request = Request(
+        run.work,
+        vectors[0][None] if len(vectors) == 1 else np.stack(vectors),
+        row[0] if len(row) == 1 else np.concatenate(row), layout, ids,
+        keys[0] if len(keys) == 1 else np.concatenate(keys),
+        tuple(segments), run.config, run.inputs,
+        {i: run.each[c] for i, c in enumerate(ids.tolist()) if c in run.each} if run.each else {},
+        state, fresh, run.model.opaque if run.model is not None else b"",
+    )  # fmt: skip
+    done = executor.compute(request, sum(share.ask.flops for share in shares))
+    for share in done:
+        for number, partials in share.partials.items():
+            gathers[shares[number].number].merge(partials)
+    found = sorted((piece for share in done for piece in share.pieces), key=lambda piece: piece.start)
+    weight = _join([piece.weight for piece in found])
+    refused = _join([piece.refused for piece in found])
+    metrics = {name: _join([piece.metrics[name] for piece in found]) for name in found[0].metrics}
+    rows = None if found[0].state is None else _join([piece.state for piece in found])
+    for share, segment in zip(shares, segments, strict=True):
+        pick = slice(segment.start, segment.stop)
+        parts[share.number].append((share.at, weight[pick], refused[pick], {k: v[pick] for k, v in metrics.items()}))
+        if rows is not None and run.state is not None:
+            executor.keep(share.ask, run.state, ids[pick], rows[pick])
+
+
+def _join(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _event(ask: Ask, gather: Gather, parts: list[tuple[I64, Any, Any, Any]]) -> Gathered:
+    if not parts:
+        return Gathered(ask.run.tag, {}, 0.0, ask.clients, np.empty(0), {}, ask.missing)
+    if len(parts) == 1:
+        _, weight, refused, metrics = parts[0]
+    else:
+        order = np.argsort(np.concatenate([at for at, *_ in parts]), kind="stable")
+        weight = np.concatenate([w for _, w, _, _ in parts])[order]
+        refused = np.concatenate([r for _, _, r, _ in parts])[order]
+        metrics = {k: np.concatenate([m[k] for *_, m in parts])[order] for k in parts[0][3]}
+    clients, missing = ask.clients, ask.missing
+    if refused.any():
+        missing = {**missing, "refused": clients[refused]}
+        clients, weight = clients[~refused], weight[~refused]
+        metrics = {name: values[~refused] for name, values in metrics.items()}
+    return Gathered(ask.run.tag, gather.finish(), float(weight.sum()), clients, weight, metrics, missing)

@@ -1,0 +1,258 @@
+"""The simulator: drives algorithms in virtual time, one heap of events, training computed lazily.
+
+A reply is due later than it is asked for, and its inputs are known when asked. So asks pile up until the clock
+reaches the first one that is due; then all that are pending, of all nodes, are computed together. Not here: what a
+reply says (compute), who answers in time (asks), files (store). Invariant: the sequence of steps and every number in
+it depend on (algorithms, model, population, works, seed) only.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fieldfare.core.algorithm import Algorithm, Context
+from fieldfare.core.effects import Answer, Publish, Run, Send, Stop, Wake
+from fieldfare.core.errors import UsageError
+from fieldfare.core.events import Asked, Evaluated, Event, Gathered, Received, Started, Woke
+from fieldfare.core.params import Params
+from fieldfare.core.work import Work
+from fieldfare.sim.asks import Ask, resolve
+from fieldfare.sim.batch import Executor, gather_all
+from fieldfare.sim.hosted import Deadline, Hosted
+from fieldfare.sim.observe import Answered, Measured, Observer, Progressed, Published, Stopped
+from fieldfare.sim.population import Population, cohort_key
+
+Evaluation = Callable[[Params], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Between nodes: seconds per message and bytes per second (devices have their own links)."""
+
+    latency_s: float = 0.0
+    bytes_per_s: float = float("inf")
+
+    def seconds(self, size: int) -> float:
+        return self.latency_s + size / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class World:
+    """What a run happens in: fixed before it starts.
+
+    `nodes`: `{node: (role, algorithm)}`. `placement`: `{node: device}` for nodes that have a device of their own.
+    `evaluations`: `{name: (function, seconds)}`. `happenings`: scripted fleet events `(time, event, nodes)`.
+    """
+
+    nodes: Mapping[str, tuple[str, Algorithm]]
+    model: Params
+    population: Population
+    works: Mapping[str, Work]
+    seed: int = 0
+    evaluations: Mapping[str, tuple[Evaluation, float]] = field(default_factory=dict)
+    placement: Mapping[str, int] = field(default_factory=dict)
+    happenings: Sequence[tuple[float, Event, tuple[str, ...]]] = ()
+    links: Links = Links()
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """All of a run that changes: the clock, the heap, the nodes' states, what is outstanding."""
+
+    now: float = 0.0
+    seq: int = 0
+    states: dict[str, Any] = field(default_factory=dict[str, Any])
+    heap: list[tuple[float, int, str, Any]] = field(default_factory=list[tuple[float, int, str, Any]])
+    asks: dict[int, Ask] = field(default_factory=dict[int, Ask])
+    hosted: dict[int, Hosted] = field(default_factory=dict[int, Hosted])
+    steps: int = 0
+    bytes_down: float = 0.0
+    bytes_up: float = 0.0
+    stopped: str = ""
+
+
+class Simulator:
+    """Runs a `World` to its end, or step by step.
+
+    `executor` computes; `observer` is told what happened, and cannot change it.
+    """
+
+    def __init__(self, world: World, executor: Executor, observer: Observer | None = None) -> None:
+        self.world = world
+        self.executor = executor
+        self.observer = observer
+        self.progress = Progress()
+        self._results: dict[int, Gathered] = {}
+
+    def start(self) -> None:
+        """Give every node its state and its `Started`."""
+        world, roster = self.world, dict[str, tuple[str, ...]]()
+        for node, (role, _) in world.nodes.items():
+            roster[role] = (*roster.get(role, ()), node)
+        for node, (_, algorithm) in world.nodes.items():
+            self.progress.states[node] = algorithm.init(world.model)
+        for node in world.nodes:
+            self._push(0.0, node, Started(roster, world.population.size))
+        for at, event, nodes in world.happenings:
+            for node in nodes:
+                self._push(at, node, event)
+
+    def run(self) -> str:
+        """Go on until an algorithm stops or nothing is left to happen; returns the reason."""
+        if not self.progress.states:
+            self.start()
+        while not self.progress.stopped and self.progress.heap:
+            self.advance()
+        if not self.progress.stopped:
+            self.progress.stopped = "nothing left to happen"
+            self._tell(Stopped(self.progress.now, self.progress.stopped))
+        return self.progress.stopped
+
+    def advance(self) -> None:
+        """Take the next event off the heap and perform what the step returns."""
+        p = self.progress
+        p.now, seq, node, event = heapq.heappop(p.heap)
+        match event:
+            case None:
+                event = self._gathered(seq)
+            case Deadline(gather):
+                hosted = p.hosted.pop(gather, None)
+                if hosted is None:
+                    return
+                event = hosted.finish()
+            case Evaluated():
+                self._tell(Measured(p.now, event))
+            case _:
+                pass
+        self._step(node, event)
+
+    def _step(self, node: str, event: Event) -> None:
+        p = self.progress
+        _, algorithm = self.world.nodes[node]
+        state, effects = algorithm.step(p.states[node], event, Context(p.now, node, self.world.seed))
+        p.states[node] = state
+        p.steps += 1
+        for effect in effects:
+            match effect:
+                case Run():
+                    self._ask(node, effect)
+                case Publish(model, version, evaluate):
+                    self._tell(Published(p.now, node, model, version, evaluate))
+                    for name in evaluate:
+                        self._evaluate(node, model, version, name)
+                case Send(to, body):
+                    self._live(to)
+                    self._push(p.now + self.world.links.seconds(size_of(body)), to, Received(node, body))
+                case Answer():
+                    self._answer(node, effect)
+                case Wake(after, tag):
+                    self._push(p.now + max(after, 0.0), node, Woke(tag))
+                case Stop(reason):
+                    p.stopped = reason
+                    self._tell(Stopped(p.now, reason))
+                    return
+        self._tell(Progressed(p.now, p.steps))
+
+    def _push(self, at: float, node: str, event: Event | Deadline | None) -> int:
+        p = self.progress
+        p.seq += 1
+        heapq.heappush(p.heap, (at, p.seq, node, event))
+        return p.seq
+
+    def _ask(self, node: str, run: Run) -> None:
+        p, world = self.progress, self.world
+        if isinstance(run.on, tuple) and run.on != (node,):
+            self._ask_nodes(node, run)
+            return
+        own = None
+        if isinstance(run.on, tuple):
+            if node not in world.placement:
+                raise UsageError(f"node {node!r} runs {run.work!r} on itself but has no device: place it on one.")
+            own = world.placement[node]
+        ask = resolve(node, run, p.now, world.population, world.works, world.seed, own)
+        p.asks[self._push(ask.due, node, None)] = ask
+
+    def _ask_nodes(self, node: str, run: Run) -> None:
+        p = self.progress
+        assert isinstance(run.on, tuple)
+        size = 0 if run.model is None else run.model.bytes
+        p.seq += 1
+        gather = p.seq
+        p.hosted[gather] = Hosted(node, run, p.now)
+        p.bytes_down += size * len(run.on)
+        for at, to in enumerate(run.on):
+            self._live(to)
+            asked = Asked(
+                gather * 100_000 + at, node, run.work, run.model, {**run.inputs, **run.each.get(to, {})}, run.config,
+                cohort_key(run),
+            )  # fmt: skip
+            self._push(p.now + self.world.links.seconds(size), to, asked)
+        if run.quorum.deadline_s is not None:
+            self._push(p.now + run.quorum.deadline_s, node, Deadline(gather))
+
+    def _live(self, node: str) -> None:
+        if node not in self.world.nodes:
+            raise UsageError(f"no node is called {node!r}: this run has {', '.join(self.world.nodes)}.")
+
+    def _answer(self, node: str, answer: Answer) -> None:
+        p = self.progress
+        gather, at = divmod(answer.id, 100_000)
+        hosted = p.hosted.get(gather)
+        if hosted is None or hosted.on[at] != node or at in hosted.replies:
+            return
+        hosted = p.hosted[gather] = hosted.with_reply(at, answer)
+        size = sum(size_of(value) for value in answer.output.values())
+        p.bytes_up += size
+        if hosted.complete:
+            self._push(p.now + self.world.links.seconds(size), hosted.node, hosted.finish())
+            del p.hosted[gather]
+
+    def _evaluate(self, node: str, model: Params, version: int, name: str) -> None:
+        if name not in self.world.evaluations:
+            known = ", ".join(self.world.evaluations) or "none"
+            raise UsageError(f"no central evaluation is called {name!r}: this job has {known}.")
+        function, seconds = self.world.evaluations[name]
+        self._push(self.progress.now + seconds, node, Evaluated(version, name, function(model)))
+
+    def _gathered(self, seq: int) -> Gathered:
+        """The result of ask number `seq`: computed now, with everything else that is pending."""
+        p = self.progress
+        if seq not in self._results:
+            pending = {number: ask for number, ask in p.asks.items() if number not in self._results}
+            self._results |= gather_all(pending, self.executor, self.world.seed)
+        ask, event = p.asks.pop(seq), self._results.pop(seq)
+        p.bytes_down += ask.bytes_down
+        p.bytes_up += ask.bytes_up
+        self.executor.accept(ask, event)
+        self._tell(Answered(p.now, ask, event, p.bytes_down, p.bytes_up))
+        return event
+
+    def _tell(self, observation: Any) -> None:
+        if self.observer is not None:
+            self.observer(observation)
+
+
+def size_of(body: Any) -> int:
+    """Bytes of a message's payload: arrays, bytes and text at their length, numbers at 8."""
+    match body:
+        case np.ndarray():
+            return body.nbytes
+        case bytes() | str():
+            return len(body)
+        case Params():
+            return body.bytes
+        case dict():
+            return sum(size_of(k) + size_of(v) for k, v in body.items())
+        case tuple() | list():
+            return sum(size_of(v) for v in body)
+        case None:
+            return 0
+        case _ if hasattr(body, "__dataclass_fields__"):
+            return sum(size_of(getattr(body, name)) for name in body.__dataclass_fields__)
+        case _:
+            return 8
