@@ -28,7 +28,8 @@ class Cohort:
 
     `models` float32 `[v, P]` with `row` int64 `[n]` saying which one a client starts from; `keys` uint64 `[n]`, a
     random stream per client; `state` float32 `[n, S]` of the slot with `fresh` bool `[n]` (never written before);
-    `inputs` for all; `each` `{position: {name: value}}`; `config` small scalars.
+    `inputs` for all; `each` `{position: {name: value}}`; `config` small scalars. `held`: the clients' held-out rows, for a
+    work that declares `needs_held = True`.
     """
 
     models: F32
@@ -43,6 +44,7 @@ class Cohort:
     state: F32 | None = None
     fresh: NDArray[np.bool_] | None = None
     opaque: bytes = b""
+    held: Block | None = None
 
     @property
     def n(self) -> int:
@@ -58,6 +60,7 @@ class Cohort:
             None if self.state is None else self.state[pick],
             None if self.fresh is None else self.fresh[pick],
             self.opaque,
+            None if self.held is None else self.held.part(start, stop),
         )  # fmt: skip
 
 

@@ -119,6 +119,7 @@ class Tally:
                 None if request.state is None else request.state[pick],
                 None if request.fresh is None else request.fresh[pick],
                 request.opaque,
+                self.data.held_block(clients) if getattr(self.work, "needs_held", False) else None,
             )
         )  # fmt: skip
         if len(out.weight) != len(clients):

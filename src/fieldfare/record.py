@@ -1,0 +1,151 @@
+"""What a run leaves behind: per-round and per-client records, from the driver's observations to the run folder.
+
+Invariant: watching changes nothing; a run that was killed and resumed leaves the same lines as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fieldfare.core.errors import PeerError
+from fieldfare.core.params import Params
+from fieldfare.sim.observe import Answered, Measured, Observation, Published, Stopped
+from fieldfare.store.runs import RunFolder
+
+Row = dict[str, Any]
+
+
+class Recorder:
+    """Builds one row per published version and writes it when its evaluations are in."""
+
+    def __init__(self, folder: RunFolder | None, callbacks: tuple[Callable[[Mapping[str, Any]], None], ...] = (),
+                 bad_updates: str = "refuse", note: Callable[[str], None] = lambda text: None) -> None:  # fmt: skip
+        self.folder = folder
+        self.callbacks = callbacks
+        self.bad_updates = bad_updates
+        self.note = note
+        self.rows: list[Row] = []
+        self.open: list[tuple[Row, set[str]]] = []
+        self.training: Row = {}
+        self.evaluations: dict[str, Row] = {}
+        self.model: Params | None = None
+        self.clients_done = 0
+        self.before_s = 0.0
+        self._began = time.monotonic()
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of computing so far, those before a resume included."""
+        return self.before_s + time.monotonic() - self._began
+
+    def __call__(self, seen: Observation) -> None:
+        match seen:
+            case Answered():
+                self._answered(seen)
+            case Published():
+                self._published(seen)
+            case Measured(_, event):
+                for row, waiting in self.open:
+                    if row["version"] == event.version and event.name in waiting:
+                        waiting.discard(event.name)
+                        prefix = "" if event.name == "test" else f"{event.name}_"
+                        row |= {prefix + name: float(value) for name, value in event.metrics.items()}
+                self._close_rows()
+            case Stopped():
+                for _, waiting in self.open:
+                    waiting.clear()
+                self._close_rows()
+            case _:
+                pass
+
+    def _answered(self, seen: Answered) -> None:
+        ask, event = seen.ask, seen.event
+        tag = ask.run.tag
+        kind = tag[1] if isinstance(tag, tuple) and len(tag) > 2 and tag[0] == "evaluate" else None
+        if kind is not None:
+            self._evaluated(str(kind), int(tag[2]), event)
+            return
+        self.clients_done += len(event.clients)
+        refused = event.missing.get("refused")
+        if refused is not None and len(refused):
+            round_ = ask.run.config.get("round", tag)
+            error = PeerError(
+                int(refused[0]), f"round {round_}", "its update is not finite or too large, and is refused"
+            )
+            if self.bad_updates == "stop":
+                raise error
+            more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+            self.note(f"{error}{more}; the run goes on without it")
+        row = self.training
+        row["clients"] = len(event.clients)
+        row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
+        if event.weights.size and event.weight > 0:
+            for name, values in event.metrics.items():
+                row["train_" + name] = float(np.dot(values, event.weights) / event.weight)
+        missing = {reason: len(ids) for reason, ids in event.missing.items() if len(ids)}
+        if missing:
+            row["missing"] = missing
+        if self.folder is not None and isinstance(event.clients, np.ndarray):
+            ok = np.isin(ask.clients, event.clients) if len(event.clients) != len(ask.clients) else slice(None)
+            line: Row = {
+                "round": ask.run.config.get("round", len(self.rows) + 1), "clients": event.clients.tolist(),
+                "weight": event.weights.tolist(), "seconds": np.round(ask.seconds[ok], 4).tolist(),
+            }  # fmt: skip
+            line |= {"train_" + name: [_short(v) for v in values.tolist()] for name, values in event.metrics.items()}
+            self.folder.append("clients.jsonl", line)
+
+    def _evaluated(self, kind: str, version: int, event: Any) -> None:
+        row: Row = {}
+        for name, values in event.metrics.items():
+            if not values.size:
+                continue
+            row[f"{kind}_{name}_mean"] = float(np.mean(values))
+            row[f"{kind}_{name}_p10"] = float(np.quantile(values, 0.1 if name != "loss" else 0.9))
+        for target in [r for r, _ in self.open] + self.rows[-1:]:
+            if target["version"] == version:
+                target |= row
+        self.evaluations[kind] = {"round": version, **row}
+        if self.folder is not None:
+            line = {"round": version, "kind": kind, "clients": event.clients.tolist()}
+            line |= {"examples": event.weights.tolist()}
+            line |= {name: [_short(v) for v in values.tolist()] for name, values in event.metrics.items()}
+            self.folder.append("evaluation.jsonl", line)
+
+    def _published(self, seen: Published) -> None:
+        if seen.node != "central":
+            return
+        self.model = seen.model
+        row: Row = {"round": seen.version, "version": seen.version, "virtual_s": seen.now, "wall_s": self.wall_s}
+        row |= self.training
+        self.training = {k: v for k, v in self.training.items() if k.startswith("bytes_")}
+        self.open.append((row, set(seen.evaluate)))
+        self._close_rows()
+
+    def _close_rows(self) -> None:
+        while self.open and not self.open[0][1]:
+            row, _ = self.open.pop(0)
+            self.rows.append(row)
+            if self.folder is not None:
+                self.folder.append("rounds.jsonl", row)
+            for callback in self.callbacks:
+                callback(dict(row))
+
+    def final(self) -> dict[str, float]:
+        """The last value of every metric."""
+        out: dict[str, float] = {}
+        for row in self.rows:
+            out |= {k: v for k, v in row.items() if k not in _NOT_METRICS and isinstance(v, float)}
+        for row in self.evaluations.values():
+            out |= {k: v for k, v in row.items() if isinstance(v, float)}
+        return out
+
+
+_NOT_METRICS = {"round", "version", "virtual_s", "wall_s", "bytes_down", "bytes_up", "clients", "missing"}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,252 @@
+"""From a job to a run: names bound to work, the simulator driven, everything kept in a run folder.
+
+Here: assembly, snapshots, resumption. Not here: the clock (sim), files (store), displays (progress). Invariant: a run
+that was killed at any moment and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fieldfare import __version__
+from fieldfare.algorithms.catalogue import check
+from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients
+from fieldfare.algorithms.evaluate import StopAt as Stopping
+from fieldfare.config import describe_job
+from fieldfare.core.errors import UsageError
+from fieldfare.core.params import Params
+from fieldfare.core.quorum import Sample
+from fieldfare.core.work import Work
+from fieldfare.fleet.fleet import Phones
+from fieldfare.job import Job
+from fieldfare.progress import Display, display
+from fieldfare.record import Recorder
+from fieldfare.sim.asks import Ask
+from fieldfare.sim.batch import Executor
+from fieldfare.sim.hosted import Deadline, Hosted
+from fieldfare.sim.observe import Observation, Progressed, Published
+from fieldfare.sim.population import Population
+from fieldfare.sim.simulator import Progress, Simulator, World
+from fieldfare.store.codec import Codec, registry
+from fieldfare.store.models import read_model
+from fieldfare.store.runs import RunFolder
+from fieldfare.store.slots import Slots
+from fieldfare.store.snapshot import Snapshots
+from fieldfare.work.adapt import as_net
+from fieldfare.work.evaluate import central_evaluation, works_of
+
+FORMAT = 1
+_SIM_TYPES = (Ask, Hosted, Deadline)
+_PROGRESS = tuple(Progress.__dataclass_fields__)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """How a run ended: `final` metrics, the `model`, one row per round, the summary, and where it all lies."""
+
+    final: Mapping[str, float]
+    model: Params
+    rounds: list[dict[str, Any]]
+    summary: Mapping[str, Any]
+    path: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """A job bound to this machine: the world to simulate and the work to compute it with."""
+
+    world: World
+    works: Mapping[str, Work]
+    net: Any
+    slots: Mapping[str, int] = field(default_factory=dict)
+
+
+def assemble(job: Job) -> Assembly:
+    """Bind the job's names; every refusal that can be known before the start is raised here."""
+    net = as_net(job.model, loss=job.loss)
+    local = tuple(getattr(job.algorithm, "local", ()))
+    model = net.init(job.seed)
+    if job.start_from is not None:
+        model = read_model(job.start_from, layout=model.layout)
+    works = works_of(net, job.training, local, fine_tune=job.evaluate.fine_tune)
+    check(job.algorithm, training=job.training, layout=model.layout)
+    evaluations: dict[str, Any] = {}
+    algorithm = job.algorithm
+    if job.data.test is not None:
+        evaluations["test"] = (central_evaluation(net, job.data.test), job.simulated.evaluation_s)
+        algorithm = Evaluate(algorithm, central="test", every=job.evaluate.every)
+    if job.evaluate.clients is not None:
+        on = Sample(job.evaluate.clients) if isinstance(job.evaluate.clients, int) else job.evaluate.clients
+        every = job.evaluate.clients_every
+        _held(job)
+        algorithm = EvaluateOnClients(algorithm, on, every, "evaluate", "federated")
+        if job.evaluate.personal or job.evaluate.fine_tune:
+            slot = getattr(job.algorithm, "slot", None)
+            algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "personal", slot)
+    elif job.evaluate.personal or job.evaluate.fine_tune:
+        raise UsageError(
+            "Evaluation(personal=..., fine_tune=...) needs clients=: say how many measure their own model."
+        )
+    if job.stop_at is not None:
+        if not evaluations:
+            raise UsageError("Job(stop_at=...) needs a central test set: give the data a test part.")
+        algorithm = Stopping(algorithm, job.stop_at.metric, job.stop_at.at_least, job.stop_at.at_most)
+    fleet = job.simulated.fleet
+    if isinstance(fleet, Phones):
+        fleet = fleet.build(job.data.n_clients, job.seed)
+    world = World(
+        {"central": ("central", algorithm)}, model, Population.of(job.data, fleet), works, job.seed, evaluations
+    )  # fmt: skip
+    slots: dict[str, int] = {}
+    for work in works.values():
+        slots |= work.slots(model.layout)
+    return Assembly(world, works, net, slots)
+
+
+def _held(job: Job) -> None:
+    if getattr(job.data, "held_offsets", None) is None:
+        raise UsageError(
+            "Evaluation(clients=...) measures on the clients' held-out data and this data has none: "
+            "use data.holdout(0.2)."
+        )
+
+
+class Saver:
+    """Snapshots of a simulation at moments between steps, as often as costs at most a twentieth of the time."""
+
+    def __init__(self, folder: RunFolder, job: Job, world: World, simulator: Simulator, recorder: Recorder,
+                 slots: Slots) -> None:  # fmt: skip
+        self.folder, self.simulator, self.recorder, self.slots = folder, simulator, recorder, slots
+        self.codec = Codec(registry(*(algorithm for _, algorithm in world.nodes.values()), *_SIM_TYPES))
+        self.snapshots = Snapshots(folder.path / "snapshots")
+        self.job = job
+        self._next = 0.0
+        self._published = False
+
+    def __call__(self, seen: Observation) -> None:
+        if isinstance(seen, Published):
+            self._published = True
+        elif isinstance(seen, Progressed) and self._published and time.monotonic() >= self._next:
+            self._published = False
+            began = time.monotonic()
+            self.save()
+            now = time.monotonic()
+            self._next = now + 20.0 * (now - began)
+
+    def save(self) -> None:
+        """Write everything that resumption needs; what was written before stays until this is whole."""
+        p, r = self.simulator.progress, self.recorder
+        recorder = {
+            "rows": len(r.rows), "last": r.rows[-1:], "open": [(row, sorted(w)) for row, w in r.open],
+            "training": r.training, "evaluations": r.evaluations, "clients_done": r.clients_done, "wall_s": r.wall_s,
+            "final": r.final(),
+        }  # fmt: skip
+        progress = {name: getattr(p, name) for name in _PROGRESS}
+        tree, arrays = self.codec.encode(
+            {
+                "progress": progress, "recorder": recorder, "slots": self.slots.flush(), "files": self.folder.flush(),
+            }
+        )  # fmt: skip
+        self.snapshots.write(tree, arrays)
+
+    def load(self) -> bool:
+        """Put simulator, recorder, slots and files back where the newest whole snapshot has them."""
+        snapshot = self.snapshots.read()
+        if snapshot is None:
+            self.folder.truncate({})
+            return False
+        saved = self.codec.decode(snapshot.tree, snapshot.arrays)
+        for name, value in saved["progress"].items():
+            setattr(self.simulator.progress, name, value)
+        r, back = self.recorder, saved["recorder"]
+        r.open = [(row, set(waiting)) for row, waiting in back["open"]]
+        r.training, r.evaluations, r.clients_done = back["training"], back["evaluations"], back["clients_done"]
+        r.before_s = back["wall_s"]
+        self.folder.truncate(saved["files"])
+        r.rows = self.folder.read_lines("rounds.jsonl")
+        if r.rows:
+            r.rows[-1:] = back["last"]
+        self.slots.restore(saved["slots"])
+        return True
+
+
+def run(
+    job: Job, runs: str | Path | None = "runs", *, progress: bool | None = None, source: str | Path | None = None,
+    folder: RunFolder | None = None, report: bool = True, note: Callable[[str], None] | None = None,
+) -> Result:  # fmt: skip
+    """Simulate `job` to its end.
+
+    `runs`: where the run folder is made (None: nothing is written). `folder`: an open one to go on in. `source`: the
+    job's file, kept beside the results. `progress`: show a display (None: when there is a terminal). Errors:
+    `UsageError` for what the job asks wrongly, `PeerError` with `bad_updates="stop"`.
+    """
+    assembly = assemble(job)
+    name = job.name or getattr(job.algorithm, "name", "run")
+    resuming = folder is not None
+    if folder is None and runs is not None:
+        folder = RunFolder.create(runs, name)
+        if source is not None:
+            folder.copy_source(source)
+        folder.write_json("config.json", describe_job(job, assembly.net))
+        folder.write_json("data.json", job.data.describe())
+    shown = display(job, progress)
+    slots = Slots(None if folder is None else folder.path / "slots", assembly.slots, job.data.n_clients)
+    recorder = Recorder(folder, (*job.callbacks, shown.row), job.bad_updates, note or shown.note)
+    try:
+        with shown, Executor(
+            assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk
+        ) as executor:  # fmt: skip
+            simulator = Simulator(assembly.world, executor)
+            saver = Saver(folder, job, assembly.world, simulator, recorder, slots) if folder is not None else None
+            if resuming and saver is not None:
+                saver.load()
+                for row in recorder.rows:
+                    shown.row(row)
+
+            def observe(seen: Observation) -> None:
+                recorder(seen)
+                if saver is not None:
+                    saver(seen)
+
+            simulator.observer = observe
+            simulator.run()
+        result = _finish(job, name, simulator, recorder, folder, report, shown)
+    finally:
+        if folder is not None:
+            folder.close()
+    return result
+
+
+def _finish(
+    job: Job,
+    name: str,
+    simulator: Simulator,
+    recorder: Recorder,
+    folder: RunFolder | None,
+    report: bool,
+    shown: Display,
+) -> Result:
+    p, model = simulator.progress, recorder.model
+    if model is None:
+        model = simulator.world.model
+    wall = recorder.wall_s
+    summary: dict[str, Any] = {
+        "format": FORMAT, "fieldfare": __version__, "run": folder.id if folder else "", "name": job.name or name,
+        "algorithm": getattr(job.algorithm, "name", type(job.algorithm).__name__.lower()),
+        "rounds": recorder.rows[-1]["round"] if recorder.rows else 0, "seed": job.seed, "final": recorder.final(),
+        "stopped": p.stopped, "virtual_s": p.now, "bytes_down": p.bytes_down, "bytes_up": p.bytes_up,
+        "wall_s": wall, "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0, "report": "report.html",
+    }  # fmt: skip
+    if folder is not None:
+        folder.write_model(model)
+        folder.finish(summary)
+        if report:
+            from fieldfare.report.html import write_report
+
+            shown.note("writing the report")
+            write_report(folder.path)
+    return Result(summary["final"], model, recorder.rows, summary, None if folder is None else folder.path)
