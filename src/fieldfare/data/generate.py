@@ -29,7 +29,7 @@ def synthetic(
     Li et al. 2020 (FedProx, MLSys), section 5.1 and appendix C: client k has u_k ~ N(0, alpha), B_k ~ N(0, beta),
     W_k and b_k ~ N(u_k, 1), v_k ~ N(B_k, 1), x ~ N(v_k, diag(j^-1.2)), y = argmax(W_k x + b_k); sizes are
     `min_examples` + log-normal(4, 2). alpha and beta are used as standard deviations, as in the authors' program.
-    `same_model=True` gives all clients one W, b (their IID case also needs beta = 0).
+    `same_model=True` gives all clients one W, b and makes v_k equal to B_k: with beta = 0 their IID case.
     Departures: sizes are cut at `max_examples` (the authors' tail reaches tens of thousands; None leaves it), and
     the last `test_fraction` of every client forms the central test set.
 
@@ -65,7 +65,7 @@ def synthetic(
         w, b = u + gen.standard_normal((features, classes)), u + gen.standard_normal(classes)
         if same_model:
             w, b = shared
-        v = centre + gen.standard_normal(features)
+        v = centre + (0.0 if same_model else gen.standard_normal(features))
         most = np.inf if max_examples is None else max_examples
         sizes[k] = int(min(min_examples + np.floor(extra), most))
         x = v + spread * gen.standard_normal((sizes[k], features))

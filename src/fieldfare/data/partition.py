@@ -29,7 +29,8 @@ Index = tuple[I64, I64]
 class Partition(Protocol):
     """Anything that shares rows out: `(column [rows], seed) -> (offsets [N + 1], rows [M])`, both int64.
 
-    Where `federate` finds an attribute `column` it passes that column in place of `y`.
+    Where `federate` finds an attribute `column` it passes that column in place of `y`; a function of your own gets
+    zeros where the data has no `y`.
     """
 
     def __call__(self, y: Array, seed: int) -> Index: ...
@@ -362,7 +363,7 @@ def shared_out(plan: Partition, columns: dict[str, Array], seed: int) -> tuple[I
     name = getattr(plan, "column", "y")
     column = columns.get(name)
     if column is None:
-        if not isinstance(plan, iid | lognormal_quantity | dirichlet_quantity):
+        if isinstance(plan, _Sharing) and not isinstance(plan, iid | lognormal_quantity | dirichlet_quantity):
             raise UsageError(f"{plan} reads column {name!r}; the columns are {sorted(columns)}.")
         column = np.zeros(n_rows, np.int64)
     offsets, rows = (np.asarray(part) for part in plan(column, seed))

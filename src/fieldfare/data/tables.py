@@ -78,13 +78,13 @@ def read_parquet(path: str | Path, columns: Sequence[str] | None = None) -> dict
     if not Path(path).exists():
         raise UsageError(f"{path} does not exist; give the path of a Parquet file or a folder of them.")
     try:
-        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        have = pq.ParquetDataset(path).schema.names
+        lost = [name for name in columns or () if name not in have]
+        table = None if lost else pq.read_table(path, columns=None if columns is None else list(columns))
     except Exception as error:
         raise UsageError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
-    lost = set(columns or ()) - set(table.column_names)
-    if lost:
-        have = pq.read_schema(path).names if Path(path).is_file() else table.column_names
-        raise UsageError(f"{path} has no column {sorted(lost)[0]!r}; it has {have}.")
+    if table is None:
+        raise UsageError(f"{path} has no column {lost[0]!r}; it has {have}.")
     return {name: _from_arrow(name, table.column(name)) for name in table.column_names}
 
 
