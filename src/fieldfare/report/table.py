@@ -1,0 +1,180 @@
+"""The rounds of a run as columns, and the careful reading of the files beside them.
+
+Here: `Table` and `read_table`, JSON and JSON-lines files read with one clear line per fault, the arms of a study.
+Not here: what the other files of a run mean (`read`). Kept: a line cut off at the end of a file, as a killed run leaves
+it, is no fault; any other line that cannot be read is one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare import __version__
+from fieldfare.core.errors import UsageError
+
+FORMAT = 1
+RUN_FILES = ("summary.json", "config.json", "rounds.jsonl")
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rounds of one run as columns, each float64 ``[n]``, NaN where a round has no such number.
+
+    ``missing`` holds, per reason, how many asked clients did not count in each round. ``bytes_down`` and
+    ``bytes_up`` are per round, ``virtual_s`` is the clock at the end of the round.
+    """
+
+    n: int = 0
+    columns: Mapping[str, Floats] = field(default_factory=dict)
+    missing: Mapping[str, Floats] = field(default_factory=dict)
+
+    def column(self, name: str) -> Floats:
+        """Give a column ``[n]``, all NaN when the run never recorded it."""
+        return self.columns.get(name, np.full(self.n, np.nan))
+
+    def axis(self, name: str) -> Floats:
+        """Give what a curve is drawn against, ``[n]``.
+
+        ``round``, ``virtual_s`` or ``wall_s`` as they stand; ``bytes_up``, ``bytes_down`` and ``bytes`` (both)
+        summed up to and with each round.
+        """
+        if name == "bytes":
+            return self.axis("bytes_up") + self.axis("bytes_down")
+        column = self.column(name)
+        if name.startswith("bytes"):
+            return np.nancumsum(column) if np.isfinite(column).any() else column
+        return column
+
+    def series(self, metric: str, axis: str = "round") -> tuple[Floats, Floats]:
+        """Give (x, y) of ``metric`` against ``axis`` for the rounds in which both are finite."""
+        x, y = self.axis(axis), self.column(metric)
+        kept = np.isfinite(x) & np.isfinite(y)
+        return x[kept], y[kept]
+
+    def last(self, metric: str) -> float | None:
+        """Give the last value recorded for ``metric``; None when there is none or it is not finite."""
+        raw = self.columns.get(metric)
+        if raw is None:
+            return None
+        recorded = raw[~np.isnan(raw)]
+        return float(recorded[-1]) if recorded.size and np.isfinite(recorded[-1]) else None
+
+
+_NOT_METRICS = frozenset({"round", "version", "virtual_s", "wall_s", "clients", "bytes_down", "bytes_up"})
+
+
+def metrics_of(table: Table) -> list[str]:
+    """Name the columns of a table that are metrics, that is, neither time, bytes nor counts of clients."""
+    return [name for name in table.columns if name not in _NOT_METRICS]
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a missing file is an empty one."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} cannot be read as JSON ({error}): restore the file or run the job again.") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} holds {type(value).__name__}, a JSON object is expected: run the job again.")
+    stated = value.get("format", FORMAT)
+    if stated != FORMAT:
+        raise UsageError(
+            f"{path} is of run format {stated!r}, fieldfare {__version__} reads format {FORMAT}: "
+            "read it with the release that wrote it (config.json names it) or run the job again."
+        )
+    return value
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Stream the objects of a ``.jsonl`` file, one line in memory at a time; a missing file has none.
+
+    A last line that was cut off while being written is dropped; any other line that is no JSON object is a
+    `UsageError` naming the line.
+    """
+    if not path.is_file():
+        return
+    broken: tuple[int, str] | None = None
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for index, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            if broken is not None:
+                raise UsageError(f"{path}, line {broken[0]}: {broken[1]}: restore the file or run the job again.")
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                broken = (index, f"no JSON ({error})")
+                continue
+            if not isinstance(value, dict):
+                raise UsageError(f"{path}, line {index}: holds {type(value).__name__}, a JSON object is expected.")
+            yield value
+
+
+def read_table(folder: Path) -> Table:
+    """Read ``rounds.jsonl`` of a run folder; when a round is there twice (a resumed run) the later line counts."""
+    rows: dict[float, dict[str, Any]] = {}
+    for index, row in enumerate(read_lines(folder / "rounds.jsonl"), start=1):
+        number = float(row["round"]) if is_number(row.get("round")) else float(index)
+        rows.pop(number, None)
+        rows[number] = {**row, "round": number}
+    return _as_table(list(rows.values()))
+
+
+def _as_table(rows: list[dict[str, Any]]) -> Table:
+    columns: dict[str, Floats] = {}
+    missing: dict[str, Floats] = {}
+    for index, row in enumerate(rows):
+        for name, value in row.items():
+            if is_number(value):
+                columns.setdefault(name, np.full(len(rows), np.nan))[index] = value
+        lost = row.get("missing")
+        if isinstance(lost, Mapping):
+            for reason, count in lost.items():
+                if is_number(count):
+                    missing.setdefault(str(reason), np.zeros(len(rows)))[index] = count
+    return Table(n=len(rows), columns=columns, missing={k: v for k, v in missing.items() if v.any()})
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RUN_FILES)
+
+
+def arm_folders(folder: Path) -> dict[str, list[Path]]:
+    """Find a study's arms: ``arms/<name>`` is one run, ``arms/<name>/<seed>`` one per seed, in the summary's order."""
+    root = folder / "arms"
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.iterdir(), key=_natural) if root.is_dir() else []:
+        if is_run(path):
+            found[path.name] = [path]
+        elif path.is_dir():
+            seeds = [seed for seed in sorted(path.iterdir(), key=_natural) if is_run(seed)]
+            if seeds:
+                found[path.name] = seeds
+    stated = [name.split("/")[0] for name in listed_arms(folder)]
+    return {name: found[name] for name in dict.fromkeys([*stated, *found]) if name in found}
+
+
+def listed_arms(folder: Path) -> list[str]:
+    """Give the arms that the summary promises, as ``name`` or ``name/seed``."""
+    arms = load(folder / "summary.json").get("arms")
+    return [name for name in arms if isinstance(name, str)] if isinstance(arms, list) else []
+
+
+def _natural(path: Path) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]

@@ -1,0 +1,170 @@
+"""How a number is written for a person: seconds, bytes, shares, counts and the names of metrics.
+
+Here: pure functions from numbers to short text, and the scale an axis takes. Not here: any drawing.
+Kept: a value that is absent or not finite is written as a dash, never as ``nan``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What an axis divides its values by, and the unit that is then written on it."""
+
+    divisor: float
+    unit: str
+
+
+_TIMES = (
+    Scale(1e-3, "ms"),
+    Scale(1.0, "s"),
+    Scale(60.0, "min"),
+    Scale(3600.0, "h"),
+    Scale(86400.0, "days"),
+)
+_SIZES = (Scale(1.0, "B"), Scale(1e3, "kB"), Scale(1e6, "MB"), Scale(1e9, "GB"), Scale(1e12, "TB"))
+
+_LABELS = {
+    "accuracy": "accuracy (central test)",
+    "loss": "loss (central test)",
+    "train_loss": "train loss (weighted over clients)",
+    "federated_accuracy_mean": "accuracy over clients, mean",
+    "federated_accuracy_p10": "accuracy over clients, worst decile",
+    "federated_loss_mean": "loss over clients, mean",
+    "personal_accuracy_mean": "personal accuracy, mean",
+    "personal_accuracy_p10": "personal accuracy, worst decile",
+    "personal_loss_mean": "personal loss, mean",
+    "virtual_s": "virtual time",
+    "wall_s": "wall time",
+    "round": "round",
+    "bytes_up": "bytes up",
+    "bytes_down": "bytes down",
+    "bytes": "bytes moved",
+}
+
+
+def time_scale(largest_s: float) -> Scale:
+    """Give the unit in which a time axis up to ``largest_s`` reads best.
+
+    >>> time_scale(7200.0)
+    Scale(divisor=60.0, unit='min')
+    """
+    if not math.isfinite(largest_s) or largest_s <= 0:
+        return _TIMES[1]
+    limits = (1.0, 180.0, 3 * 3600.0, 3 * 86400.0)
+    return next((scale for scale, limit in zip(_TIMES, limits, strict=False) if largest_s < limit), _TIMES[-1])
+
+
+def size_scale(largest_bytes: float) -> Scale:
+    """Give the unit in which a bytes axis up to ``largest_bytes`` reads best: decimal, 1 MB = 1e6 B."""
+    fitting = [scale for scale in _SIZES if abs(largest_bytes) >= scale.divisor]
+    return fitting[-1] if fitting else _SIZES[0]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number with ``digits`` significant digits, thousands apart, no needless zeros.
+
+    >>> number(12345678), number(0.123456), number(None)
+    ('12,345,678', '0.1235', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return DASH
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    text = f"{value:.{digits}g}"
+    return text.replace("e-0", "e-").replace("e+0", "e+")
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time in its natural unit.
+
+    >>> duration(3.21), duration(5400), duration(400000)
+    ('3.21 s', '90 min', '4.63 days')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    if seconds == 0:
+        return "0 s"
+    scale = time_scale(abs(seconds))
+    return f"{number(seconds / scale.divisor, 3)} {scale.unit}"
+
+
+def size(n_bytes: float | None) -> str:
+    """Write a number of bytes in its natural decimal unit.
+
+    >>> size(1_234_567)
+    '1.23 MB'
+    """
+    if n_bytes is None or not math.isfinite(n_bytes):
+        return DASH
+    scale = size_scale(n_bytes)
+    return f"{number(n_bytes / scale.divisor, 3)} {scale.unit}"
+
+
+def share(value: float | None) -> str:
+    """Write a share in [0, 1] as a percentage with one decimal.
+
+    >>> share(0.9312)
+    '93.1 %'
+    """
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{100 * value:.1f} %"
+
+
+def unit_of(metric: str) -> str:
+    """Say what a metric is measured in: ``share``, ``seconds``, ``bytes``, ``rounds`` or ``""`` (a plain number)."""
+    if metric == "round":
+        return "rounds"
+    if metric.endswith("_s") or metric == "seconds":
+        return "seconds"
+    if metric.startswith("bytes") or metric.endswith("_bytes"):
+        return "bytes"
+    return "share" if "accuracy" in metric else ""
+
+
+def lower_is_better(metric: str) -> bool:
+    """Say whether a smaller value of ``metric`` is the better one: losses, errors, times and bytes."""
+    return any(word in metric for word in ("loss", "error", "perplexity")) or unit_of(metric) in ("seconds", "bytes")
+
+
+def in_unit(unit: str, value: float | None) -> str:
+    """Write ``value`` in ``unit``, one of those of `unit_of`, ``points`` (percentage points) or ``times`` (a ratio)."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    match unit:
+        case "share":
+            return share(value) if -1.0 <= value <= 1.0 else number(value)
+        case "seconds":
+            return duration(value)
+        case "bytes":
+            return size(value)
+        case "rounds":
+            return f"{number(value)} round{'' if value == 1 else 's'}"
+        case "points":
+            return f"{100 * value:+.1f} points".replace("-", "−")
+        case "times":
+            return f"{number(value, 3)} ×"
+        case _:
+            return number(value)
+
+
+def measured(metric: str, value: float | None) -> str:
+    """Write ``value`` of ``metric`` in that metric's own unit."""
+    return in_unit(unit_of(metric), value)
+
+
+def label(metric: str) -> str:
+    """Give the words for a metric's name; an unknown name is shown with its underscores opened.
+
+    >>> label("train_loss"), label("rouge_l")
+    ('train loss (weighted over clients)', 'rouge l')
+    """
+    return _LABELS.get(metric, metric.replace("_", " "))
