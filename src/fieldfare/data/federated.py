@@ -267,7 +267,7 @@ def _index(offsets: ArrayLike, rows: ArrayLike, n_rows: int, what: str) -> tuple
     if which.size == 0 and which.dtype.kind not in "iu":
         which = which.astype(np.int64)
     checks.check_index(at, which, n_rows, what)
-    which = which if which.dtype in (np.int32, np.int64) else which.astype(np.int64)
+    which = which if which.dtype in (np.dtype(np.int32), np.dtype(np.int64)) else which.astype(np.int64)
     return at.astype(np.int64, copy=False), which
 
 
