@@ -1,1 +1,20 @@
 """One paper per file: pure reducers over the vocabulary of `core`."""
+
+from fieldfare.algorithms.catalogue import ALGORITHMS, Entry, build, entry
+from fieldfare.algorithms.check import check
+from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, StopAt, innermost
+from fieldfare.algorithms.fedavg import FedAvg, State
+from fieldfare.algorithms.feddyn import FedDyn
+from fieldfare.algorithms.fednova import FedNova
+from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from fieldfare.algorithms.fedprox import FedProx
+from fieldfare.algorithms.personal import Ditto, FedBN, FedPer, FedRep
+from fieldfare.algorithms.qfedavg import QFedAvg
+from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
+from fieldfare.algorithms.scaffold import Scaffold
+
+__all__ = [
+    "ALGORITHMS", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM",
+    "FedBN", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx", "FedRep", "FedTrimmedMean", "FedYogi", "Krum",
+    "QFedAvg", "Scaffold", "State", "StopAt", "build", "check", "entry", "innermost",
+]  # fmt: skip

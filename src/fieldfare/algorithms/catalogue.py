@@ -1,0 +1,113 @@
+"""The registered algorithms, and what may be combined with what: one table, checked before a run starts.
+
+Here: `ALGORITHMS` for the command line, the documentation and the law tests; `build`, by name; and `check`, which
+refuses a job that could only go wrong, with the reason. Not here: checks of one value, made at construction.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from fieldfare.algorithms.fedavg import FedAvg
+from fieldfare.algorithms.feddyn import FedDyn
+from fieldfare.algorithms.fednova import FedNova
+from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
+from fieldfare.algorithms.fedprox import FedProx
+from fieldfare.algorithms.personal import Ditto, FedBN, FedPer, FedRep
+from fieldfare.algorithms.qfedavg import QFedAvg
+from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
+from fieldfare.algorithms.scaffold import Scaffold
+from fieldfare.core.effects import On
+from fieldfare.core.errors import UsageError
+from fieldfare.core.folds import Fold
+from fieldfare.core.quorum import ALL
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered algorithm: `factory(rounds, cohort, **options)`, with `example` options that work on a model of
+    tensors "body" and "head". `needs` is what it asks of the rest, in words of the documentation."""
+
+    name: str
+    summary: str
+    paper: str
+    factory: Callable[..., FedAvg]
+    example: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    needs: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options besides rounds and cohort, with their defaults (`inspect.Parameter.empty`: must be given)."""
+        found = list(inspect.signature(self.factory).parameters.values())[2:]
+        own = {p.name: p.default for p in found if p.kind is not p.VAR_KEYWORD}
+        return own | {"quorum": ALL, "work": "train", "view": None}
+
+    @property
+    def folds(self) -> dict[str, Fold]:
+        """The fold of every leaf its clients send."""
+        made = self.factory(1, 1, **self.example)
+        return {"delta": made.server.reduce(), **made.rule.folds()}
+
+
+_SGD = "plain SGD on the client"
+_ANY_SGD = "SGD on the client"
+_STATE = "client state"
+_ROWS = "every row at the server"
+
+ALGORITHMS: tuple[Entry, ...] = (
+    Entry("fedavg", "average of the cohort's deltas", "McMahan et al., AISTATS 2017", FedAvg),
+    Entry("fedavgm", "FedAvg with server momentum", "Hsu, Qi & Brown, 2019", FedAvgM),
+    Entry("fedadam", "FedAvg with Adam on the server", "Reddi et al., ICLR 2021", FedAdam),
+    Entry("fedyogi", "FedAvg with Yogi on the server", "Reddi et al., ICLR 2021", FedYogi),
+    Entry("fedadagrad", "FedAvg with Adagrad on the server", "Reddi et al., ICLR 2021", FedAdagrad),
+    Entry("fedprox", "clients are pulled to the global model", "Li et al., MLSys 2020", FedProx, {"mu": 0.1}),
+    Entry("scaffold", "control variates against client drift", "Karimireddy et al., ICML 2020", Scaffold,
+          needs=(_SGD, _STATE)),
+    Entry("fednova", "deltas normalised by local work", "Wang et al., NeurIPS 2020", FedNova, needs=(_ANY_SGD,)),
+    Entry("feddyn", "dynamic regularisation against client drift", "Acar et al., ICLR 2021", FedDyn, {"alpha": 0.5},
+          needs=(_STATE,)),
+    Entry("qfedavg", "clients with a large loss count more", "Li et al., ICLR 2020", QFedAvg, {"q": 1.0},
+          needs=(_ANY_SGD,)),
+    Entry("ditto", "a personal model beside the global one", "Li et al., ICML 2021", Ditto, {"lam": 0.5},
+          needs=(_STATE,)),
+    Entry("fedper", "personal layers stay on the device", "Arivazhagan et al., 2019", FedPer, {"personal": ("head",)},
+          needs=(_STATE,)),
+    Entry("fedrep", "personal head, trained before the body", "Collins et al., ICML 2021", FedRep,
+          {"personal": ("head",)}, needs=(_STATE,)),
+    Entry("fedbn", "normalisation layers stay on the device", "Li et al., ICLR 2021", FedBN, {"norms": ("head",)},
+          needs=(_STATE,)),
+    Entry("fedmedian", "median of each coordinate", "Yin et al., ICML 2018", FedMedian, needs=(_ROWS,)),
+    Entry("fedtrimmedmean", "mean of each coordinate without its extremes", "Yin et al., ICML 2018", FedTrimmedMean,
+          needs=(_ROWS,)),
+    Entry("krum", "the delta nearest its neighbours, or several", "Blanchard et al., NeurIPS 2017", Krum,
+          {"byzantine": 1}, needs=(_ROWS,)),
+)  # fmt: skip
+
+
+def entry(name: str) -> Entry:
+    """The entry called `name`; a name that is close to one is suggested."""
+    for found in ALGORITHMS:
+        if found.name == name.lower():
+            return found
+    names = [known.name for known in ALGORITHMS]
+    close = get_close_matches(name.lower(), names, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}."
+    raise UsageError(f"no algorithm is called {name!r}: {hint}")
+
+
+def build(name: str, rounds: int, cohort: int | On, **options: Any) -> FedAvg:
+    """The algorithm called `name`; an option it does not have, or one it lacks, is refused in one line."""
+    found = entry(name)
+    known = found.options
+    for option in options:
+        if option not in known:
+            raise UsageError(f"{name} has no option {option!r}: it has {', '.join(known)}.")
+    lacking = [option for option, default in known.items() if default is inspect.Parameter.empty]
+    for option in lacking:
+        if option not in options:
+            raise UsageError(f"{name} needs {option}=: give it a value.")
+    return found.factory(rounds, cohort, **options)

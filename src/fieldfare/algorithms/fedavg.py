@@ -1,0 +1,130 @@
+"""Federated averaging: ask a cohort, fold the deltas, publish, again (McMahan et al., AISTATS 2017, alg. 1).
+
+Here: the whole of a synchronous round, and the two seams its variants use: `server` (a chain: what happens to the
+folded delta) and `rule` (for papers whose replies carry more than a delta). Not here: local training, which the
+driver binds to the name `work` and which obeys the declarations in `local`.
+Invariant: one `Run` is in flight until the last round; any event but its answer leaves the state as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.aggregate.chain import Chain, chain, mean
+from fieldfare.algorithms.rule import Plain, Rule
+from fieldfare.core.algorithm import Context
+from fieldfare.core.effects import Effect, On, Publish, Run, Stop
+from fieldfare.core.errors import UsageError
+from fieldfare.core.events import Event, Gathered, Started
+from fieldfare.core.local import Local
+from fieldfare.core.params import Params, View
+from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
+
+_MEAN, _PLAIN = chain(mean()), Plain()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """`version` rounds are folded into `model`, `asked` were asked; `population` counts all clients (0: unknown)."""
+
+    model: Params
+    server: tuple[Any, ...]
+    rule: Any
+    version: int = 0
+    asked: int = 0
+    population: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvg:
+    """`rounds` rounds over `cohort`: a count, `Sample`, `Everyone`, int64 ids `[n]`, or names of nodes.
+
+    Round r = 1, 2, ... runs `work` with `config={"round": r}` and randomness of key ("train", r), then publishes
+    version r. A round nobody answered counts and publishes the model unchanged, so a run always ends. `slot` is the
+    client-state slot the local declarations need; `view` gives every client a sub-model (with `coverage()`).
+    """
+
+    rounds: int
+    cohort: int | Sample | Everyone | NDArray[np.int64] | tuple[str, ...]
+    server: Chain = _MEAN
+    quorum: Quorum = ALL
+    local: tuple[Local, ...] = ()
+    work: str = "train"
+    name: str = "fedavg"
+    slot: str | None = None
+    rule: Rule = _PLAIN
+    view: View | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UsageError(f"{self.name}(rounds={self.rounds}): a run has at least one round; use rounds >= 1.")
+        asked, need = cohort_size(self.on), self.quorum.need
+        if asked is not None and need is not None and need > asked:
+            raise UsageError(f"Quorum(need={need}) can never be met by {asked} clients: use need <= {asked}.")
+
+    @property
+    def on(self) -> On:
+        """The cohort as a `Run` names it."""
+        return Sample(self.cohort) if isinstance(self.cohort, int) else self.cohort
+
+    def init(self, model: Params) -> State:
+        return State(model, self.server.init(model.size), self.rule.init(model.size))
+
+    def step(self, state: State, event: Event, ctx: Context) -> tuple[State, Sequence[Effect]]:
+        match event:
+            case Started(devices=devices) if state.asked == 0:
+                return self._ask(replace(state, population=devices))
+            case Gathered(tag=tag) if state.version < state.asked == tag:
+                state = self._fold(state, event)
+                publish = Publish(state.model, state.version)
+                if state.version == self.rounds:
+                    return state, (publish, Stop("rounds"))
+                state, run = self._ask(state)
+                return state, (publish, *run)
+            case _:
+                return state, ()
+
+    def _ask(self, state: State) -> tuple[State, Sequence[Effect]]:
+        r = state.version + 1
+        run = Run(
+            self.work, self.on, r, state.model, self.quorum, {"delta": self.server.reduce(), **self.rule.folds()},
+            {"round": r}, self.rule.inputs(state.rule), view=self.view, state=self.slot, key=("train", r),
+        )  # fmt: skip
+        return replace(state, asked=r), (run,)
+
+    def _fold(self, state: State, event: Gathered) -> State:
+        leaves = {"delta", *self.rule.folds()}
+        accepted = len(event.clients)
+        if accepted == 0 or not leaves <= event.output.keys():
+            return replace(state, version=state.asked)
+        drawn = isinstance(self.on, Sample | Everyone)
+        everyone = state.population if drawn else cohort_size(self.on)
+        delta = self.server.fold_rows(event.output["delta"])
+        delta, rule = self.rule.combine(delta, event, state.rule, accepted / max(everyone or 0, accepted))
+        update, server = self.server.update(delta, state.server)
+        model = state.model.replace(state.model.vector + update)
+        return replace(state, model=model, server=server, rule=rule, version=state.asked)
+
+
+def cohort_size(on: On) -> int | None:
+    """How many clients `on` asks, or None when only the population knows (`Everyone`)."""
+    match on:
+        case Sample(count):
+            return count
+        case Everyone():
+            return None
+        case _:
+            return len(on)
+
+
+class Common(TypedDict, total=False):
+    """What every variant of `FedAvg` passes on to it."""
+
+    quorum: Quorum
+    work: str
+    view: View | None

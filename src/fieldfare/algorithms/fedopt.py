@@ -1,0 +1,51 @@
+"""FedOpt: an optimiser on the server (FedAdam, FedYogi, FedAdagrad), and FedAvgM, its ancestor.
+
+Reddi et al., "Adaptive federated optimization", ICLR 2021, alg. 2; Hsu, Qi & Brown, "Measuring the effects of
+non-identical data distribution", 2019. Each is `FedAvg` with another chain: the mathematics is in
+`aggregate.optimise`. No bias correction, and v starts at tau**2, as in the paper.
+"""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from fieldfare.aggregate.chain import Chain, chain, mean
+from fieldfare.aggregate.optimise import adagrad, adam, momentum, scale, yogi
+from fieldfare.algorithms.fedavg import Common, FedAvg
+from fieldfare.core.effects import On
+
+
+def FedAvgM(
+    rounds: int, cohort: int | On, *, lr: float = 1.0, beta: float = 0.9, nesterov: bool = False,
+    weighted: bool = True, **common: Unpack[Common],
+) -> FedAvg:  # fmt: skip
+    """FedAvg with server momentum: v <- beta v + mean(delta), w <- w + lr v."""
+    return _with(chain(mean(weighted), momentum(beta, nesterov), scale(lr)), "fedavgm", rounds, cohort, common)
+
+
+def FedAdam(
+    rounds: int, cohort: int | On, *, lr: float = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3,
+    weighted: bool = True, **common: Unpack[Common],
+) -> FedAvg:  # fmt: skip
+    """Adam on the server; `lr` is the paper's eta, tuned there per task, `tau` its adaptivity."""
+    return _with(chain(mean(weighted), adam(b1, b2, tau), scale(lr)), "fedadam", rounds, cohort, common)
+
+
+def FedYogi(
+    rounds: int, cohort: int | On, *, lr: float = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3,
+    weighted: bool = True, **common: Unpack[Common],
+) -> FedAvg:  # fmt: skip
+    """Yogi on the server: a second moment that grows additively, so that one large round is forgotten slowly."""
+    return _with(chain(mean(weighted), yogi(b1, b2, tau), scale(lr)), "fedyogi", rounds, cohort, common)
+
+
+def FedAdagrad(
+    rounds: int, cohort: int | On, *, lr: float = 0.1, b1: float = 0.0, tau: float = 1e-3,
+    weighted: bool = True, **common: Unpack[Common],
+) -> FedAvg:  # fmt: skip
+    """Adagrad on the server: a second moment that only grows."""
+    return _with(chain(mean(weighted), adagrad(b1, tau), scale(lr)), "fedadagrad", rounds, cohort, common)
+
+
+def _with(server: Chain, name: str, rounds: int, cohort: int | On, common: Common) -> FedAvg:
+    return FedAvg(rounds, cohort, server=server, name=name, **common)
