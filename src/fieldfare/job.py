@@ -82,7 +82,7 @@ class Job:
     model: Any
     data: Federated
     algorithm: Any
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     loss: Any = None
     evaluate: Evaluation = Evaluation()
     stop_at: StopAt | None = None

@@ -68,8 +68,9 @@ class Live(Quiet):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
-            TextColumn("ETA"), TimeRemainingColumn(), console=Console(stderr=True), refresh_per_second=8,
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"), TextColumn("ETA"), TimeRemainingColumn(),
+            console=Console(stderr=True), refresh_per_second=8,
         )  # fmt: skip
         self._task = self._bar.add_task(title, total=rounds, facts="")
         self._began, self._clients, self._facts = time.monotonic(), 0, dict[str, str]()

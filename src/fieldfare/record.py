@@ -22,8 +22,15 @@ Row = dict[str, Any]
 class Recorder:
     """Builds one row per published version and writes it when its evaluations are in."""
 
-    def __init__(self, folder: RunFolder | None, callbacks: tuple[Callable[[Mapping[str, Any]], None], ...] = (),
-                 bad_updates: str = "refuse", note: Callable[[str], None] = lambda text: None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        callbacks: tuple[Callable[[Mapping[str, Any]], None], ...] = (),
+        bad_updates: str = "refuse",
+        note: Callable[[str], None] = lambda text: None,
+        expects: Callable[[int], set[str]] = lambda version: set(),
+    ) -> None:
+        self.expects = expects
         self.folder = folder
         self.callbacks = callbacks
         self.bad_updates = bad_updates
@@ -105,15 +112,17 @@ class Recorder:
                 continue
             row[f"{kind}_{name}_mean"] = float(np.mean(values))
             row[f"{kind}_{name}_p10"] = float(np.quantile(values, 0.1 if name != "loss" else 0.9))
-        for target in [r for r, _ in self.open] + self.rows[-1:]:
+        for target, waiting in self.open:
             if target["version"] == version:
                 target |= row
+                waiting.discard(kind)
         self.evaluations[kind] = {"round": version, **row}
         if self.folder is not None:
             line = {"round": version, "kind": kind, "clients": event.clients.tolist()}
             line |= {"examples": event.weights.tolist()}
             line |= {name: [_short(v) for v in values.tolist()] for name, values in event.metrics.items()}
             self.folder.append("evaluation.jsonl", line)
+        self._close_rows()
 
     def _published(self, seen: Published) -> None:
         if seen.node != "central":
@@ -122,7 +131,7 @@ class Recorder:
         row: Row = {"round": seen.version, "version": seen.version, "virtual_s": seen.now, "wall_s": self.wall_s}
         row |= self.training
         self.training = {k: v for k, v in self.training.items() if k.startswith("bytes_")}
-        self.open.append((row, set(seen.evaluate)))
+        self.open.append((row, {*seen.evaluate, *self.expects(seen.version)}))
         self._close_rows()
 
     def _close_rows(self) -> None:

@@ -6,6 +6,7 @@ that was killed at any moment and resumed ends with the same bits as one that wa
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -107,12 +108,40 @@ def assemble(job: Job) -> Assembly:
     return Assembly(world, works, net, slots)
 
 
+def _expects(job: Job) -> Callable[[int], set[str]]:
+    """Which evaluations on clients will follow a version."""
+    kinds = {"federated", "personal"} if job.evaluate.personal or job.evaluate.fine_tune else {"federated"}
+    if job.evaluate.clients is None:
+        kinds = set[str]()
+    last = getattr(job.algorithm, "rounds", None)
+
+    def expects(version: int) -> set[str]:
+        return set(kinds) if version % job.evaluate.clients_every == 0 or version == last else set()
+
+    return expects
+
+
 def _held(job: Job) -> None:
     if getattr(job.data, "held_offsets", None) is None:
         raise UsageError(
             "Evaluation(clients=...) measures on the clients' held-out data and this data has none: "
             "use data.holdout(0.2)."
         )
+
+
+def running_file(job: object) -> str | None:
+    """The program being run, if it holds `job` in a variable: then the run can be resumed from a copy of it."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if main is None or file is None or not any(value is job for value in vars(main).values()):
+        return None
+    return str(file)
+
+
+def source_of(source: str | Path | None, overrides: Mapping[str, Any] | None, job_name: str | None) -> dict[str, Any]:
+    """Where a run's job came from, as its `config.json` keeps it for resumption."""
+    file = None if source is None else str(Path(source).resolve())
+    return {"file": file, "overrides": dict(overrides or {}), "job": job_name}
 
 
 class Saver:
@@ -176,26 +205,32 @@ class Saver:
 
 def run(
     job: Job, runs: str | Path | None = "runs", *, progress: bool | None = None, source: str | Path | None = None,
-    folder: RunFolder | None = None, report: bool = True, note: Callable[[str], None] | None = None,
+    folder: RunFolder | None = None, fresh: bool = False, report: bool = True,
+    overrides: Mapping[str, Any] | None = None, job_name: str | None = None, note: Callable[[str], None] | None = None,
 ) -> Result:  # fmt: skip
     """Simulate `job` to its end.
 
-    `runs`: where the run folder is made (None: nothing is written). `folder`: an open one to go on in. `source`: the
-    job's file, kept beside the results. `progress`: show a display (None: when there is a terminal). Errors:
-    `UsageError` for what the job asks wrongly, `PeerError` with `bad_updates="stop"`.
+    `runs`: where the run folder is made (None: nothing is written). `folder`: an open one to go on in (or to begin
+    in, when `fresh`). `source`: the job's file, kept beside the results, with the `overrides` it was changed by.
+    `progress`: show a display (None: when there is a terminal). Errors: `UsageError` for what the job asks wrongly,
+    `PeerError` with `bad_updates="stop"`.
     """
     assembly = assemble(job)
     name = job.name or getattr(job.algorithm, "name", "run")
-    resuming = folder is not None
+    resuming = folder is not None and not fresh
     if folder is None and runs is not None:
         folder = RunFolder.create(runs, name)
+    if folder is not None and not resuming:
+        source = source or running_file(job)
         if source is not None:
             folder.copy_source(source)
-        folder.write_json("config.json", describe_job(job, assembly.net))
+        config = describe_job(job, assembly.net)
+        config["source"] = source_of(source, overrides, job_name)
+        folder.write_json("config.json", config)
         folder.write_json("data.json", job.data.describe())
     shown = display(job, progress)
     slots = Slots(None if folder is None else folder.path / "slots", assembly.slots, job.data.n_clients)
-    recorder = Recorder(folder, (*job.callbacks, shown.row), job.bad_updates, note or shown.note)
+    recorder = Recorder(folder, (*job.callbacks, shown.row), job.bad_updates, note or shown.note, _expects(job))
     try:
         with shown, Executor(
             assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk

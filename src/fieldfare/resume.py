@@ -1,0 +1,58 @@
+"""Going on with a run, and getting its model out. The job is made again by the file kept in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldfare.core.errors import UsageError
+from fieldfare.load import load_job
+from fieldfare.run import Result, run
+from fieldfare.store.models import write_model
+from fieldfare.store.runs import RunFolder
+from fieldfare.store.snapshot import Snapshots
+from fieldfare.study import Study
+
+
+def resume_run(which: str | Path = "latest", runs: str | Path = "runs", *, progress: bool | None = None) -> Result:
+    """Go on with the run `which` from its newest snapshot; a complete run is returned as it is."""
+    folder = RunFolder.find(str(which), runs)
+    if folder.complete:
+        summary = folder.read_json("summary.json")
+        return Result(summary["final"], folder.read_model(), folder.read_lines("rounds.jsonl"), summary, folder.path)
+    source = folder.path / "job.py"
+    if not source.is_file():
+        raise UsageError(
+            f"the run {folder.id} keeps no job file (it was started from a session, not a file): "
+            "call fieldfare.run(job, folder=RunFolder.open(path)) with the same job."
+        )
+    kept = folder.read_json("config.json").get("source", {})
+    original = Path(str(kept.get("file") or ".")).parent
+    job = load_job(source, kept.get("job"), original)
+    if kept.get("overrides"):
+        job = job.with_overrides(kept["overrides"])
+    opened = RunFolder.open(folder.path)
+    if isinstance(job, Study):
+        return job.run(progress=progress, folder=opened)
+    return run(job, folder=opened, progress=progress)
+
+
+def export_model(which: str, runs: str | Path, out: Path) -> dict[str, Any]:
+    """Write the final model of a run to `out` (.safetensors or .npz)."""
+    folder = RunFolder.find(which, runs)
+    if not folder.complete:
+        held = Snapshots(folder.path / "snapshots").paths()
+        raise UsageError(
+            f"the run {folder.id} is not complete ({len(held)} snapshots): `fieldfare resume {folder.id}` first."
+        )
+    model = folder.read_model()
+    match out.suffix:
+        case ".safetensors":
+            write_model(out, model)
+        case ".npz":
+            np.savez(out, **{name: tensor for name, tensor in model.tensors().items()})  # type: ignore[arg-type]
+        case other:
+            raise UsageError(f"--out {out}: {other or 'no suffix'} is not known; use .safetensors or .npz.")
+    return {"model": str(out), "parameters": model.size, "tensors": list(model.layout.names)}

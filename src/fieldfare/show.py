@@ -1,0 +1,170 @@
+"""What commands print for people: tables and trees on a terminal. Nothing here computes a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from fieldfare.core.errors import UsageError
+from fieldfare.progress import duration
+from fieldfare.store.runs import RunFolder
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def show_summary(summary: Mapping[str, Any], path: Path | None) -> None:
+    """A finished run in a small table, and where its report is."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("run", f"[bold]{summary['run'] or '-'}[/]  ({summary['algorithm']}, seed {summary['seed']})")
+    for name, value in summary["final"].items():
+        table.add_row(name, f"[bold]{value:.4f}[/]" if name == "accuracy" else f"{value:.4f}")
+    table.add_row("rounds", f"{summary['rounds']}  ({summary['stopped']})")
+    table.add_row("virtual time", duration(summary["virtual_s"]))
+    table.add_row("bytes", f"{size(summary['bytes_down'])} down, {size(summary['bytes_up'])} up")
+    table.add_row("wall time", f"{duration(summary['wall_s'])}  ({summary['clients_per_s']:,.0f} clients/s)")
+    console = _console()
+    console.print(table)
+    if summary.get("claims"):
+        show_claims(summary["claims"])
+    if path is not None:
+        console.print(f"report: {path / 'report.html'}", soft_wrap=True)
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them.
+
+    >>> size(1234), size(2.5e9)
+    ('1.2 kB', '2.5 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def show_claims(claims: Sequence[Mapping[str, Any]]) -> None:
+    """One line per claim: ours, target, published, and whether it holds."""
+    table = Table("claim", "ours", "target", "published", "holds")
+    for claim in claims:
+        ours = "missing" if claim["ours"] is None else f"{claim['ours']:.4g}"
+        published = claim.get("published")
+        table.add_row(
+            claim["name"], ours, str(claim["target"]), "-" if published is None else str(published),
+            "[green]yes[/]" if claim["holds"] else "[red]no[/]",
+        )  # fmt: skip
+    _console().print(table)
+
+
+def finals_table(finals: Mapping[str, Mapping[str, float]]) -> None:
+    """Final metrics of several runs side by side."""
+    names = list(dict.fromkeys(name for final in finals.values() for name in final))
+    table = Table("run", *names)
+    for run, final in finals.items():
+        table.add_row(run, *(f"{final[name]:.4f}" if name in final else "-" for name in names))
+    _console().print(table)
+
+
+def catalogue(what: str, entries: Sequence[Any], as_json: bool) -> None:
+    """Names, one line each, and the paper."""
+    rows = [{"name": e.name, "summary": e.summary, "paper": e.paper} for e in entries]
+    if as_json:
+        print(json.dumps({what: rows}))
+        return
+    table = Table("name", "what it does", "paper")
+    for row in rows:
+        table.add_row(f"[bold]{row['name']}[/]", row["summary"], row["paper"])
+    _console().print(table)
+
+
+def inspect_run(which: str, runs: str | Path) -> dict[str, Any]:
+    """Facts of a run folder: status, configuration, how far it came, final metrics."""
+    folder = RunFolder.find(which, runs)
+    facts: dict[str, Any] = {"run": folder.id, "status": folder.status, "path": str(folder.path)}
+    rows = folder.read_lines("rounds.jsonl")
+    facts["rounds_recorded"] = len(rows)
+    if rows:
+        facts["last_round"] = rows[-1]
+    if folder.complete:
+        facts["summary"] = folder.read_json("summary.json")
+    facts["config"] = folder.read_json("config.json")
+    return facts
+
+
+def inspect_job(path: str) -> dict[str, Any]:
+    """Facts of a job file without running it: model, how it will be computed, data, algorithm."""
+    from fieldfare.config import describe_job
+    from fieldfare.load import load_job
+    from fieldfare.run import assemble
+    from fieldfare.study import Study
+
+    loaded = load_job(path)
+    jobs = loaded.jobs() if isinstance(loaded, Study) else [("job", loaded)]
+    facts: dict[str, Any] = {}
+    for name, job in jobs:
+        bound = assemble(job)
+        model = bound.world.model
+        tensors = dict(zip(model.layout.names, model.layout.shapes, strict=True))
+        facts[name] = {
+            **describe_job(job, bound.net)["job"], "parameters": model.size, "model_bytes": model.bytes,
+            "tensors": {tensor: list(shape) for tensor, shape in tensors.items()},
+            "client_state_bytes": {slot: 4 * length for slot, length in bound.slots.items()},
+        }  # fmt: skip
+    return facts
+
+
+def show_tree(facts: Mapping[str, Any]) -> None:
+    """Nested facts as a tree."""
+    tree = Tree("[bold]facts[/]", hide_root=True)
+    _grow(tree, facts)
+    _console().print(tree)
+
+
+def _grow(tree: Tree, value: Mapping[str, Any]) -> None:
+    for key, inside in value.items():
+        if isinstance(inside, Mapping) and inside:
+            _grow(tree.add(f"[bold]{key}[/]"), inside)
+        else:
+            text = f"{inside:.6g}" if isinstance(inside, float) else str(inside)
+            tree.add(f"{key}: {text if len(text) < 200 else text[:200] + '...'}")
+
+
+def data_of(path: str | Path, name: str | None) -> Any:
+    """The data of a job file (of a study: its first arm's)."""
+    from fieldfare.load import load_job
+    from fieldfare.study import Study
+
+    loaded = load_job(path, name)
+    return loaded.jobs()[0][1].data if isinstance(loaded, Study) else loaded.data
+
+
+def show_data(facts: Mapping[str, Any]) -> None:
+    """Statistics of a federation without its long lists, and a strip of the first clients' labels."""
+    short = {key: value for key, value in facts.items() if key not in ("label_counts", "sizes")}
+    show_tree(short)
+    counts = facts.get("label_counts")
+    if counts:
+        shades = " .:-=+*#%@"
+        top = max(max(row) for row in counts) or 1
+        console = _console()
+        console.print(f"labels (columns 0..{len(counts[0]) - 1}) of the first clients, darker is more:")
+        for client, row in enumerate(counts[:20]):
+            cells = "".join(shades[min(9, round(9 * (n / top) ** 0.5))] * 2 for n in row)
+            console.print(f"  client {client:>3} |{cells}|  {sum(row)} examples", markup=False)
+
+
+def draw_partition(facts: Mapping[str, Any], out: Path) -> None:
+    """The label map as a picture."""
+    if out.suffix not in (".png", ".svg"):
+        raise UsageError(f"--picture {out}: use a name that ends in .png or .svg.")
+    from fieldfare.report.plots import save_label_map
+
+    save_label_map(facts, out)

@@ -1,0 +1,101 @@
+"""A study: several jobs on the same federation, one folder, one report, claims recomputed from stored tables.
+
+Invariant: each arm is a complete run of its own under `arms/`; what the study says is read from those files alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fieldfare.core.errors import UsageError
+from fieldfare.job import Job
+from fieldfare.run import Result, run, running_file, source_of
+from fieldfare.store.runs import RunFolder
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """`arms`: `{name: job}`, or `{name: {seed: job}}` for bands. `claims`: a TOML file of claims to be checked."""
+
+    arms: Mapping[str, Job | Mapping[str | int, Job]]
+    claims: str | Path | None = None
+    name: str = "study"
+    callbacks: tuple[Any, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise UsageError("Study(arms={}): a study compares at least one job.")
+        for name in self.arms:
+            if not name or "/" in name or name.startswith("."):
+                raise UsageError(f"Study: {name!r} is no name for an arm: use letters, digits, - and _.")
+
+    def jobs(self) -> list[tuple[str, Job]]:
+        """(arm, job) pairs; arms with seeds as `name/seed`."""
+        out: list[tuple[str, Job]] = []
+        for name, arm in self.arms.items():
+            if isinstance(arm, Job):
+                out.append((name, arm))
+            else:
+                out.extend((f"{name}/{seed}", job) for seed, job in arm.items())
+        return out
+
+    def with_overrides(self, changes: Mapping[str, Any]) -> Study:
+        """Every arm with the settings replaced."""
+
+        def changed(arm: Job | Mapping[str | int, Job]) -> Job | Mapping[str | int, Job]:
+            if isinstance(arm, Job):
+                return arm.with_overrides(changes)
+            return {seed: job.with_overrides(changes) for seed, job in arm.items()}
+
+        return Study({name: changed(arm) for name, arm in self.arms.items()}, self.claims, self.name, self.callbacks)
+
+    def run(
+        self, runs: str | Path = "runs", *, progress: bool | None = None, source: str | Path | None = None,
+        folder: RunFolder | None = None, overrides: Mapping[str, Any] | None = None, job_name: str | None = None,
+    ) -> Result:  # fmt: skip
+        """Run the arms that are not complete, then the report and the claims; the first arm is the headline."""
+        if folder is None:
+            folder = RunFolder.create(runs, self.name)
+            source = source or running_file(self)
+            if source is not None:
+                folder.copy_source(source)
+            if self.claims is not None:
+                shutil.copyfile(self.claims, folder.file("claims.toml"))
+            arms = [name for name, _ in self.jobs()]
+            config = {"format": 1, "study": self.name, "arms": arms}
+            folder.write_json("config.json", {**config, "source": source_of(source, overrides, job_name)})
+        first: Result | None = None
+        summaries: dict[str, Any] = {}
+        with folder:
+            for name, job in self.jobs():
+                result = self._arm(folder, name, job, progress)
+                summaries[name] = result.summary
+                first = first or result
+            assert first is not None
+            summary = {**first.summary, "run": folder.id, "name": self.name, "arms": list(self.arms)}
+            summary["wall_s"] = sum(s["wall_s"] for s in summaries.values())
+            from fieldfare.report.claims import compute_claims
+
+            if (folder.path / "claims.toml").exists():
+                summary["claims"] = compute_claims(folder.path)
+            folder.write_model(first.model)
+            folder.finish(summary)
+        from fieldfare.report.html import write_report
+
+        write_report(folder.path)
+        return Result(first.final, first.model, first.rounds, summary, folder.path)
+
+    def _arm(self, folder: RunFolder, name: str, job: Job, progress: bool | None) -> Result:
+        path = folder.path / "arms" / name
+        if (path / "summary.json").exists():
+            done = RunFolder.open(path, write=False)
+            summary = done.read_json("summary.json")
+            return Result(summary["final"], done.read_model(), done.read_lines("rounds.jsonl"), summary, path)
+        if (path / "run.json").exists():
+            return run(job, folder=RunFolder.open(path), progress=progress, report=False)
+        arm = RunFolder.create_at(path)
+        return run(job, folder=arm, progress=progress, report=False, fresh=True)
