@@ -31,9 +31,67 @@ _MODULES = ("aggregate", "algorithms", "core", "data", "fleet", "report", "sim",
 __all__ = sorted([*_WHERE, "__version__"])
 
 if TYPE_CHECKING:
-    from fieldfare import aggregate, algorithms, core, data, fleet, report, sim, store, work
-    from fieldfare.job import Evaluation, Job, Simulated, StopAt
-    from fieldfare.study import Study
+    from fieldfare import aggregate as aggregate
+    from fieldfare import algorithms as algorithms
+    from fieldfare import core as core
+    from fieldfare import data as data
+    from fieldfare import fleet as fleet
+    from fieldfare import report as report
+    from fieldfare import sim as sim
+    from fieldfare import store as store
+    from fieldfare import testing as testing
+    from fieldfare import work as work
+    from fieldfare.algorithms.bagging import Bagging as Bagging
+    from fieldfare.algorithms.fedavg import FedAvg as FedAvg
+    from fieldfare.algorithms.feddyn import FedDyn as FedDyn
+    from fieldfare.algorithms.fednova import FedNova as FedNova
+    from fieldfare.algorithms.fedopt import FedAdagrad as FedAdagrad
+    from fieldfare.algorithms.fedopt import FedAdam as FedAdam
+    from fieldfare.algorithms.fedopt import FedAvgM as FedAvgM
+    from fieldfare.algorithms.fedopt import FedYogi as FedYogi
+    from fieldfare.algorithms.fedprox import FedProx as FedProx
+    from fieldfare.algorithms.personal import Ditto as Ditto
+    from fieldfare.algorithms.personal import FedBN as FedBN
+    from fieldfare.algorithms.personal import FedPer as FedPer
+    from fieldfare.algorithms.personal import FedRep as FedRep
+    from fieldfare.algorithms.qfedavg import QFedAvg as QFedAvg
+    from fieldfare.algorithms.robust import FedMedian as FedMedian
+    from fieldfare.algorithms.robust import FedTrimmedMean as FedTrimmedMean
+    from fieldfare.algorithms.robust import Krum as Krum
+    from fieldfare.algorithms.scaffold import Scaffold as Scaffold
+    from fieldfare.core.errors import PeerError as PeerError
+    from fieldfare.core.errors import UsageError as UsageError
+    from fieldfare.core.params import Params as Params
+    from fieldfare.core.quorum import Everyone as Everyone
+    from fieldfare.core.quorum import Quorum as Quorum
+    from fieldfare.core.quorum import Sample as Sample
+    from fieldfare.data import Federated as Federated
+    from fieldfare.data import digits as digits
+    from fieldfare.data import dirichlet as dirichlet
+    from fieldfare.data import dirichlet_quantity as dirichlet_quantity
+    from fieldfare.data import federate as federate
+    from fieldfare.data import iid as iid
+    from fieldfare.data import joint as joint
+    from fieldfare.data import labels_per_client as labels_per_client
+    from fieldfare.data import lognormal_quantity as lognormal_quantity
+    from fieldfare.data import natural as natural
+    from fieldfare.data import shards as shards
+    from fieldfare.data import synthetic as synthetic
+    from fieldfare.job import Evaluation as Evaluation
+    from fieldfare.job import Job as Job
+    from fieldfare.job import Simulated as Simulated
+    from fieldfare.job import StopAt as StopAt
+    from fieldfare.resume import resume_run as resume_run
+    from fieldfare.run import Result as Result
+    from fieldfare.run import run as run
+    from fieldfare.study import Study as Study
+    from fieldfare.work.dense import DenseNet as DenseNet
+    from fieldfare.work.dense import mlp as mlp
+    from fieldfare.work.flower_client import flower_client as flower_client
+    from fieldfare.work.jax_net import jax_net as jax_net
+    from fieldfare.work.net import Training as Training
+    from fieldfare.work.opaque import opaque as opaque
+    from fieldfare.work.torch_net import torch_net as torch_net
 
 
 def __getattr__(name: str) -> Any:

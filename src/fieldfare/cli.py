@@ -37,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are kept.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting, e.g. training.lr=0.05."),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override, e.g. training.lr=0.05."),
 ]
 
 
@@ -102,9 +102,7 @@ def resume(
 @app.command()
 def report(
     which: Annotated[str, typer.Argument(metavar="RUN")] = "latest",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to write (default: in the run folder).")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: in the run folder.")] = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -143,9 +141,7 @@ def compare(
 
 @app.command()
 def inspect(
-    which: Annotated[
-        str, typer.Argument(metavar="RUN|JOB.py", help="A run, or a job file before it is run.")
-    ] = "latest",
+    which: Annotated[str, typer.Argument(metavar="RUN|JOB.py", help="A run, or a job file.")] = "latest",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:

@@ -26,14 +26,15 @@ def load_job(path: str | Path, name: str | None = None, folder: str | Path | Non
     if file.suffix != ".py":
         raise UsageError(f"{path} is no job file: a job is a Python file (*.py) that makes a fieldfare.Job called job.")
     spec = importlib.util.spec_from_file_location(_MODULE, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module
     sys.path.insert(0, str(Path(folder) if folder else file.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except TypeError as error:
-        raise UsageError(_keyword(error, path)) from error if "unexpected keyword" in str(error) else error
+        raise UsageError(_keyword(error, path)) from error
     except SyntaxError as error:
         raise UsageError(f"{path}, line {error.lineno}: {error.msg}.") from None
     finally:

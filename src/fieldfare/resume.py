@@ -52,7 +52,7 @@ def export_model(which: str, runs: str | Path, out: Path) -> dict[str, Any]:
         case ".safetensors":
             write_model(out, model)
         case ".npz":
-            np.savez(out, **{name: tensor for name, tensor in model.tensors().items()})  # type: ignore[arg-type]
+            np.savez(out, **model.tensors())  # type: ignore[arg-type]
         case other:
             raise UsageError(f"--out {out}: {other or 'no suffix'} is not known; use .safetensors or .npz.")
     return {"model": str(out), "parameters": model.size, "tensors": list(model.layout.names)}
