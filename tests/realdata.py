@@ -67,6 +67,7 @@ def mnist_by_writer(writers: int | None = None, shape: str = "flat") -> Federate
         images_as(train["x"], shape),
         train["y"].astype(np.int64),
         client=who,
+        name="MNIST by writer",
         test={"x": images_as(test["x"], shape), "y": test["y"].astype(np.int64)},
         classes=10,
     )
@@ -172,6 +173,7 @@ def heart_disease(test_fraction: float = 0.2, seed: int = 0) -> Federated:
     table["chol"] = np.where(table["chol"] == 0, np.nan, table["chol"])
     return from_table(
         table,
+        name="heart disease",
         id_column="hospital",
         label="target",
         features=HEART_FEATURES,
@@ -196,6 +198,7 @@ def extrasensory_har(test_fraction: float = 0.2, seed: int = 0, rows_per_user: i
     return from_numpy(
         np.clip(z["x"][keep].astype(np.float32), -5.0, 5.0),
         z["y"][keep].astype(np.int64),
+        name="ExtraSensory",
         client=z["user"][keep].astype(np.int64),
         classes=6,
         test_fraction=test_fraction,

@@ -35,7 +35,7 @@ from fieldfare.data import (
 
 def owned(fed, name="x"):
     """Values of a column by client name."""
-    return {fed.name(i): fed.block([i]).client(0)[name].tolist() for i in range(fed.n_clients)}
+    return {fed.who(i): fed.block([i]).client(0)[name].tolist() for i in range(fed.n_clients)}
 
 
 # digits and generated data
@@ -50,6 +50,15 @@ def test_digits_are_scaled_split_and_shared_out():
     assert fed.classes == 10
     assert len(fed.test["y"]) == 359
     assert len(np.unique(fed.rows)) == len(fed.rows) == 1797 - 359
+
+
+def test_a_data_set_says_how_it_was_made(table):
+    assert digits(10, seed=3).name == f"digits, {dirichlet(0.3, 10)!r}, test fraction 0.2, seed 3"
+    assert from_csv(table, "who", "ill", features=["age"], fill=0.0).name == "t.csv"
+    assert (
+        synthetic(2, seed=9).holdout(0.5).name
+        == "synthetic(2 clients, 10 classes, 60 features, alpha=1, beta=1), seed 9"
+    )
 
 
 def test_digits_depend_on_the_seed_and_nothing_else():

@@ -18,7 +18,7 @@ from fieldfare.core import rng
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.data import checks, statistics
-from fieldfare.data.partition import Partition, prepared, shared_out
+from fieldfare.data.partition import Partition, prepared, shared_out, told
 
 Array = NDArray[Any]
 I64 = NDArray[np.int64]
@@ -32,7 +32,8 @@ class Federated:
     (labels int `[rows]` or `[rows, time]`, or float targets). `offsets`: int64 `[N + 1]`. `rows`: int32 or int64
     `[M]`; a row may belong to several clients. `names`: one per client, or None for 0..N-1. `classes`: number of
     labels, None for none. `test`: central test columns. `held_offsets`, `held_rows`: an index of the same
-    clients' held-out examples (`holdout` makes it).
+    clients' held-out examples (`holdout` makes it). `name`: what the records of a run call the data; the
+    loaders say how it was made.
 
     Construction checks everything, NaN included, in one pass over the columns; `check=False` leaves out the pass
     over the values (for a large memory-mapped file). `drop_empty=True` leaves out clients without examples,
@@ -51,6 +52,7 @@ class Federated:
     test: Mapping[str, Array] | None = None
     held_offsets: I64 | None = None
     held_rows: NDArray[np.integer] | None = None
+    name: str = "data"
     check: InitVar[bool] = True
     drop_empty: InitVar[bool] = False
 
@@ -93,7 +95,7 @@ class Federated:
             return
         if not drop_empty:
             raise UsageError(
-                f"{self.name(int(empty[0]))} has no examples ({len(empty)} such of {self.n_clients} clients); pass "
+                f"{self.who(int(empty[0]))} has no examples ({len(empty)} such of {self.n_clients} clients); pass "
                 "drop_empty=True to leave them out."
             )
         keep = np.flatnonzero(self.sizes > 0)
@@ -117,7 +119,7 @@ class Federated:
             if offsets is not None and rows is not None:
                 at = np.flatnonzero(np.isin(rows, bad))
                 if len(at):
-                    return self.name(int(np.searchsorted(offsets, at[0], "right") - 1)), int(rows[at[0]])
+                    return self.who(int(np.searchsorted(offsets, at[0], "right") - 1)), int(rows[at[0]])
         return None
 
     @property
@@ -139,7 +141,7 @@ class Federated:
         """Held-out examples per client, int64 `[N]`; zeros without a held-out part."""
         return np.zeros(self.n_clients, np.int64) if self.held_offsets is None else np.diff(self.held_offsets)
 
-    def name(self, client: int) -> str:
+    def who(self, client: int) -> str:
         """How messages call a client: its name, or its number."""
         return f"client {client}" if self.names is None else f"client {self.names[client]!s}"
 
@@ -229,6 +231,7 @@ def federate(
     clients: int | None = None,
     test: Mapping[str, ArrayLike] | None = None,
     classes: int | None = None,
+    name: str | None = None,
     check: bool = True,
 ) -> Federated:
     """Share the rows of `columns` out to clients.
@@ -243,9 +246,12 @@ def federate(
     arrays = {name: tidy(column) for name, column in columns.items()}
     tests = None if test is None else {name: tidy(column) for name, column in test.items()}
     checks.check_columns(arrays, "column")
-    offsets, rows, names = shared_out(prepared(partitioner, clients), arrays, seed)
+    plan = prepared(partitioner, clients)
+    offsets, rows, names = shared_out(plan, arrays, seed)
     classes = classes_of(arrays, tests) if classes is None else classes
-    return Federated(arrays, offsets, rows, names, classes, tests, check=check)
+    return Federated(
+        arrays, offsets, rows, names, classes, tests, name=name or f"{told(plan)}, seed {seed}", check=check
+    )
 
 
 def classes_of(columns: Mapping[str, Array], test: Mapping[str, Array] | None) -> int | None:

@@ -76,5 +76,13 @@ def synthetic(
     tests = np.minimum(np.floor(test_fraction * sizes).astype(np.int64), sizes - 1)
     last = np.arange(len(x)) >= np.repeat(ends - tests, sizes)
     offsets = np.concatenate([[0], np.cumsum(sizes - tests)])
+    made = f"{clients} clients, {classes} classes, {features} features, alpha={alpha:g}, beta={beta:g}"
     test = {"x": x[last], "y": y[last]} if last.any() else None
-    return Federated({"x": x, "y": y}, offsets, np.flatnonzero(~last), classes=classes, test=test)
+    return Federated(
+        {"x": x, "y": y},
+        offsets,
+        np.flatnonzero(~last),
+        classes=classes,
+        test=test,
+        name=f"synthetic({made}), seed {seed}",
+    )

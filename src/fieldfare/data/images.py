@@ -81,6 +81,7 @@ def from_image_folder(
         clients=clients,
         test_fraction=test_fraction,
         seed=seed,
+        name=f"images {root.name} by {by}",
     )
 
 

@@ -19,7 +19,7 @@ from fieldfare.core.errors import MissingExtra, UsageError
 from fieldfare.core.rng import stream
 from fieldfare.data import checks
 from fieldfare.data.federated import Federated, classes_of, tidy
-from fieldfare.data.partition import Partition, as_ids, dirichlet, natural, prepared, shared_out
+from fieldfare.data.partition import Partition, as_ids, dirichlet, natural, prepared, shared_out, told
 
 Array = NDArray[Any]
 I64 = NDArray[np.int64]
@@ -72,11 +72,13 @@ class Split:
         held = Federated({"row": np.arange(n_rows)}, offsets, rows, names).holdout(test_fraction, seed)
         return Split(held.offsets, held.rows, names, np.sort(held.held_rows))
 
-    def federated(self, columns: Mapping[str, Array], classes: int | None = None, check: bool = True) -> Federated:
+    def federated(
+        self, columns: Mapping[str, Array], classes: int | None = None, name: str = "data", check: bool = True
+    ) -> Federated:
         """The data set over these columns, its test columns gathered."""
         test = {name: column[self.test_rows] for name, column in columns.items()} if len(self.test_rows) else None
         number = classes_of(columns, None) if classes is None else classes
-        return Federated(columns, self.offsets, self.rows, self.names, number, test, check=check)
+        return Federated(columns, self.offsets, self.rows, self.names, number, test, name=name, check=check)
 
 
 def from_numpy(
@@ -90,6 +92,7 @@ def from_numpy(
     test_fraction: float = 0.0,
     classes: int | None = None,
     seed: int = 0,
+    name: str = "arrays",
     check: bool = True,
 ) -> Federated:
     """A data set over arrays (or memory maps) of equal length, owned by the ids `client` or by a `partition`.
@@ -104,12 +107,12 @@ def from_numpy(
     columns = {"x": tidy(x)} | ({} if y is None else {"y": tidy(y)})
     split = Split.of(columns, client, partition, clients, test_fraction, seed)
     if test is None:
-        return split.federated(columns, classes, check)
+        return split.federated(columns, classes, name, check)
     if test_fraction:
         raise UsageError("test and test_fraction were both given; give one of them.")
     tests = {name: tidy(column) for name, column in test.items()}
     number = classes_of(columns, tests) if classes is None else classes
-    return Federated(columns, split.offsets, split.rows, split.names, number, tests, check=check)
+    return Federated(columns, split.offsets, split.rows, split.names, number, tests, name=name, check=check)
 
 
 def from_npz(
@@ -153,6 +156,7 @@ def from_npz(
         test_fraction=test_fraction,
         classes=classes,
         seed=seed,
+        name=Path(path).name,
     )
 
 
@@ -190,4 +194,5 @@ def digits(
     x, y = load_digits(return_X_y=True)
     plan = prepared(partition, clients, default=100)
     columns = {"x": (x / 16.0).astype(np.float32), "y": y.astype(np.int64)}
-    return Split.of(columns, None, plan, None, test_fraction, seed).federated(columns, classes=10)
+    name = f"digits, {told(plan)}, test fraction {test_fraction:g}, seed {seed}"
+    return Split.of(columns, None, plan, None, test_fraction, seed).federated(columns, 10, name)

@@ -372,6 +372,11 @@ def shared_out(plan: Partition, columns: dict[str, Array], seed: int) -> tuple[I
     return offsets, rows, plan.names(column) if isinstance(plan, _Sharing) else None
 
 
+def told(plan: Partition) -> str:
+    """`plan` as a record names it: its options, or the name of a function."""
+    return repr(plan) if isinstance(plan, _Sharing) else getattr(plan, "__name__", type(plan).__name__)
+
+
 def as_ids(ids: ArrayLike) -> Array:
     """Client ids as a flat array that `natural` accepts: numbers or text, None refused."""
     array = np.asanyarray(ids)

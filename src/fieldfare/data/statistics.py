@@ -101,6 +101,7 @@ def describe(fed: Federated) -> dict[str, Any]:
     """
     sizes = fed.sizes
     return {
+        "name": fed.name,
         "clients": fed.n_clients,
         "examples": int(sizes.sum()),
         "held_examples": int(fed.held_sizes.sum()),

@@ -127,6 +127,7 @@ def from_table(
     test_fraction: float = 0.0,
     classes: int | None = None,
     seed: int = 0,
+    name: str = "table",
 ) -> Federated:
     """A data set from columns: `x` float32 `[rows, features]`, `y` int64 labels or float32 targets.
 
@@ -139,9 +140,9 @@ def from_table(
     clients are all that needs: real devices could send them through a secure sum).
     """
     known = {name: np.asarray(column) for name, column in table.items()}
-    for name in [n for n in (id_column, label, *(features or ()), *one_hot) if n is not None]:
-        if name not in known:
-            raise UsageError(f"there is no column {name!r}; the columns are {list(known)}.")
+    for used in [n for n in (id_column, label, *(features or ()), *one_hot) if n is not None]:
+        if used not in known:
+            raise UsageError(f"there is no column {used!r}; the columns are {list(known)}.")
     spoken_for = {id_column, label, *one_hot}
     numeric = [n for n in (known if features is None else features) if n not in spoken_for]
     worded = [name for name in numeric if known[name].dtype.kind not in "iufb"]
@@ -160,7 +161,7 @@ def from_table(
     blocks = [_numbers(name, known[name], fill, standardise, split.rows) for name in numeric]
     blocks += [_dummies(name, known[name], fill) for name in one_hot]
     columns: dict[str, Array] = {"x": np.concatenate(blocks, axis=1)} | ({} if y is None else {"y": y})
-    return split.federated(columns, classes)
+    return split.federated(columns, classes, name)
 
 
 def _read_by(partition: Partition | None, known: Mapping[str, Array], y: Array | None) -> dict[str, Array]:
@@ -177,7 +178,7 @@ def from_csv(path: str | Path, id_column: str | None = None, label: str | None =
     Options of the file itself: `delimiter`, `missing`.
     """
     reading = {name: options.pop(name) for name in ("delimiter", "missing") if name in options}
-    return from_table(read_csv(path, **reading), id_column, label, **options)
+    return from_table(read_csv(path, **reading), id_column, label, **{"name": Path(path).name, **options})
 
 
 def from_parquet(
@@ -195,6 +196,7 @@ def from_parquet(
         by = getattr(options.get("partition"), "column", "y")
         extra = [] if by in ("y", None) else [by]
         used = list(dict.fromkeys(n for n in (id_column, label, *features, *one_hot, *extra) if n is not None))
+    options = {"name": Path(path).name, **options}
     return from_table(read_parquet(path, used), id_column, label, features=features, one_hot=one_hot, **options)
 
 
@@ -239,6 +241,7 @@ def from_huggingface(
         test_fraction=test_fraction,
         classes=number if classes is None else classes,
         seed=seed,
+        name=str(getattr(getattr(dataset, "info", None), "dataset_name", None) or "Hugging Face data set"),
     )
 
 

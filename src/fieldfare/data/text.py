@@ -90,7 +90,9 @@ def from_text(
     last = np.arange(len(both)) >= np.repeat(np.cumsum(sizes) - tests, sizes)
     offsets = np.concatenate([[0], np.cumsum(sizes - tests)])
     test = {name: column[last] for name, column in columns.items()} if last.any() else None
-    return Federated(columns, offsets, np.flatnonzero(~last), kept, vocabulary.size, test)
+    return Federated(
+        columns, offsets, np.flatnonzero(~last), kept, vocabulary.size, test, name=f"text, windows of {length}"
+    )
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
