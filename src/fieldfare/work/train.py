@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core import rng
-from fieldfare.core.block import Block
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
 from fieldfare.core.local import ControlVariate, Dynamic, Fair, Local, Normalised, Personal, Proximal, Twin

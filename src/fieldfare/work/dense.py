@@ -1,0 +1,302 @@
+"""Dense networks in NumPy alone: declared layers, no other library, fast for small models.
+
+Here: layers, names and shapes as in torch's `nn.Sequential`, the starting model, evaluation. Not here: the training
+loop (`stacked`). Invariant: a client's numbers depend on its own model and rows only, to the bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core import rng
+from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
+from fieldfare.core.params import Layout, Params
+from fieldfare.work import stacked
+from fieldfare.work.net import Drift, Fit, Plan, Training
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+_EVALUATED = 32
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """h -> h W' + b, with W `[outputs, inputs]`."""
+
+    inputs: int
+    outputs: int
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.inputs < 1 or self.outputs < 1:
+            raise UsageError(f"linear({self.inputs}, {self.outputs}): a layer has at least one input and one output.")
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """An elementwise function between two linear layers."""
+
+    kind: Literal["relu", "tanh", "sigmoid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flatten:
+    """Examples of any shape become vectors; first layer only (it is what happens anyway, but it takes a number)."""
+
+
+Layer: TypeAlias = Linear | Activation | Flatten
+
+
+def linear(inputs: int, outputs: int, bias: bool = True) -> Linear:
+    """A linear layer with weight `[outputs, inputs]`."""
+    return Linear(inputs, outputs, bias)
+
+
+def relu() -> Activation:
+    """max(h, 0), with slope 0 at 0."""
+    return Activation("relu")
+
+
+def tanh() -> Activation:
+    """The hyperbolic tangent."""
+    return Activation("tanh")
+
+
+def sigmoid() -> Activation:
+    """1 / (1 + exp(-h))."""
+    return Activation("sigmoid")
+
+
+def flatten() -> Flatten:
+    """Makes vectors of the examples."""
+    return Flatten()
+
+
+def mlp(*widths: int, activation: Activation | None = None, loss: stacked.Loss = "cross_entropy") -> DenseNet:
+    """Linear layers of these widths with ReLU (or `activation`) between them; two widths are logistic regression.
+
+    >>> mlp(64, 32, 10).layout.names
+    ('0.weight', '0.bias', '2.weight', '2.bias')
+    """
+    if len(widths) < 2:
+        raise UsageError(f"mlp{widths}: give at least the width of the input and of the output, such as mlp(64, 10).")
+    layers: list[Layer] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [linear(inputs, outputs), activation or relu()]
+    return DenseNet(tuple(layers[:-1]), loss)
+
+
+@dataclass(frozen=True)
+class DenseNet:
+    """A net (`work.net.Net`) of linear layers and activations; columns `x` (any shape, flattened) and `y`.
+
+    `loss`: "cross_entropy" (labels 0..K-1 in `y`) or "squared_error" (mean over outputs; `y` of K numbers per example).
+    Parameters are named "<place>.weight" and "<place>.bias" as in torch's `nn.Sequential`; `names` gives other
+    prefixes, one per linear layer ("" for a bare layer).
+    """
+
+    layers: tuple[Layer, ...]
+    loss: stacked.Loss = "cross_entropy"
+    x: str = "x"
+    y: str = "y"
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("cross_entropy", "squared_error"):
+            raise UsageError(f"DenseNet(loss={self.loss!r}): use 'cross_entropy' or 'squared_error'.")
+        kinds = [type(layer) for layer in self.layers]
+        if not kinds or kinds[-1] is not Linear:
+            raise UsageError(
+                "DenseNet: the last layer is linear, as the loss takes its outputs; end with linear(i, o)."
+            )
+        width: int | None = None
+        for place, layer in enumerate(self.layers):
+            if isinstance(layer, Linear):
+                if width is not None and width != layer.inputs:
+                    raise UsageError(f"DenseNet: layer {place} takes {layer.inputs} inputs but gets {width}.")
+                width = layer.outputs
+            elif isinstance(layer, Flatten) and place:
+                raise UsageError(f"DenseNet: layer {place} is flatten(); only the first layer can be.")
+            elif isinstance(layer, Activation) and (not place or kinds[place - 1] is not Linear):
+                raise UsageError(f"DenseNet: layer {place}, {layer.kind}, must come right after a linear layer.")
+        count = kinds.count(Linear)
+        if self.names is not None and len(self.names) != count:
+            raise UsageError(f"DenseNet(names={self.names}): give one prefix for each of the {count} linear layers.")
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Names and shapes of the parameters, weights before biases, layer by layer."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        at = 0
+        for place, layer in enumerate(self.layers):
+            if isinstance(layer, Linear):
+                prefix = str(place) if self.names is None else self.names[at]
+                dot = prefix and prefix + "."
+                shapes[dot + "weight"] = (layer.outputs, layer.inputs)
+                if layer.bias:
+                    shapes[dot + "bias"] = (layer.outputs,)
+                at += 1
+        return Layout.of(shapes)
+
+    @cached_property
+    def program(self) -> stacked.Program:
+        """The layers with their places in the vector."""
+        found: list[stacked.Dense] = []
+        at = 0
+        for place, layer in enumerate(self.layers):
+            if not isinstance(layer, Linear):
+                continue
+            after = self.layers[place + 1] if place + 1 < len(self.layers) else None
+            kind = after.kind if isinstance(after, Activation) else "none"
+            weight = slice(at, at + layer.inputs * layer.outputs)
+            bias = slice(weight.stop, weight.stop + layer.outputs) if layer.bias else None
+            at = bias.stop if bias is not None else weight.stop
+            found.append(stacked.Dense(layer.inputs, layer.outputs, weight, bias, kind))
+        return stacked.Program(tuple(found), at, self.loss)
+
+    def init(self, seed: int) -> Params:
+        """Weights and biases uniform in +-1/sqrt(inputs), the default of torch's `nn.Linear` (other numbers)."""
+        words = rng.uniforms(np.array([rng.derive(seed, "init")], np.uint64), np.arange(self.layout.size))
+        vector = 2.0 * words - 1.0
+        for layer in self.program.layers:
+            stop = layer.weight.stop if layer.bias is None else layer.bias.stop
+            vector[layer.weight.start : stop] *= 1.0 / np.sqrt(layer.inputs)
+        return Params(vector.astype(np.float32), self.layout)
+
+    def fit(
+        self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
+        drift: Drift,
+    ) -> Fit:  # fmt: skip
+        """Train n clients in stacks that stay in cache; one thread, no randomness beyond the plan's."""
+        x, y = self._columns(data)
+        return stacked.fit(self.program, start, row, x, self._wanted(y, plan.rows), plan, training, lr, drift)
+
+    def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
+        """`loss` and, for labels, `accuracy`, `[n]`; both 0 for a client without examples.
+
+        Examples go through in blocks of 32 of one client (a short one is filled up), so no number depends on others'.
+        """
+        n, program = data.n, self.program
+        x, y = self._columns(data)
+        sizes = data.sizes
+        blocks = -(-sizes // _EVALUATED)
+        client = np.repeat(np.arange(n), blocks)
+        number = np.arange(len(client)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+        if len(models) > 1:
+            order = np.argsort(row[client], kind="stable")
+            client, number = client[order], number[order]
+        wanted = self._wanted(y, data.rows)
+        width = program.inputs + 2 * sum(layer.outputs for layer in program.layers)
+        most = max(1, _BLOCK_BYTES // (4 * _EVALUATED * width))
+        loss, right = np.zeros(len(client)), np.zeros(len(client))
+        edges = np.flatnonzero(np.diff(row[client], prepend=-1, append=-1)) if len(client) else np.zeros(0, np.int64)
+        column = np.arange(_EVALUATED)
+        with np.errstate(all="ignore"):
+            for a, b in itertools.pairwise(edges):
+                weights = models[row[client[a]]]
+                for lo in range(a, b, most):
+                    pick = slice(lo, min(lo + most, b))
+                    left = sizes[client[pick]] - number[pick] * _EVALUATED
+                    at = data.offsets[client[pick]] + number[pick] * _EVALUATED
+                    where = at[:, None] + np.minimum(column, left[:, None] - 1)
+                    z = _outputs(program, weights, x[data.rows[where]])
+                    real = column < left[:, None]
+                    losses, hits = _score(self.loss, z, wanted[where])
+                    loss[pick] = np.add.reduce(np.where(real, losses, 0.0), axis=1)
+                    right[pick] = np.add.reduce(np.where(real, hits, 0.0), axis=1)
+        share = 1.0 / np.maximum(sizes, 1)
+        out = {"loss": np.bincount(client, loss, n) * share}
+        if self.loss == "cross_entropy":
+            out["accuracy"] = np.bincount(client, right, n) * share
+        return out
+
+    def flops(self) -> float:
+        """Multiply-adds (as two) of the three products of each layer; the first needs no gradient of its input."""
+        macs = [layer.inputs * layer.outputs for layer in self.program.layers]
+        return 2.0 * (3 * sum(macs) - macs[0])
+
+    def describe(self) -> Mapping[str, Any]:
+        """Layers, loss and columns as plain JSON."""
+        said: list[str] = []
+        for layer in self.layers:
+            match layer:
+                case Linear(inputs, outputs, bias):
+                    said.append(f"linear({inputs}, {outputs}{'' if bias else ', bias=False'})")
+                case Activation(kind):
+                    said.append(f"{kind}()")
+                case _:
+                    said.append("flatten()")
+        return {"net": "dense", "layers": said, "loss": self.loss, "x": self.x, "y": self.y, "size": self.layout.size}
+
+    def _columns(self, data: Block) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The columns x, as vectors where that costs no copy, and y."""
+        for name in (self.x, self.y):
+            if name not in data.columns:
+                have = ", ".join(data.columns) or "none"
+                raise UsageError(
+                    f"the data has no column {name!r} (it has {have}): rename it, or give DenseNet its name."
+                )
+        x, y = data.columns[self.x], data.columns[self.y]
+        width = int(np.prod(x.shape[1:], dtype=np.int64))
+        if width != self.program.inputs:
+            raise UsageError(
+                f"column {self.x!r} has {width} numbers per example but the first layer takes {self.program.inputs}: "
+                "change the layer, or the data."
+            )
+        return (x.reshape(len(x), width) if x.flags.c_contiguous else x), y
+
+    def _wanted(self, y: NDArray[Any], rows: I64) -> NDArray[Any]:
+        """What the loss compares with, for `rows`: labels int64 `[m]`, checked, or float32 `[m, outputs]`."""
+        outputs, chosen = self.program.outputs, y[rows]
+        if self.loss == "squared_error":
+            if int(np.prod(y.shape[1:], dtype=np.int64)) != outputs:
+                raise UsageError(
+                    f"column {self.y!r} has shape {y.shape[1:]} per example; the net gives {outputs} numbers."
+                )
+            return chosen.astype(np.float32, copy=False).reshape(len(rows), outputs)
+        if chosen.dtype.kind not in "iub" or chosen.ndim != 1:
+            raise UsageError(
+                f"column {self.y!r} holds {chosen.dtype} of shape {y.shape[1:]} per example: cross_entropy needs one "
+                "whole number; use loss='squared_error' for numbers."
+            )
+        labels = chosen.astype(np.int64, copy=False)
+        if len(labels) and (labels.min() < 0 or labels.max() >= outputs):
+            raise UsageError(
+                f"column {self.y!r} has labels from {labels.min()} to {labels.max()} but the last layer has {outputs} "
+                f"outputs: labels are 0..{outputs - 1}."
+            )
+        return labels
+
+
+def _outputs(program: stacked.Program, weights: F32, x: NDArray[Any]) -> F32:
+    """Outputs `[m, b, outputs]` for blocks of examples `[m, b, ...]` under one model `[P]`."""
+    h = np.ascontiguousarray(x, np.float32).reshape(x.shape[0], x.shape[1], -1)
+    for layer in program.layers:
+        h = np.matmul(h, weights[layer.weight].reshape(layer.outputs, layer.inputs).T)
+        if layer.bias is not None:
+            h += weights[layer.bias]
+        stacked.activate(layer.activation, h)
+    return h
+
+
+def _score(loss: stacked.Loss, z: F32, y: NDArray[Any]) -> tuple[F32, NDArray[np.bool_]]:
+    """Losses and hits `[m, b]` of outputs `z`."""
+    if loss == "squared_error":
+        error = z - y
+        return np.add.reduce(error * error, axis=-1) / np.float32(z.shape[-1]), np.zeros(z.shape[:2], np.bool_)
+    hits = z.argmax(axis=-1) == y
+    chosen = np.take_along_axis(z, y[:, :, None], axis=-1)[:, :, 0]
+    top = np.maximum.reduce(z, axis=-1, keepdims=True)
+    total = np.add.reduce(np.exp(z - top), axis=-1)
+    return np.log(total) + top[:, :, 0] - chosen, hits
