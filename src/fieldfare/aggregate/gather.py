@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core.errors import UsageError
-from fieldfare.core.folds import Collect, Coverage, Fold, Folded, Mean, ModSum, Stack
+from fieldfare.core.folds import Collect, Coverage, Fold, Folded, Mean, ModSum, Stack, Total
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -122,20 +122,20 @@ class Gather:
         self._bytes = 0
 
     def check(self, leaves: Mapping[str, Any], weight: F64) -> NDArray[np.bool_]:
-        """Which clients `[n]` must be refused, looking at every leaf that is summed."""
+        """Which clients `[n]` must be refused, looking at every leaf that is summed, behind its row maps."""
         bad = ~np.isfinite(weight)
-        if bad.any():
-            weight = np.where(bad, 0.0, weight)
         bad |= weight < 0
         for leaf, fold in self.reduce.items():
             if leaf not in leaves:
                 raise _bad_leaf(leaf, self.reduce)
             if isinstance(fold, Mean | Coverage):
-                rows = _rows(leaves[leaf])
-                w = integer_weights(weight, fold.weighted, fold.weight_step)
+                rows = _before(fold.before, _rows(leaves[leaf]))
+                if fold.weighted:
+                    bad |= ~(weight <= 2.0**62 / max(self.cohort, 1) * fold.weight_step)
+                w = integer_weights(np.where(bad, 0.0, weight), fold.weighted, fold.weight_step)
                 bad |= refused(rows, w, fold.step, self.cohort)
             elif isinstance(fold, Stack):
-                bad |= ~np.isfinite(_rows(leaves[leaf])).all(axis=1)
+                bad |= ~np.isfinite(_before(fold.before, _rows(leaves[leaf]))).all(axis=1)
         return bad
 
     def add(
@@ -168,7 +168,7 @@ class Gather:
                     rows = np.asarray(value, np.uint64)
                     total = np.add.reduce(rows, axis=0).view(np.int64)
                     if part.sum is None:
-                        part.sum = Sum(np.zeros(rows.shape[1], np.int64))
+                        part.sum = Sum(_zeros(rows.shape[1]))
                     part.sum.total += total
                     part.sum.total &= (1 << bits) - 1
                     part.sum.weight += len(rows)
@@ -181,7 +181,7 @@ class Gather:
             if index is not None:
                 raise UsageError("Mean() cannot fold sub-models: use Coverage() for a Run with a view.")
             if part.sum is None:
-                part.sum = Sum(np.zeros(rows.shape[1], np.int64))
+                part.sum = Sum(_zeros(rows.shape[1]))
             add_rows(part.sum, rows, w, fold.step)
             if part.sum.coverage is not None:
                 part.sum.coverage += int(w.sum())
@@ -190,13 +190,39 @@ class Gather:
             return
         if part.sum is None:
             assert size is not None
-            part.sum = Sum(np.zeros(size, np.int64), 0, np.zeros(size, np.int64))
-        small = Sum(np.zeros(rows.shape[1], np.int64))
+            part.sum = Sum(_zeros(size), 0, _zeros(size))
+        small = Sum(_zeros(rows.shape[1]))
         add_rows(small, rows, w, fold.step)
         part.sum.total[index] += small.total
         part.sum.weight += small.weight
         assert part.sum.coverage is not None
         part.sum.coverage[index] += small.weight
+
+    def fits(self, leaf: str, total: Total) -> bool:
+        """Whether the exact sum a node answered is one of this fold, and cannot overflow beside the others'."""
+        fold, part = self.reduce[leaf], self.partials[leaf]
+        if not isinstance(fold, Mean | Coverage) or (fold.step, fold.weight_step) != (total.step, total.weight_step):
+            return False
+        weights = np.asarray(total.weight, np.int64)
+        shape, per_coordinate = total.sum.shape, weights.ndim == 1
+        if total.sum.dtype != np.int64 or per_coordinate > isinstance(fold, Coverage):
+            return False
+        if (per_coordinate and weights.shape != shape) or (part.sum is not None and part.sum.total.shape != shape):
+            return False
+        cap = 2**62 // max(self.cohort, 1)
+        low, high = int(total.sum.min(initial=0)), int(total.sum.max(initial=0))
+        return -cap <= low and high <= cap and int(weights.min(initial=0)) >= 0 and int(weights.max(initial=0)) <= cap
+
+    def add_total(self, leaf: str, total: Total) -> None:
+        """Fold an exact sum that `fits`: the result is that of all the rows behind it."""
+        fold, part = self.reduce[leaf], self.partials[leaf]
+        if part.sum is None:
+            covered = _zeros(len(total.sum)) if isinstance(fold, Coverage) else None
+            part.sum = Sum(_zeros(len(total.sum)), 0, covered)
+        part.sum.total += total.sum
+        part.sum.weight += int(np.max(total.weight, initial=0))
+        if part.sum.coverage is not None:
+            part.sum.coverage += total.weight
 
     def merge(self, partials: Mapping[str, Partial]) -> None:
         """Add another worker's partials."""
@@ -239,20 +265,26 @@ class Gather:
 
 
 def _finish_sum(total: Sum, fold: Mean | Coverage) -> Folded:
-    if total.coverage is None:
-        scale = fold.step / total.weight if total.weight else 0.0
-        return Folded(_scaled(total.total, scale), total.weight * fold.weight_step)
-    cover = total.coverage
-    value = total.total * fold.step / np.maximum(cover, 1)
-    return Folded(value.astype(np.float32), cover * fold.weight_step)
+    behind = total.weight if total.coverage is None else total.coverage
+    exact = Total(total.total, behind, fold.step, fold.weight_step) if fold.total else None
+    return Folded(_quotient(total.total, fold.step, behind), behind * fold.weight_step, exact)
 
 
-def _scaled(total: I64, scale: float) -> F32:
-    """`total * scale` as float32, by blocks, so that no float64 vector of the model's size is made."""
+def _quotient(total: I64, step: float, weight: Any) -> F32:
+    """`total * step / weight` as float32, by blocks, so that no float64 vector of the model's size is made.
+
+    One division by a number or by `weight` int64 `[P]`: where the weights are the same the bits are, too.
+    """
     out = np.empty(len(total), np.float32)
     for at in range(0, len(total), _BLOCK):
-        np.multiply(total[at : at + _BLOCK], scale, out=out[at : at + _BLOCK], casting="same_kind")
+        pick = slice(at, at + _BLOCK)
+        by = np.maximum(weight[pick] if np.ndim(weight) else weight, 1)
+        np.divide(total[pick] * step, by, out=out[pick], casting="same_kind")
     return out
+
+
+def _zeros(size: int) -> I64:
+    return np.zeros(size, np.int64)
 
 
 def _rows(value: Any) -> F32:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,17 +64,10 @@ def resolve(
         nothing = np.empty(0, np.int64)
         return Ask(node, run, now, now, nothing, np.empty(0), {}, 0.0, 0.0, 0.0, 0)
     missing: dict[str, I64] = {}
-    layout = run.model.layout if run.model is not None else _NOTHING
-    key = cohort_key(run)
-    alive = population.fleet.survivors(clients, seed, key)
+    alive = population.fleet.survivors(clients, seed, cohort_key(run))
     if alive is not None and not alive.all():
         missing["drop-out"] = np.sort(clients[~alive])
-    if run.view is None:
-        cost = works[run.work].cost(population.examples[clients], layout, run.config)
-        seconds = population.fleet.durations(clients, cost)
-        down, up, flops = (_each(value, n) for value in (cost.bytes_down, cost.bytes_up, cost.flops))
-    else:
-        seconds, down, up, flops = _by_level(run, clients, population, works[run.work])
+    seconds, down, up, flops = timings(run, clients, population, works[run.work])
     order = np.lexsort((clients, seconds))
     if alive is not None:
         order = order[alive[order]]
@@ -112,15 +104,16 @@ def levels(run: Run, clients: I64) -> list[tuple[int, I64]]:
     return [(int(level), np.flatnonzero(plan == level)) for level in np.unique(plan)]
 
 
-def _by_level(run: Run, clients: I64, population: Population, work: Work) -> tuple[Any, Any, Any, Any]:
-    assert run.view is not None
+def timings(run: Run, clients: I64, population: Population, work: Work) -> tuple[F64, F64, F64, F64]:
+    """(seconds from ask to reply, bytes down, bytes up, FLOPs) of every client, `[n]` each."""
     out = np.empty((4, len(clients)))
-    for level, at in levels(run, clients):
-        cost = work.cost(population.examples[clients[at]], run.view.layout(level), run.config)
+    if run.view is None:
+        layout = run.model.layout if run.model is not None else _NOTHING
+        parts = [(np.arange(len(clients)), layout)]
+    else:
+        parts = [(at, run.view.layout(level)) for level, at in levels(run, clients)]
+    for at, layout in parts:
+        cost = work.cost(population.examples[clients[at]], layout, run.config)
         out[0, at] = population.fleet.durations(clients[at], cost)
         out[1, at], out[2, at], out[3, at] = cost.bytes_down, cost.bytes_up, cost.flops
     return out[0], out[1], out[2], out[3]
-
-
-def _each(value: F64 | float, n: int) -> F64:
-    return np.broadcast_to(np.asarray(value, np.float64), (n,))

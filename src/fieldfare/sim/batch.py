@@ -120,7 +120,7 @@ def _shares(number: int, ask: Ask) -> list[Share1]:
 def _kind(share: Share1) -> Any:
     run = share.ask.run
     layout = id(run.model.layout) if run.model is not None else 0
-    if run.inputs or run.each or run.view is not None:
+    if run.inputs or run.each or run.view is not None or (run.model is not None and run.model.opaque):
         return (share.number, share.level)
     return (run.work, layout, tuple(sorted(run.config.items())), run.state)
 

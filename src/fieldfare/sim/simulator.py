@@ -18,14 +18,14 @@ import numpy as np
 from fieldfare.core.algorithm import Algorithm, Context
 from fieldfare.core.effects import Answer, Publish, Run, Send, Stop, Wake
 from fieldfare.core.errors import UsageError
-from fieldfare.core.events import Asked, Evaluated, Event, Gathered, Received, Started, Woke
+from fieldfare.core.events import Evaluated, Event, Gathered, Received, Started, Woke
 from fieldfare.core.params import Params
 from fieldfare.core.work import Work
 from fieldfare.sim.asks import Ask, resolve
 from fieldfare.sim.batch import Executor, gather_all
-from fieldfare.sim.hosted import Deadline, Hosted
+from fieldfare.sim.hosted import MOST_NODES, Deadline, Hosted, asked_of, check_nodes
 from fieldfare.sim.observe import Answered, Measured, Observer, Progressed, Published, Stopped
-from fieldfare.sim.population import Population, cohort_key
+from fieldfare.sim.population import Population
 
 Evaluation = Callable[[Params], Mapping[str, float]]
 
@@ -180,17 +180,15 @@ class Simulator:
     def _ask_nodes(self, node: str, run: Run) -> None:
         p = self.progress
         assert isinstance(run.on, tuple)
-        size = 0 if run.model is None else run.model.bytes
+        check_nodes(run)
         p.seq += 1
         gather = p.seq
         p.hosted[gather] = Hosted(node, run, p.now)
-        p.bytes_down += size * len(run.on)
         for at, to in enumerate(run.on):
             self._live(to)
-            asked = Asked(
-                gather * 100_000 + at, node, run.work, run.model, {**run.inputs, **run.each.get(to, {})}, run.config,
-                cohort_key(run),
-            )  # fmt: skip
+            asked = asked_of(node, run, gather, at)
+            size = size_of(asked.model) + size_of(asked.inputs)
+            p.bytes_down += size
             self._push(p.now + self.world.links.seconds(size), to, asked)
         if run.quorum.deadline_s is not None:
             self._push(p.now + run.quorum.deadline_s, node, Deadline(gather))
@@ -201,9 +199,9 @@ class Simulator:
 
     def _answer(self, node: str, answer: Answer) -> None:
         p = self.progress
-        gather, at = divmod(answer.id, 100_000)
+        gather, at = divmod(answer.id, MOST_NODES)
         hosted = p.hosted.get(gather)
-        if hosted is None or hosted.on[at] != node or at in hosted.replies:
+        if hosted is None or at >= len(hosted.on) or hosted.on[at] != node or at in hosted.replies:
             return
         hosted = p.hosted[gather] = hosted.with_reply(at, answer)
         size = sum(size_of(value) for value in answer.output.values())
@@ -222,7 +220,7 @@ class Simulator:
     def _gathered(self, seq: int) -> Gathered:
         """The result of ask number `seq`: computed now, with everything else that is pending."""
         p = self.progress
-        if seq not in self._results:
+        if seq not in self._results or self._read_before(p.asks[seq]):
             pending = {number: ask for number, ask in p.asks.items() if number not in self._results}
             self._results |= gather_all(pending, self.executor, self.world.seed)
         ask, event = p.asks.pop(seq), self._results.pop(seq)
@@ -231,6 +229,13 @@ class Simulator:
         self.executor.accept(ask, event)
         self._tell(Answered(p.now, ask, event, p.bytes_down, p.bytes_up))
         return event
+
+    def _read_before(self, ask: Ask) -> bool:
+        """Whether an ask not computed yet reads the slot that `ask` is about to write: it reads as of its asking."""
+        slot = ask.run.state
+        return slot is not None and any(
+            other.run.state == slot and number not in self._results for number, other in self.progress.asks.items()
+        )
 
     def _tell(self, observation: Any) -> None:
         if self.observer is not None:
@@ -246,7 +251,7 @@ def size_of(body: Any) -> int:
             return len(body)
         case Params():
             return body.bytes
-        case dict():
+        case Mapping():
             return sum(size_of(k) + size_of(v) for k, v in body.items())
         case tuple() | list():
             return sum(size_of(v) for v in body)
