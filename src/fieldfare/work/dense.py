@@ -20,6 +20,7 @@ from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.work import stacked
+from fieldfare.work.layers import Dense, Loss, Program, activate
 from fieldfare.work.net import Drift, Fit, Plan, Training
 
 F32 = NDArray[np.float32]
@@ -83,7 +84,7 @@ def flatten() -> Flatten:
     return Flatten()
 
 
-def mlp(*widths: int, activation: Activation | None = None, loss: stacked.Loss = "cross_entropy") -> DenseNet:
+def mlp(*widths: int, activation: Activation | None = None, loss: Loss = "cross_entropy") -> DenseNet:
     """Linear layers of these widths with ReLU (or `activation`) between them; two widths are logistic regression.
 
     >>> mlp(64, 32, 10).layout.names
@@ -91,10 +92,10 @@ def mlp(*widths: int, activation: Activation | None = None, loss: stacked.Loss =
     """
     if len(widths) < 2:
         raise UsageError(f"mlp{widths}: give at least the width of the input and of the output, such as mlp(64, 10).")
-    layers: list[Layer] = []
+    found: list[Layer] = []
     for inputs, outputs in itertools.pairwise(widths):
-        layers += [linear(inputs, outputs), activation or relu()]
-    return DenseNet(tuple(layers[:-1]), loss)
+        found += [linear(inputs, outputs), activation or relu()]
+    return DenseNet(tuple(found[:-1]), loss)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class DenseNet:
     """
 
     layers: tuple[Layer, ...]
-    loss: stacked.Loss = "cross_entropy"
+    loss: Loss = "cross_entropy"
     x: str = "x"
     y: str = "y"
     names: tuple[str, ...] | None = None
@@ -150,9 +151,9 @@ class DenseNet:
         return Layout.of(shapes)
 
     @cached_property
-    def program(self) -> stacked.Program:
+    def program(self) -> Program:
         """The layers with their places in the vector."""
-        found: list[stacked.Dense] = []
+        found: list[Dense] = []
         at = 0
         for place, layer in enumerate(self.layers):
             if not isinstance(layer, Linear):
@@ -162,8 +163,8 @@ class DenseNet:
             weight = slice(at, at + layer.inputs * layer.outputs)
             bias = slice(weight.stop, weight.stop + layer.outputs) if layer.bias else None
             at = bias.stop if bias is not None else weight.stop
-            found.append(stacked.Dense(layer.inputs, layer.outputs, weight, bias, kind))
-        return stacked.Program(tuple(found), at, self.loss)
+            found.append(Dense(layer.inputs, layer.outputs, weight, bias, kind))
+        return Program(tuple(found), at, self.loss)
 
     def init(self, seed: int) -> Params:
         """Weights and biases uniform in +-1/sqrt(inputs), the default of torch's `nn.Linear` (other numbers)."""
@@ -279,18 +280,18 @@ class DenseNet:
         return labels
 
 
-def _outputs(program: stacked.Program, weights: F32, x: NDArray[Any]) -> F32:
+def _outputs(program: Program, weights: F32, x: NDArray[Any]) -> F32:
     """Outputs `[m, b, outputs]` for blocks of examples `[m, b, ...]` under one model `[P]`."""
     h = np.ascontiguousarray(x, np.float32).reshape(x.shape[0], x.shape[1], -1)
     for layer in program.layers:
         h = np.matmul(h, weights[layer.weight].reshape(layer.outputs, layer.inputs).T)
         if layer.bias is not None:
             h += weights[layer.bias]
-        stacked.activate(layer.activation, h)
+        activate(layer.activation, h)
     return h
 
 
-def _score(loss: stacked.Loss, z: F32, y: NDArray[Any]) -> tuple[F32, NDArray[np.bool_]]:
+def _score(loss: Loss, z: F32, y: NDArray[Any]) -> tuple[F32, NDArray[np.bool_]]:
     """Losses and hits `[m, b]` of outputs `z`."""
     if loss == "squared_error":
         error = z - y

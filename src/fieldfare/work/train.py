@@ -7,7 +7,7 @@ Invariant: row i depends on client i's model, rows, key and state only; an idle 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -70,17 +70,56 @@ def step_norm(steps: I64, lr: float, momentum: float = 0.0, nesterov: bool = Fal
     return reached[steps]
 
 
-def personal_model(cohort: Cohort, mask: NDArray[np.bool_] | None) -> tuple[F32, I64]:
-    """Each client's own model `[n, P]`: its state where written (at `mask`, or all of it), else the one it was sent."""
-    models, row = cohort.models, cohort.row
-    if cohort.state is None or cohort.fresh is None or cohort.fresh.all():
-        return models, row
-    own = models[row]
-    kept = np.flatnonzero(~cohort.fresh)
+def slots_of(local: tuple[Local, ...], layout: Layout) -> dict[str, int]:
+    """The client-state slot that `local` keeps and its size: `c`, `h` or `twin` of P floats, or `personal`."""
+    for one in local:
+        match one:
+            case ControlVariate():
+                return {"c": layout.size}
+            case Dynamic():
+                return {"h": layout.size}
+            case Twin():
+                return {"twin": layout.size}
+            case Personal(names):
+                return {"personal": int(layout.mask(names).sum())}
+            case _:
+                pass
+    return {}
+
+
+def kept(cohort: Cohort, local: tuple[Local, ...], layout: Layout) -> F32 | None:
+    """The cohort's state `[n, S]` with zeros for clients never seen; None when all are new or nothing is kept."""
+    for slot, size in slots_of(local, layout).items():
+        if cohort.state is None or cohort.fresh is None:
+            raise UsageError(
+                f"this work keeps client state in slot {slot!r} but the ask names none: use Run(state={slot!r}), and a "
+                "driver with client state."
+            )
+        if cohort.fresh.all():
+            return None
+        if cohort.state.shape[1] != size:
+            raise UsageError(
+                f"client state has {cohort.state.shape[1]} numbers per client, slot {slot!r} of this model has {size}: "
+                "start the run again, or use the model the state was made with."
+            )
+        some = cohort.fresh.any()
+        return np.where(cohort.fresh[:, None], np.float32(0), cohort.state) if some else cohort.state
+    return None
+
+
+def own_models(cohort: Cohort, state: F32 | None, mask: NDArray[np.bool_] | None) -> tuple[F32, I64]:
+    """Each client's own model: `state` where written (at `mask`, or all of it), else the model it was sent.
+
+    Models and row index as in `Cohort`; a copy `[n, P]` only when there is state.
+    """
+    if state is None or cohort.fresh is None:
+        return cohort.models, cohort.row
+    own = cohort.models[cohort.row]
+    seen = np.flatnonzero(~cohort.fresh)
     if mask is None:
-        own[kept] = cohort.state[kept]
+        own[seen] = state[seen]
     else:
-        own[np.ix_(kept, np.flatnonzero(mask))] = cohort.state[kept]
+        own[np.ix_(seen, np.flatnonzero(mask))] = state[seen]
     return own, np.arange(cohort.n)
 
 
@@ -95,7 +134,7 @@ class Train:
     """
 
     net: Net
-    training: Training = Training()
+    training: Training = field(default_factory=Training)
     local: tuple[Local, ...] = ()
 
     def __post_init__(self) -> None:
@@ -126,38 +165,41 @@ class Train:
         """Train every client of `cohort`; see the class for the leaves."""
         if cohort.models.shape[1] != self.net.layout.size:
             raise UsageError(
-                f"models of {cohort.models.shape[1]} parameters came to a net of {self.net.layout.size}: send the model "
-                "this net's init() gives, or train sub-models with a net of their layout."
+                f"models of {cohort.models.shape[1]} parameters came to a net of {self.net.layout.size}: send the "
+                "model of this net's init(), or train sub-models with a net of their layout."
             )
         training, lr = settings(self.training, cohort.config)
+        seen = kept(cohort, self.local, self.net.layout)
+        drift = self._drift(cohort, seen)
+        models, row, keys = cohort.models, cohort.row, cohort.keys
+        mask: NDArray[np.bool_] | None = None
         if (personal := find(self.local, Personal)) is not None:
-            return self._personal(cohort, personal, training, lr)
-        fit, steps = self._fit(cohort.models, cohort.row, cohort, cohort.keys, training, lr, self._drift(cohort))
+            mask = self.net.layout.mask(personal.names)
+            models, row = own_models(cohort, seen, mask)
+            if personal.head_epochs > 0:
+                head = replace(training, epochs=personal.head_epochs, steps=None)
+                alone = _anchored(replace(drift, mask=mask), cohort, row)
+                models = self._fit(models, row, cohort, rng.mix(keys ^ _HEAD), head, lr, alone)[0].params
+                row = np.arange(cohort.n)
+                drift = replace(drift, mask=~mask)
+        fit, steps = self._fit(models, row, cohort, keys, training, lr, _anchored(drift, cohort, row))
         delta = fit.params
-        state: F32 | None = None
-        if (twin := find(self.local, Twin)) is not None:
-            own, row = personal_model(cohort, None)
-            ref = Drift(mu=twin.lam, ref=cohort.models[cohort.row]) if twin.lam else Drift()
-            state = self._fit(own, row, cohort, rng.mix(cohort.keys ^ _TWIN), training, lr, ref)[0].params
+        state = None if mask is None else np.ascontiguousarray(delta[:, mask])
         _subtract(delta, cohort.models, cohort.row)
+        if mask is not None:
+            delta[:, mask] = 0.0
         leaves: dict[str, Any] = {"delta": delta}
-        if find(self.local, ControlVariate) is not None:
-            c, c_i = self._shared(cohort), _state(cohort)
-            scale = -1.0 / (np.maximum(steps, 1) * lr) if lr else np.zeros(cohort.n)
-            dc = delta * scale.astype(np.float32)[:, None]
-            dc -= c
-            dc[steps == 0] = 0.0
-            state = dc if c_i is None else c_i + dc
-            leaves["dc"] = dc
+        if (twin := find(self.local, Twin)) is not None:
+            own, row = own_models(cohort, seen, None)
+            pull = _anchored(Drift(mu=twin.lam), cohort, row)
+            state = self._fit(own, row, cohort, rng.mix(keys ^ _TWIN), training, lr, pull)[0].params
+        elif find(self.local, ControlVariate) is not None:
+            leaves["dc"] = dc = self._variate(cohort, delta, steps, lr)
+            state = dc + (np.float32(0) if seen is None else seen)
         elif (dynamic := find(self.local, Dynamic)) is not None:
-            h_i = _state(cohort)
-            state = delta * np.float32(-dynamic.alpha)
-            if h_i is not None:
-                state += h_i
+            state = delta * np.float32(-dynamic.alpha) + (np.float32(0) if seen is None else seen)
         if find(self.local, Normalised) is not None:
-            proximal = find(self.local, Proximal) or find(self.local, Dynamic)
-            mu = 0.0 if proximal is None else proximal.mu if isinstance(proximal, Proximal) else proximal.alpha
-            tau = step_norm(steps, lr, training.momentum, training.nesterov, mu)
+            tau = step_norm(steps, lr, training.momentum, training.nesterov, drift.mu)
             delta /= np.where(tau > 0, tau, 1.0).astype(np.float32)[:, None]
             leaves["tau"] = tau.astype(np.float32)[:, None]
         elif (fair := find(self.local, Fair)) is not None:
@@ -170,28 +212,37 @@ class Train:
         plan = make_plan(cohort.data, keys, training)
         return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift), plan.steps
 
-    def _shared(self, cohort: Cohort) -> F32:
-        """SCAFFOLD's server variate c, `[P]`."""
-        c = cohort.inputs.get("c")
-        if c is None:
-            raise UsageError(
-                "ControlVariate needs the server variate: send inputs={'c': float32 vector like the model}."
-            )
-        return np.asarray(c, np.float32)
-
-    def _drift(self, cohort: Cohort) -> Drift:
+    def _drift(self, cohort: Cohort, seen: F32 | None) -> Drift:
         """The affine correction that `local` asks for; idle when it asks for none."""
         mu, a = 0.0, None
         if (proximal := find(self.local, Proximal)) is not None:
             mu += proximal.mu
         if find(self.local, ControlVariate) is not None:
-            c, c_i = self._shared(cohort), _state(cohort)
-            a = np.broadcast_to(c, (cohort.n, len(c))) if c_i is None else c - c_i
+            c = self._server_variate(cohort)
+            a = np.broadcast_to(c, (cohort.n, len(c))) if seen is None else c - seen
         elif (dynamic := find(self.local, Dynamic)) is not None:
             mu += dynamic.alpha
-            h_i = _state(cohort)
-            a = None if h_i is None else -h_i
+            a = None if seen is None or not dynamic.alpha else -seen
         return Drift(a, mu)
+
+    def _server_variate(self, cohort: Cohort) -> F32:
+        """SCAFFOLD's c, `[P]`."""
+        c = cohort.inputs.get("c")
+        if not isinstance(c, np.ndarray) or c.shape != (self.net.layout.size,):
+            said = "nothing" if c is None else f"shape {np.shape(c)}"
+            raise UsageError(
+                f"ControlVariate needs the server's c of {self.net.layout.size} floats in inputs: got {said}."
+            )
+        return np.asarray(c, np.float32)
+
+    def _variate(self, cohort: Cohort, delta: F32, steps: I64, lr: float) -> F32:
+        """SCAFFOLD's option II: c_i+ - c_i = (x - y_i) / (K_i lr) - c, `[n, P]`; 0 for who took no step."""
+        moved = (steps > 0) & (lr > 0)
+        scale = -1.0 / np.where(moved, steps * lr, 1.0)
+        dc = delta * scale.astype(np.float32)[:, None]
+        dc -= self._server_variate(cohort)
+        dc[~moved] = 0.0
+        return dc
 
     def _fair(self, cohort: Cohort, q: float, delta: F32, lr: float) -> F32:
         """q-FFL, alg. 2: scales `delta` in place and gives h `[n, 1]`; L = 1 / lr, F the loss of the model sent."""
@@ -204,38 +255,11 @@ class Train:
         delta *= (loss**q).astype(np.float32)[:, None]
         return (q * loss ** (q - 1) * square + lipschitz * loss**q).astype(np.float32)[:, None]
 
-    def _personal(self, cohort: Cohort, personal: Personal, training: Training, lr: float) -> Output:
-        """FedPer, FedBN (trained together) and FedRep (personal part first, then the shared part, each alone)."""
-        mask = self.net.layout.mask(personal.names)
-        own, row = personal_model(cohort, mask)
-        drift = self._drift(cohort)
-        if drift.mu and own is not cohort.models:
-            drift = replace(drift, ref=cohort.models[cohort.row])
-        if personal.head_epochs > 0:
-            head = replace(training, epochs=personal.head_epochs, steps=None)
-            keys = rng.mix(cohort.keys ^ _HEAD)
-            own = self._fit(own, row, cohort, keys, head, lr, replace(drift, mask=mask))[0].params
-            row = np.arange(cohort.n)
-            if drift.mu:
-                drift = replace(drift, ref=cohort.models[cohort.row])
-            drift = replace(drift, mask=~mask)
-        fit, steps = self._fit(own, row, cohort, cohort.keys, training, lr, drift)
-        state = np.ascontiguousarray(fit.params[:, mask])
-        delta = fit.params
-        _subtract(delta, cohort.models, cohort.row)
-        delta[:, mask] = 0.0
-        leaves: dict[str, Any] = {"delta": delta}
-        if find(self.local, Normalised) is not None:
-            proximal = find(self.local, Proximal)
-            tau = step_norm(steps, lr, training.momentum, training.nesterov, proximal.mu if proximal else 0.0)
-            delta /= np.where(tau > 0, tau, 1.0).astype(np.float32)[:, None]
-            leaves["tau"] = tau.astype(np.float32)[:, None]
-        elif (fair := find(self.local, Fair)) is not None:
-            leaves["h"] = self._fair(cohort, fair.q, delta, lr)
-        return Output(leaves, cohort.data.sizes.astype(np.float64), {"loss": fit.loss, **fit.extra}, state)
-
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
-        """FLOPs from the examples really taken; bytes of the vectors that travel each way; memory of model and slots."""
+        """FLOPs of the examples really taken, bytes of the vectors that travel each way, memory of model and slots.
+
+        Whole vectors travel, also the personal part (as zeros on the way up), as the drivers send them.
+        """
         training, _ = settings(self.training, config)
         sizes = np.asarray(examples, np.int64)
         taken = passes_and_steps(sizes, training)[2].astype(np.float64)
@@ -254,40 +278,30 @@ class Train:
                     taken = taken + epochs * sizes
                 case Normalised():
                     extra += 4.0
-                case Fair():
+                case Fair(q):
                     extra += 4.0
-                    taken = taken + sizes / 3
+                    taken = taken + (sizes / 3 if q else 0.0)
                 case _:
                     pass
         vector = 4.0 * layout.size
         return Cost(self.net.flops() * taken, vector * down, vector * up + extra, vector * held)
 
     def slots(self, layout: Layout) -> Mapping[str, int]:
-        """The client-state slot that `local` keeps: `c_i`, `h_i` or `twin` of size P, or `personal`."""
-        for one in self.local:
-            match one:
-                case ControlVariate():
-                    return {"c_i": layout.size}
-                case Dynamic():
-                    return {"h_i": layout.size}
-                case Twin():
-                    return {"twin": layout.size}
-                case Personal(names):
-                    return {"personal": int(layout.mask(names).sum())}
-                case _:
-                    pass
-        return {}
+        """The client-state slot that `local` keeps, see `slots_of`."""
+        return slots_of(self.local, layout)
 
 
-def _state(cohort: Cohort) -> F32 | None:
-    """The cohort's state with zeros for clients never seen, or None when all are new."""
-    if cohort.state is None or cohort.fresh is None or cohort.fresh.all():
-        return None
-    return np.where(cohort.fresh[:, None], np.float32(0), cohort.state) if cohort.fresh.any() else cohort.state
+def _anchored(drift: Drift, cohort: Cohort, row: I64) -> Drift:
+    """`drift` pulling to the models sent, where a fit starts from others under another `row`."""
+    if not drift.mu or row is cohort.row:
+        return drift
+    models = cohort.models
+    one = len(models) == 1
+    return replace(drift, ref=np.broadcast_to(models, (cohort.n, models.shape[1])) if one else models[cohort.row])
 
 
 def _subtract(end: F32, models: F32, row: I64) -> None:
-    """end -= models[row], without a copy of the models when all clients start from one."""
+    """end -= models[row], in place, without a copy of the models."""
     if len(models) == 1:
         end -= models[0]
         return
