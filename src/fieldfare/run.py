@@ -9,16 +9,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fieldfare import __version__
-from fieldfare.algorithms.catalogue import check
+from fieldfare.algorithms.check import check
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients
 from fieldfare.algorithms.evaluate import StopAt as Stopping
 from fieldfare.config import describe_job
 from fieldfare.core.errors import UsageError
+from fieldfare.core.local import Local
 from fieldfare.core.params import Params
 from fieldfare.core.quorum import Sample
 from fieldfare.core.work import Work
@@ -38,7 +39,9 @@ from fieldfare.store.runs import RunFolder
 from fieldfare.store.slots import Slots
 from fieldfare.store.snapshot import Snapshots
 from fieldfare.work.adapt import as_net
-from fieldfare.work.evaluate import central_evaluation, works_of
+from fieldfare.work.evaluate import Evaluate as Measure
+from fieldfare.work.evaluate import FineTune, central_evaluation
+from fieldfare.work.train import Train
 
 FORMAT = 1
 _SIM_TYPES = (Ask, Hosted, Deadline)
@@ -73,12 +76,12 @@ def assemble(job: Job) -> Assembly:
     model = net.init(job.seed)
     if job.start_from is not None:
         model = read_model(job.start_from, layout=model.layout)
-    works = works_of(net, job.training, local, fine_tune=job.evaluate.fine_tune)
-    check(job.algorithm, training=job.training, layout=model.layout)
+    works = works_of(net, job, local)
+    check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
     evaluations: dict[str, Any] = {}
     algorithm = job.algorithm
     if job.data.test is not None:
-        evaluations["test"] = (central_evaluation(net, job.data.test), job.simulated.evaluation_s)
+        evaluations["test"] = (_central(net, job.data.test), job.simulated.evaluation_s)
         algorithm = Evaluate(algorithm, central="test", every=job.evaluate.every)
     if job.evaluate.clients is not None:
         on = Sample(job.evaluate.clients) if isinstance(job.evaluate.clients, int) else job.evaluate.clients
@@ -106,6 +109,26 @@ def assemble(job: Job) -> Assembly:
     for work in works.values():
         slots |= work.slots(model.layout)
     return Assembly(world, works, net, slots)
+
+
+def works_of(net: Any, job: Job, local: tuple[Local, ...]) -> dict[str, Work]:
+    """The client computations a job binds, by name: "train", "evaluate", and "personalise" where it is wanted."""
+    if hasattr(net, "works"):
+        return dict(net.works(job.training, local))
+    works: dict[str, Work] = {"train": Train(net, job.training, local), "evaluate": Measure(net, (), held=True)}
+    if job.evaluate.fine_tune:
+        tuning = replace(job.training, epochs=job.evaluate.fine_tune, steps=None)
+        works["personalise"] = FineTune(net, tuning, local)
+    elif job.evaluate.personal:
+        works["personalise"] = Measure(net, local, held=True)
+    return works
+
+
+def _central(net: Any, test: Mapping[str, Any]) -> Callable[[Params], Mapping[str, float]]:
+    if hasattr(net, "central"):
+        return net.central(test)
+    measure = central_evaluation(net, test)
+    return lambda model: measure(model.vector)
 
 
 def _expects(job: Job) -> Callable[[int], set[str]]:
