@@ -78,16 +78,19 @@ class Meter:
     """Times an arm's rounds: ``begin`` before each, ``end`` after each, until ``end`` says to stop.
 
     ``model`` gives the arm's model as a flat vector; it is called once, outside the timed rounds.
-    Of an arm's processes only one writes files (``writes``).
+    Of an arm's processes only one writes files (``writes``). ``first_at``: ``time.time()`` at the end of the
+    first round, if that was not one of this meter's.
     """
 
-    def __init__(self, orders: Orders, model: Callable[[], Floats], *, writes: bool = True) -> None:
+    def __init__(
+        self, orders: Orders, model: Callable[[], Floats], *, writes: bool = True, first_at: float | None = None
+    ) -> None:
         self.orders = orders
         self.round = 0  # the round that runs now, or comes next
         self._model = model
         self._writes = writes
         self._durations: list[float] = []
-        self._first_s = 0.0
+        self._first_at = first_at
         self._began = time.perf_counter()
 
     def begin(self) -> None:
@@ -97,8 +100,8 @@ class Meter:
     def end(self) -> bool:
         """The round is over, its model final; True when no more are wanted and the results are written."""
         took = time.perf_counter() - self._began
-        if self.round == 0:
-            self._first_s = time.time() - float(os.environ.get(STARTED, "nan"))
+        if self._first_at is None:
+            self._first_at = time.time()
         self.round += 1
         if self.round > self.orders.check:
             self._durations.append(took)
@@ -119,11 +122,12 @@ class Meter:
 
     def _result(self) -> dict[str, float]:
         timed, clients = sum(self._durations), self.orders.workload.cohort
+        started = float(os.environ.get(STARTED, "nan"))
         return {
             "clients_per_s": len(self._durations) * clients / timed if timed else 0.0,
             "best_clients_per_s": clients / min(self._durations) if timed else 0.0,
             "rounds": len(self._durations),
-            "first_s": self._first_s,
+            "first_s": (self._first_at or started) - started,
         }
 
 

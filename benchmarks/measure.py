@@ -1,0 +1,203 @@
+"""Arms as processes: which there are, how each is started, and what came of it.
+
+Here: the table of peers with their best settings, one run of one arm, a pair run alternately, the
+comparison of end models. Not here: rows of the result, limits, tables. Standard library and NumPy.
+
+Invariant: never are two arms at work at the same time, and every arm of a workload gets the same files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from arm import STARTED, arguments
+from workloads import Floats, cohorts, start
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+ENVIRONMENTS = HERE / "peers" / ".envs"
+OUT = HERE / "out"
+LIMIT_S = 900.0
+
+# An end model may differ from ours by this much of the way both have gone from the start.
+# Seen between arms that do the same: at most 1.1e-3 (ReLUs that fall to the other side, W2);
+# two batches swapped: 3e-3 (W4) to 0.6 (W3); see README.md.
+TOLERANCE = 2e-3
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class ArmFailed(Exception):
+    """An arm did not do what was asked; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train the workloads. ``settings``: by workload, "" for the others; the best that was found."""
+
+    name: str
+    script: str
+    environment: str = ""  # "" = the one running this
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    launcher: Callable[[str], Sequence[str]] = lambda setting: ()
+    before: tuple[str, ...] = ()  # arguments ahead of the orders
+    required: bool = False  # a workload row without it is a failure
+
+    def setting(self, workload: str) -> str:
+        """Processes or threads for a workload."""
+        return self.settings.get(workload, self.settings.get("", ""))
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of the arm's environment."""
+        return ENVIRONMENTS / self.environment / "bin" / "python" if self.environment else Path(sys.executable)
+
+    def unready(self) -> str:
+        """Why the arm cannot be run at all, or nothing."""
+        if self.environment and not (ENVIRONMENTS / self.environment / ".ready").exists():
+            return f"not built: benchmarks/peers/setup {self.environment}"
+        return ""
+
+
+def _torchrun(setting: str) -> Sequence[str]:
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", setting.removeprefix("p"))
+
+
+OURS = Arm("fieldfare", "ours.py", before=("train",))
+PEERS = (
+    Arm("torch-loop", "peers/train_torch.py", settings={"": "p2"}, required=True),
+    Arm("pfl", "peers/train_pfl.py", "pfl", {"": "p2"}, _torchrun, required=True),
+    Arm("fedjax", "peers/train_fedjax.py", "fedjax", required=True),
+    Arm("blazefl", "peers/train_blazefl.py", "blazefl", {"": "serial", "W3": "t2", "W4": "t2"}, required=True),
+    Arm("fluke", "peers/train_fluke.py", "fluke"),
+    Arm("flwr", "peers/train_flwr.py", "flwr", {"": "ray2"}),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run of an arm gave: its timings and its model after the check rounds."""
+
+    timings: Mapping[str, float]
+    end: Floats
+
+
+def prepare(workload: str) -> Floats:
+    """Write the workload's starting vector and cohorts where every arm finds them; returns the start.
+
+    Cohorts are those our own simulator draws; while it cannot be asked, drawn here.
+    """
+    OUT.mkdir(exist_ok=True)
+    vector = start(workload)
+    np.save(OUT / f"{workload}-start.npy", vector)
+    file = OUT / f"{workload}-cohorts.npy"
+    try:
+        call(OURS.python, [str(HERE / OURS.script), "cohorts", workload, "50", str(file)])
+    except ArmFailed:
+        np.save(file, cohorts(workload, 50))
+    return vector
+
+
+def run_arm(arm: Arm, workload: str, *, check: int, min_s: float) -> Outcome:
+    """One run in a process of its own; :func:`prepare` must have been called. Errors: :class:`ArmFailed`."""
+    if reason := arm.unready():
+        raise ArmFailed(reason)
+    setting, tag = arm.setting(workload), f"{workload}-{arm.name}"
+    for leftover in (OUT / f"{tag}.json", OUT / f"{tag}.npy"):
+        leftover.unlink(missing_ok=True)
+    orders = arguments(OUT, workload, check=check, min_s=min_s, setting=setting, tag=tag)
+    call(arm.python, [*arm.launcher(setting), str(HERE / arm.script), *arm.before, *orders])
+    try:
+        timings = json.loads((OUT / f"{tag}.json").read_text())
+        return Outcome(timings, np.load(OUT / f"{tag}.npy", allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise ArmFailed(f"left no result: {error}") from error
+
+
+def call(python: Path, command: Sequence[str], *, limit_s: float = LIMIT_S) -> str:
+    """Standard output of ``python command…``, alone and with one BLAS thread; errors: :class:`ArmFailed`."""
+    environment = {
+        **os.environ, **ONE_THREAD, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore",
+        "PYTHONDONTWRITEBYTECODE": "1", STARTED: repr(time.time()),
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [str(python), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        out, errors = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise ArmFailed(f"took longer than {limit_s:.0f} s") from error
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what it may have left running
+    if process.returncode:
+        lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["no message"]
+        told = next((x for x in reversed(lines) if "Error" in x or "error:" in x), lines[-1])
+        raise ArmFailed(f"ended with {process.returncode}: {told[:200]}")
+    return out
+
+
+def probe(script: str, *command: str, python: Path | None = None, limit_s: float = LIMIT_S) -> dict[str, Any]:
+    """The JSON that ``script command…`` prints as its last line; errors: :class:`ArmFailed`."""
+    out = call(python or Path(sys.executable), [str(HERE / script), *command], limit_s=limit_s)
+    try:
+        return json.loads(out.strip().splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise ArmFailed(f"{script} {' '.join(command)} printed no result") from error
+
+
+def apart(a: Floats, b: Floats, begin: Floats) -> float:
+    """How far two end models are from each other, as a share of the way ``b`` went from the start."""
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    way = float(np.linalg.norm(b - begin))
+    return float(np.linalg.norm(a - b)) / way if way else float("inf")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ours and one peer, run alternately: clients per second of each run, and how far the models differ."""
+
+    ours: tuple[float, ...]
+    peer: tuple[float, ...]
+    apart: float
+
+    @property
+    def ratio(self) -> float:
+        """Ours to the peer, median to median."""
+        return median(self.ours) / median(self.peer)
+
+
+def run_pair(peer: Arm, workload: str, begin: Floats, *, check: int, min_s: float, repeats: int) -> Pair:
+    """Ours, peer, ours, peer, ...; errors: :class:`ArmFailed`, saying whose."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    worst = 0.0
+    for _ in range(repeats):
+        try:
+            mine = run_arm(OURS, workload, check=check, min_s=min_s)
+        except ArmFailed as error:
+            raise ArmFailed(f"{OURS.name} {error}") from error
+        other = run_arm(peer, workload, check=check, min_s=min_s)
+        ours.append(mine.timings["clients_per_s"])
+        theirs.append(other.timings["clients_per_s"])
+        worst = max(worst, apart(other.end, mine.end, begin))
+    return Pair(tuple(ours), tuple(theirs), worst)

@@ -1,0 +1,237 @@
+"""Our side of every measurement, through the public API alone: one subcommand per kind.
+
+    ours.py train W1 …        a workload, as every peer's script does (``arm.py`` says how)
+    ours.py cohorts W1 50 F   the clients of rounds 1 to 50 as the simulator will draw them, to F.npy
+    ours.py driver 10000 S    replies per second with trivial work, 1,000,000 devices, for S seconds
+    ours.py population N      memory and seconds per round with N devices and a cohort of 100
+    ours.py fold              100 updates of 10 million parameters into one mean
+    ours.py first-round       the first round of W0: import, build, one round
+
+Every subcommand but the first two prints one line of JSON. Not here: peers, limits, ratios.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from arm import Meter, Orders, read_orders
+from workloads import WORKLOADS, Floats, Ints, Workload, data, torch_loss, torch_model_at
+
+import fieldfare as ff
+
+SEED = 0
+
+
+class _Stop(Exception):
+    """Raised in a callback when enough rounds were timed."""
+
+
+def federated(w: Workload) -> ff.Federated:
+    """The workload's data: client i owns the examples of block ``i % distinct``, in stored order."""
+    inputs, labels = data(w.name)
+    block = np.arange(w.population) % w.distinct
+    rows = block[:, None] * w.examples + np.arange(w.examples)
+    return ff.Federated(
+        {"x": inputs.reshape(-1, *w.shape), "y": labels.reshape(-1, *labels.shape[2:])},
+        offsets=np.arange(w.population + 1) * w.examples,
+        rows=rows.ravel(),
+        classes=w.classes,
+        name=w.name,
+    )
+
+
+def job(
+    w: Workload,
+    vector: Floats,
+    held: ff.Federated,
+    rounds: int,
+    callback: Callable[[Mapping[str, Any]], None],
+    **simulated: Any,
+) -> ff.Job:
+    """FedAvg on a plain ``nn.Module``, one epoch of plain SGD, batches in stored order."""
+    return ff.Job(
+        model=lambda: torch_model_at(w.name, vector),
+        loss=torch_loss(w.name),
+        data=held,
+        algorithm=ff.FedAvg(rounds=rounds, cohort=w.cohort),
+        training=ff.Training(lr=w.rate, batch_size=w.batch, epochs=1, shuffle=False),
+        callbacks=(callback,),
+        seed=SEED,
+        simulated=ff.Simulated(**simulated),
+    )
+
+
+def cohorts(name: str, rounds: int) -> Ints:
+    """The cohorts that the simulator draws in rounds 1, 2, ...: ``[rounds, cohort]``."""
+    from fieldfare.core.effects import Run
+    from fieldfare.core.quorum import Sample
+    from fieldfare.fleet.fleet import Fleet
+    from fieldfare.sim.population import Population
+
+    w = WORKLOADS[name]
+    population = Population(w.population, np.full(w.population, w.examples), Fleet())
+    runs = (Run("train", Sample(w.cohort), r, None, key=("train", r)) for r in range(1, rounds + 1))
+    return np.stack([population.draw(run, SEED) for run in runs])
+
+
+def train(orders: Orders) -> None:
+    """Two runs of one job: the check rounds, whose model is kept, then as many rounds as are timed."""
+    w, held = orders.workload, federated(orders.workload)
+    simulated: dict[str, Any] = {}
+    if orders.setting:
+        simulated["workers"] = int(orders.setting.removeprefix("p"))
+    firsts: list[float] = []
+    checked = job(w, orders.start, held, orders.check, lambda _: firsts.append(time.time()), **simulated).run(
+        runs=None, progress=False
+    )
+    meter = Meter(orders, lambda: checked.model.vector, first_at=firsts[0])
+
+    def timed(_: Mapping[str, Any]) -> None:
+        if meter.end():
+            raise _Stop
+        meter.begin()
+
+    with contextlib.suppress(_Stop):
+        job(w, orders.start, held, 10**6, timed, **simulated).run(runs=None, progress=False)
+
+
+class _Nothing:
+    """Work that does nothing: every client answers a zero delta of weight 1."""
+
+    def __call__(self, cohort: Any) -> Any:
+        from fieldfare.core.work import Output
+
+        return Output({"delta": np.zeros((cohort.n, cohort.models.shape[1]), np.float32)}, np.ones(cohort.n))
+
+    def cost(self, examples: Any, layout: Any, config: Any) -> Any:
+        from fieldfare.core.work import Cost
+
+        return Cost(1e6, 1e3, 1e3)
+
+    def slots(self, layout: Any) -> dict[str, int]:
+        return {}
+
+
+def _simulate_nothing(devices: int, cohort: int, seconds: float, least: int) -> tuple[int, float]:
+    """(rounds, seconds) after two rounds to warm up: FedAvg over phones, nobody trains."""
+    from fieldfare.core.params import Layout, Params
+    from fieldfare.sim.batch import Executor
+    from fieldfare.sim.observe import Published
+    from fieldfare.sim.population import Population
+    from fieldfare.sim.simulator import Simulator, World
+
+    fleet = ff.fleet.phones().build(devices, SEED)
+    model = Params(np.zeros(8, np.float32), Layout.of({"w": (8,)}))
+    works = {"train": _Nothing()}
+    world = World(
+        {"central": ("central", ff.FedAvg(rounds=10**9, cohort=cohort))},
+        model,
+        Population(devices, np.full(devices, 10), fleet),
+        works,
+        SEED,
+    )
+    count, began, ended = 0, 0.0, 0.0
+
+    def watch(seen: Any) -> None:
+        nonlocal count, began, ended
+        if not isinstance(seen, Published):
+            return
+        count += 1
+        ended = time.perf_counter()
+        if count == 2:
+            began = ended
+        if count >= 2 + least and ended - began >= seconds:
+            raise _Stop
+
+    with Executor(works, None) as executor, contextlib.suppress(_Stop):
+        Simulator(world, executor, watch).run()
+    return count - 2, ended - began
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def driver(cohort: int, seconds: float) -> dict[str, float]:
+    """Replies per second."""
+    rounds, took = _simulate_nothing(1_000_000, cohort, seconds, 5)
+    return {"replies_per_s": rounds * cohort / took}
+
+
+def population(devices: int) -> dict[str, float]:
+    """Memory that ``devices`` devices with data need, and seconds per round of 100 clients."""
+    before = peak_mb()
+    held = ff.Federated(
+        {"x": np.zeros((1, 1), np.float32)},
+        offsets=np.arange(devices + 1),
+        rows=np.zeros(devices, np.int32),
+    )
+    rounds, took = _simulate_nothing(devices, 100, 0.5, 20)
+    return {"mb": peak_mb() - before, "round_s": took / rounds, "clients": held.n_clients}
+
+
+def fold() -> dict[str, float]:
+    """Seconds and memory beyond the rows of an exact weighted mean of 100 rows of 10 million float32."""
+    from probes import UPDATES, update_rows, weight_of
+
+    from fieldfare.aggregate.gather import Gather
+    from fieldfare.core.folds import Mean
+
+    rows = update_rows()
+    before = peak_mb()
+    began = time.perf_counter()
+    gather = Gather({"delta": Mean()}, UPDATES)
+    for i in range(UPDATES):
+        leaves = {"delta": rows[i % len(rows)][None]}
+        weight = np.array([weight_of(i)])
+        if gather.check(leaves, weight).any():
+            raise RuntimeError("an ordinary update was refused")
+        gather.add(np.array([i]), leaves, weight)
+    mean = gather.finish()["delta"].value
+    took = time.perf_counter() - began
+    return {"seconds": took, "mb": peak_mb() - before, "first": float(mean[0]), "last": float(mean[-1])}
+
+
+def first_round() -> dict[str, float]:
+    """Nothing to say: the process' own duration up to here is what counts."""
+    w = WORKLOADS["W0"]
+    ends: list[float] = []
+    ff.Job(
+        model=ff.mlp(1, 2),
+        data=federated(w),
+        algorithm=ff.FedAvg(rounds=1, cohort=w.cohort),
+        training=ff.Training(lr=w.rate, batch_size=w.batch),
+        callbacks=(lambda _: ends.append(time.time()),),
+    ).run(runs=None, progress=False)
+    return {"ended": ends[0]}
+
+
+def main(argv: list[str]) -> None:
+    """Run one subcommand."""
+    match argv:
+        case ["train", *orders]:
+            train(read_orders(orders))
+        case ["cohorts", name, rounds, file]:
+            np.save(file, cohorts(name, int(rounds)))
+        case ["driver", cohort, seconds]:
+            print(json.dumps(driver(int(cohort), float(seconds))))
+        case ["population", devices]:
+            print(json.dumps(population(int(devices))))
+        case ["fold"]:
+            print(json.dumps(fold()))
+        case ["first-round"]:
+            print(json.dumps(first_round()))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

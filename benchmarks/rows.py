@@ -1,0 +1,292 @@
+"""The rows of the result: what each measures, against whom, and its limit.
+
+Here: one function per kind of row. Not here: processes (``measure``), probes (``probes``, ``ours``) and the
+table (``show``). A row that cannot be measured is still a row, without a value and with the reason.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from measure import OURS, PEERS, TOLERANCE, Arm, ArmFailed, call, prepare, probe, run_arm, run_pair
+from workloads import WORKLOADS
+
+CHECK_ROUNDS = 2
+
+
+@dataclass
+class Row:
+    """One line of the result. ``limit``: what the machine or plain NumPy allows, in ``unit``, or None.
+
+    ``missing``: by peer (or "fieldfare"), why its value is not there. ``better``: which way is good.
+    """
+
+    name: str
+    unit: str
+    better: Literal["more", "less"]
+    ours: float | None = None
+    peers: dict[str, float] = field(default_factory=dict[str, float])
+    limit: float | None = None
+    missing: dict[str, str] = field(default_factory=dict[str, str])
+    command: str = ""
+    detail: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        self.command = f"python benchmarks/run.py --only {self.name} --json {self.name}.json"
+
+    @property
+    def best(self) -> tuple[str, float] | None:
+        """The best peer and its value."""
+        if not self.peers:
+            return None
+        choose = max if self.better == "more" else min
+        return choose(self.peers.items(), key=lambda item: item[1])
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better than the best peer we are (below 1: worse)."""
+        if self.ours is None or self.best is None or self.ours <= 0 or self.best[1] <= 0:
+            return None
+        return self.ours / self.best[1] if self.better == "more" else self.best[1] / self.ours
+
+    @property
+    def incomplete(self) -> str:
+        """Why a workload's row does not count, or nothing."""
+        if self.name not in WORKLOADS:
+            return ""
+        needed = [OURS.name] * (self.ours is None)
+        needed += [p.name for p in PEERS if p.required and p.name not in self.peers]
+        return f"{self.name} lacks {', '.join(needed)}" if needed else ""
+
+    def plain(self) -> dict[str, Any]:
+        """The row as JSON has it."""
+        return asdict(self) | {"ratio": self.ratio}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and how often to measure."""
+
+    min_s: float = 4.0
+    repeats: int = 3
+
+    @property
+    def probes(self) -> int:
+        """Repetitions of what takes well under a minute."""
+        return 2 * self.repeats - 1
+
+
+def _try(row: Row, who: str, action: Callable[[], float]) -> float | None:
+    """The action's value, or None with the reason in ``row.missing``."""
+    try:
+        return action()
+    except ArmFailed as error:
+        row.missing[who] = str(error)
+        return None
+
+
+@cache
+def _peak_flops() -> float:
+    return float(probe("probes.py", "matmul")["flops_per_s"])
+
+
+def workload(name: str, effort: Effort) -> Row:
+    """Clients per second, ours against every peer, pair by pair; only equal models count."""
+    w = WORKLOADS[name]
+    row = Row(name, "clients/s", "more")
+    peak = _try(row, "limit", _peak_flops)
+    row.limit = peak / w.flops_per_client if peak else None
+    row.detail |= {"title": w.title, "flops_per_client": w.flops_per_client, "tolerance": TOLERANCE}
+    row.detail["pairs"] = pairs = {}
+    begin, mine = prepare(name), list[float]()
+    for peer in PEERS:
+        if reason := peer.unready():
+            row.missing[peer.name] = reason
+            continue
+        try:
+            pair = run_pair(peer, name, begin, check=CHECK_ROUNDS, min_s=effort.min_s, repeats=effort.repeats)
+        except ArmFailed as error:
+            row.missing[peer.name] = str(error)
+            continue
+        mine.extend(pair.ours)
+        pairs[peer.name] = {
+            "setting": peer.setting(name), "ours": pair.ours, "peer": pair.peer,
+            "model_differs_by": pair.apart, "ratio": pair.ratio,
+        }  # fmt: skip
+        if pair.apart <= TOLERANCE:
+            row.peers[peer.name] = median(pair.peer)
+        else:
+            row.missing[peer.name] = f"model differs by {pair.apart:.2g} (tolerance {TOLERANCE:g})"
+    row.ours = median(mine) if mine else None
+    if row.ours is None:
+        row.missing[OURS.name] = "no pair was completed"
+    return row
+
+
+def driver(cohort: int, effort: Effort) -> Row:
+    """Client replies per second through the simulator when training costs nothing, 1,000,000 devices."""
+    row = Row(f"driver-{cohort}", "replies/s", "more")
+    ours: list[float] = []
+    plain: list[float] = []
+
+    def alternate() -> float:
+        for _ in range(effort.repeats):
+            plain.append(probe("probes.py", "loop", str(cohort), str(effort.min_s / 2))["replies_per_s"])
+            ours.append(probe("ours.py", "driver", str(cohort), str(effort.min_s / 2))["replies_per_s"])
+        return median(ours)
+
+    row.ours = _try(row, OURS.name, alternate)
+    row.limit = median(plain) if plain else None
+    row.detail |= {"devices": 1_000_000, "limit_is": "a plain NumPy loop without clock, devices or records"}
+    return row
+
+
+@cache
+def _population(devices: int, repeats: int) -> dict[str, float]:
+    found = [probe("ours.py", "population", str(devices)) for _ in range(repeats)]
+    return {key: median(f[key] for f in found) for key in ("mb", "round_s")}
+
+
+def population_memory(effort: Effort) -> Row:
+    """MB for a million devices with data. The limit: their seven columns and indexes as plain arrays."""
+    row = Row("population-memory", "MB", "less", limit=1e6 * (8 + 4 + 8 + 3 * 4) / 1e6)
+    row.ours = _try(row, OURS.name, lambda: _population(1_000_000, effort.repeats)["mb"])
+    row.detail |= {"devices": 1_000_000, "limit_is": "offsets, rows, sizes and three float32 device columns"}
+    return row
+
+
+def flat_in_population(effort: Effort) -> Row:
+    """Seconds per round of 100 clients of 1,000,000, over those of 1,000."""
+    row = Row("flat-in-population", "times", "less", limit=1.0)
+
+    def times() -> float:
+        many, few = (_population(n, effort.repeats)["round_s"] for n in (1_000_000, 1_000))
+        row.detail |= {"round_s": {"1000000": many, "1000": few}}
+        return many / few
+
+    row.ours = _try(row, OURS.name, times)
+    return row
+
+
+def fold(effort: Effort) -> Row:
+    """Seconds for a weighted mean of 100 updates of 10 million float32, one thread."""
+    row = Row("fold-100x10M", "s", "less")
+    ours: list[dict[str, float]] = []
+    plain: list[dict[str, float]] = []
+
+    def alternate() -> float:
+        for _ in range(effort.repeats):
+            plain.append(probe("probes.py", "fold"))
+            ours.append(probe("ours.py", "fold"))
+        return median(o["seconds"] for o in ours)
+
+    row.ours = _try(row, OURS.name, alternate)
+    if plain:
+        row.limit = median(p["read_s"] for p in plain)
+        row.detail |= {"numpy_peak_mb": max(p["mb"] for p in plain), "limit_is": "reading the rows once"}
+        if ours and max(abs(ours[0][k] - plain[0][k]) for k in ("first", "last")) > 1e-4:
+            row.missing["numpy"] = "the means differ"
+        else:
+            row.peers["numpy"] = median(p["seconds"] for p in plain)
+    if ours:
+        row.detail["ours_peak_mb"] = max(o["mb"] for o in ours)
+    return row
+
+
+_IMPORTS = {
+    "pfl": "import pfl.aggregate.simulate, pfl.algorithm.federated_averaging, pfl.model.pytorch",
+    "fedjax": "import fedjax",
+    "blazefl": "import blazefl.contrib.fedavg",
+    "fluke": "import fluke_stubs; fluke_stubs.install(); import fluke.algorithms.fedavg",
+    "flwr": "import flwr.serverapp.strategy, flwr.simulation",
+}
+
+
+def _wall(python: Path, code: str, times: int) -> float:
+    code = f"import sys; sys.path.insert(1, 'benchmarks/peers')\n{code}"
+    durations: list[float] = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        call(python, ["-c", code], limit_s=120)
+        durations.append(time.perf_counter() - began)
+    return median(durations[1:])  # the first fills the file cache
+
+
+def import_time(effort: Effort) -> Row:
+    """Seconds of a process that imports the package and ends; the limit is one that imports nothing."""
+    row = Row("import", "s", "less")
+    python = Path(sys.executable)
+    row.limit = _try(row, "limit", lambda: _wall(python, "pass", effort.probes))
+    row.ours = _try(row, OURS.name, lambda: _wall(python, "import fieldfare", effort.probes))
+    _each_peer(row, lambda peer: _wall(peer.python, _IMPORTS[peer.name], effort.probes))
+    return row
+
+
+def install_size(effort: Effort) -> Row:
+    """MB of the package with all it requires."""
+    row = Row("install-size", "MB", "less")
+
+    def ours() -> float:
+        found = probe("probes.py", "size", "fieldfare")
+        torch = probe("probes.py", "size", "torch")
+        row.detail |= {"packages": found["packages"], "own_mb": found["own_mb"], "torch_mb": torch["mb"]}
+        return float(found["mb"])
+
+    row.ours = _try(row, OURS.name, ours)
+    _each_peer(row, lambda peer: float(probe("probes.py", "tree", python=peer.python)["mb"]))
+    if "fluke" in row.peers:
+        row.detail["fluke"] = "without the packages its benchmark stubs: in truth more"
+    return row
+
+
+def first_round(effort: Effort) -> Row:
+    """Seconds from the start of the process to the end of the first round, 100 clients doing next to nothing."""
+    row = Row("first-round", "s", "less")
+
+    def ours() -> float:
+        took: list[float] = []
+        for _ in range(effort.probes):
+            began = time.time()
+            took.append(probe("ours.py", "first-round")["ended"] - began)
+        return median(took)
+
+    def theirs(peer: Arm) -> float:
+        runs = [run_arm(peer, "W0", check=1, min_s=0) for _ in range(effort.repeats)]
+        return median(run.timings["first_s"] for run in runs)
+
+    prepare("W0")
+    row.ours = _try(row, OURS.name, ours)
+    _each_peer(row, theirs)
+    return row
+
+
+def _each_peer(row: Row, action: Callable[[Arm], float]) -> None:
+    for peer in PEERS:
+        if not peer.environment:
+            continue  # the hand-written loop is no package
+        if reason := peer.unready():
+            row.missing[peer.name] = reason
+            continue
+        value = _try(row, peer.name, lambda peer=peer: action(peer))
+        if value is not None:
+            row.peers[peer.name] = value
+
+
+ROWS: dict[str, Callable[[Effort], Row]] = {
+    **{name: (lambda effort, name=name: workload(name, effort)) for name in WORKLOADS if name != "W0"},
+    "driver-10000": lambda effort: driver(10_000, effort),
+    "driver-100": lambda effort: driver(100, effort),
+    "population-memory": population_memory,
+    "flat-in-population": flat_in_population,
+    "fold-100x10M": fold,
+    "import": import_time,
+    "install-size": install_size,
+    "first-round": first_round,
+}
