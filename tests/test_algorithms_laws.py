@@ -72,6 +72,18 @@ def test_an_unknown_event_changes_nothing(entry: Entry, make: Any) -> None:
 
 @every
 @makes
+def test_an_answer_that_comes_after_the_end_changes_nothing(entry: Entry, make: Any) -> None:
+    algorithm = make(entry)
+    record = drive(algorithm, Quadratics.random(1, N))
+    assert len(record.stopped) == 1
+    for event in record.events:
+        after, effects = algorithm.step(record.states[-1], event, CONTEXT)
+        assert after is record.states[-1], event
+        assert tuple(effects) == (), event
+
+
+@every
+@makes
 @given(seed=st.integers(0, 2**32 - 1), data=st.data())
 @few
 def test_a_run_resumed_from_a_stored_state_equals_one_that_never_stopped(

@@ -137,11 +137,11 @@ def test_patience_counts_evaluations_that_did_not_improve() -> None:
     algorithm = StopAt(FedAvg(99, 1), "accuracy", patience=2, margin=0.01)
     state = algorithm.init(world().model())
     seen = []
-    for version, accuracy in enumerate([0.5, 0.6, 0.605, 0.7, 0.7, 0.2], 1):
+    for version, accuracy in enumerate([0.5, 0.6, 0.605, 0.7, 0.705, 0.709], 1):
         state, effects = algorithm.step(state, Evaluated(version, "test", {"accuracy": accuracy}), CONTEXT)
         seen.append([effect.reason for effect in effects if isinstance(effect, Stop)])
     assert seen[:5] == [[], [], [], [], []]
-    assert seen[5] == ["accuracy 0.2 at version 6: no better in 2 evaluations"]
+    assert seen[5] == ["accuracy 0.709 at version 6: no better in 2 evaluations"]
     assert algorithm.step(state, gathered(1), CONTEXT) == (state, ())
 
 
