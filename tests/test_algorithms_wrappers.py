@@ -96,8 +96,9 @@ def test_the_ask_of_clients_carries_the_version_its_own_key_and_the_published_mo
 def test_personal_evaluation_uses_the_slot_of_the_algorithm() -> None:
     assert EvaluateOnClients(Evaluate(Ditto(1, 1)), kind="personal").slot == "twin"
     assert EvaluateOnClients(FedPer(1, 1, personal=["head"]), kind="personal").slot == "personal"
-    with pytest.raises(UsageError, match="keeps no client state"):
-        EvaluateOnClients(FedAvg(1, 1), kind="personal")
+    assert EvaluateOnClients(FedAvg(1, 1), kind="personal").slot is None
+    assert EvaluateOnClients(Ditto(1, 1), kind="personal", slot="own").slot == "own"
+    assert EvaluateOnClients(Ditto(1, 1)).slot is None
 
 
 def test_both_kinds_of_evaluation_stand_side_by_side() -> None:

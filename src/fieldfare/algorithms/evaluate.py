@@ -88,7 +88,8 @@ class EvaluateOnClients:
 
     The ask has tag ("evaluate", kind, version), key ("evaluate", version) and `config={"version": version}`; its
     metrics are in the driver's record, and their means by weight go to the inner as `Evaluated(version, kind, ...)`
-    for a `StopAt` in there. `kind="personal"` lets clients use the state in `slot` (their personal tensors or twin).
+    for a `StopAt` in there. `kind="personal"` measures each client's own model: its personal tensors or twin in `slot`
+    (the algorithm's, unless named), or what `work` makes of the published model where nothing is kept.
     """
 
     inner: Algorithm
@@ -108,8 +109,6 @@ class EvaluateOnClients:
             within = within.inner
         if self.kind == "personal" and self.slot is None:
             object.__setattr__(self, "slot", getattr(within, "slot", None))
-        if self.kind == "personal" and self.slot is None:
-            raise UsageError("EvaluateOnClients(kind='personal'): the algorithm keeps no client state; name its slot.")
 
     def init(self, model: Params) -> Watching:
         return Watching(self.inner.init(model))
