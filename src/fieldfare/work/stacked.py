@@ -235,12 +235,12 @@ def _train(
         d = view.acts[-1]
         factor = -lr if optimiser is None else 1.0
         if short:
-            share = (columns[: turn.rows] < sizes) / sizes
-            d *= (factor * share).astype(np.float32)[:, :, None]
-            total[turn.lo : turn.hi] += np.add.reduce(loss * share, axis=1)
+            real = columns[: turn.rows] < sizes
+            d *= np.where(real, factor / sizes, 0.0).astype(np.float32)[:, :, None]
+            loss = np.where(real, loss, np.float32(0))
         else:
             d *= np.float32(factor / turn.rows)
-            total[turn.lo : turn.hi] += np.add.reduce(loss, axis=1) / turn.rows
+        total[turn.lo : turn.hi] += np.add.reduce(loss.astype(np.float64), axis=1) / turn.sizes
         backward(program, view, optimiser is None)
         if optimiser is not None:
             optimiser.step(turn.lo, turn.hi, turn.taken)
