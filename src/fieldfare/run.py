@@ -88,9 +88,10 @@ def assemble(job: Job) -> Assembly:
         every = job.evaluate.clients_every
         _held(job)
         algorithm = EvaluateOnClients(algorithm, on, every, "evaluate", "federated")
-        if job.evaluate.personal or job.evaluate.fine_tune:
-            slot = getattr(job.algorithm, "slot", None)
-            algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "personal", slot)
+        if job.evaluate.fine_tune:
+            algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "fine_tuned")
+        elif job.evaluate.personal:
+            algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "personal")
     elif job.evaluate.personal or job.evaluate.fine_tune:
         raise UsageError(
             "Evaluation(personal=..., fine_tune=...) needs clients=: say how many measure their own model."
@@ -133,9 +134,9 @@ def _central(net: Any, test: Mapping[str, Any]) -> Callable[[Params], Mapping[st
 
 def _expects(job: Job) -> Callable[[int], set[str]]:
     """Which evaluations on clients will follow a version."""
-    kinds = {"federated", "personal"} if job.evaluate.personal or job.evaluate.fine_tune else {"federated"}
-    if job.evaluate.clients is None:
-        kinds = set[str]()
+    kinds = set[str]() if job.evaluate.clients is None else {"federated"}
+    if kinds and (job.evaluate.personal or job.evaluate.fine_tune):
+        kinds.add("fine_tuned" if job.evaluate.fine_tune else "personal")
     last = getattr(job.algorithm, "rounds", None)
 
     def expects(version: int) -> set[str]:

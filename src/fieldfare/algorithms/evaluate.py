@@ -96,7 +96,7 @@ class EvaluateOnClients:
     on: Sample | Everyone = _EVERYONE
     every: int = 1
     work: str = "evaluate"
-    kind: Literal["federated", "personal"] = "federated"
+    kind: Literal["federated", "personal", "fine_tuned"] = "federated"
     slot: str | None = None
     quorum: Quorum = ALL
 
@@ -107,7 +107,7 @@ class EvaluateOnClients:
             if isinstance(within, EvaluateOnClients) and within.kind == self.kind:
                 raise UsageError(f"EvaluateOnClients(kind={self.kind!r}) stands inside another of its kind; use one.")
             within = within.inner
-        if self.kind == "personal" and self.slot is None:
+        if self.kind != "federated" and self.slot is None:
             object.__setattr__(self, "slot", getattr(within, "slot", None))
 
     def init(self, model: Params) -> Watching:
