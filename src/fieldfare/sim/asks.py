@@ -65,25 +65,22 @@ def resolve(
         return Ask(node, run, now, now, nothing, np.empty(0), {}, 0.0, 0.0, 0.0, 0)
     missing: dict[str, I64] = {}
     alive = population.fleet.survivors(clients, seed, cohort_key(run))
-    if alive is not None and not alive.all():
-        missing["drop-out"] = np.sort(clients[~alive])
     seconds, down, up, flops = timings(run, clients, population, works[run.work])
     order = np.lexsort((clients, seconds))
-    if alive is not None:
+    if alive is not None and not alive.all():
+        missing["drop-out"] = np.sort(clients[~alive])
         order = order[alive[order]]
-    duration = float(seconds[order[-1]]) if len(order) else 0.0
-    if need is not None and need < len(order):
-        duration = float(seconds[order[need - 1]])
-        order, rest = order[:need], order[need:]
+    last = float(seconds[order[-1]]) if len(order) else 0.0
+    deadline = run.quorum.deadline_s
+    count = len(order) if deadline is None else int(np.searchsorted(seconds[order], deadline, side="right"))
+    count = count if need is None else min(count, need)
+    order, rest = order[:count], order[count:]
+    if len(rest):
         missing["late"] = np.sort(clients[rest])
-    elif (need is not None and len(order) < need) or len(order) < n:
-        duration = run.quorum.deadline_s if run.quorum.deadline_s is not None else duration
-    if run.quorum.deadline_s is not None and duration > run.quorum.deadline_s:
-        duration = run.quorum.deadline_s
-        inside = seconds[order] <= duration
-        order, rest = order[inside], order[~inside]
-        if len(rest):
-            missing["late"] = np.sort(np.concatenate([missing.get("late", rest[:0]), clients[rest]]))
+    if count == (n if need is None else need):
+        duration = float(seconds[order[-1]])
+    else:
+        duration = last if deadline is None else deadline
     chosen = order[np.argsort(clients[order], kind="stable")]
     return Ask(
         node, run, now, now + duration, clients[chosen], seconds[chosen], missing,

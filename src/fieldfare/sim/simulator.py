@@ -125,6 +125,10 @@ class Simulator:
                 if hosted is None:
                     return
                 event = hosted.finish()
+            case Answer():
+                event = self._arrived(event)
+                if event is None:
+                    return
             case Evaluated():
                 self._tell(Measured(p.now, event))
             case _:
@@ -158,7 +162,7 @@ class Simulator:
                     return
         self._tell(Progressed(p.now, p.steps))
 
-    def _push(self, at: float, node: str, event: Event | Deadline | None) -> int:
+    def _push(self, at: float, node: str, event: Event | Answer | Deadline | None) -> int:
         p = self.progress
         p.seq += 1
         heapq.heappush(p.heap, (at, p.seq, node, event))
@@ -187,7 +191,7 @@ class Simulator:
         for at, to in enumerate(run.on):
             self._live(to)
             asked = asked_of(node, run, gather, at)
-            size = size_of(asked.model) + size_of(asked.inputs)
+            size = size_of(asked.model) + size_of(tuple(asked.inputs.values()))
             p.bytes_down += size
             self._push(p.now + self.world.links.seconds(size), to, asked)
         if run.quorum.deadline_s is not None:
@@ -201,14 +205,21 @@ class Simulator:
         p = self.progress
         gather, at = divmod(answer.id, MOST_NODES)
         hosted = p.hosted.get(gather)
-        if hosted is None or at >= len(hosted.on) or hosted.on[at] != node or at in hosted.replies:
+        if hosted is None or at >= len(hosted.on) or hosted.on[at] != node:
             return
-        hosted = p.hosted[gather] = hosted.with_reply(at, answer)
-        size = sum(size_of(value) for value in answer.output.values())
+        size = size_of(tuple(answer.output.values()))
         p.bytes_up += size
-        if hosted.complete:
-            self._push(p.now + self.world.links.seconds(size), hosted.node, hosted.finish())
-            del p.hosted[gather]
+        self._push(p.now + self.world.links.seconds(size), hosted.node, answer)
+
+    def _arrived(self, answer: Answer) -> Gathered | None:
+        """An answer has reached its asker: the gather's result, if that was all it waited for."""
+        p = self.progress
+        gather, at = divmod(answer.id, MOST_NODES)
+        hosted = p.hosted.get(gather)
+        if hosted is None or at in hosted.replies:
+            return None
+        hosted = p.hosted[gather] = hosted.with_reply(at, answer)
+        return p.hosted.pop(gather).finish() if hosted.complete else None
 
     def _evaluate(self, node: str, model: Params, version: int, name: str) -> None:
         if name not in self.world.evaluations:
