@@ -206,13 +206,14 @@ def test_rows_are_the_same_alone_and_together_at_the_shapes_of_real_models(width
 
 @pytest.mark.parametrize("sizes", [[20] * 9, [33, 1, 20, 45, 2, 20, 8, 7, 60]])
 @pytest.mark.parametrize("net", [mlp(24, 6), mlp(64, 48, 10)], ids=["logistic", "mlp"])
-def test_the_size_of_the_stack_changes_no_bit(net, sizes, monkeypatch):
-    whole = cohort(net, sizes)
-    one = fitted(net, whole, Training(batch_size=16))
+@pytest.mark.parametrize("option", [{}, {"momentum": 0.9}, {"optimizer": "adam"}], ids=str)
+def test_the_size_of_the_stack_changes_no_bit(net, sizes, option, monkeypatch):
+    whole, training = cohort(net, sizes), Training(batch_size=16, **option)
+    one = fitted(net, whole, training)
     for most in (1, 2, 5):
         monkeypatch.setattr(layers, "MOST_CLIENTS", most)
         monkeypatch.setattr(stacked, "PAD_BELOW", min(most, 8))
-        assert fitted(net, whole, Training(batch_size=16)).params.tobytes() == one.params.tobytes()
+        assert fitted(net, whole, training).params.tobytes() == one.params.tobytes()
 
 
 def test_a_batch_that_is_filled_up_gives_the_numbers_of_the_short_one(monkeypatch):

@@ -155,6 +155,14 @@ def test_fednova_sends_the_delta_per_step_and_the_steps():
     np.testing.assert_allclose(out.leaves["delta"] * np.maximum(out.leaves["tau"], 1), plain, rtol=1e-5)
 
 
+def test_fednovas_norm_counts_momentum_and_the_proximal_term():
+    training = replace(PLAIN, momentum=0.9)
+    out = Train(NET, training, (Normalised(), Proximal(0.2)))(cohort(NET, [12]))
+    assert out.leaves["tau"][0, 0] == np.float32(step_norm(np.array([6]), 0.1, 0.9, False, 0.2)[0]) > 12
+    plain = Train(NET, training, (Proximal(0.2),))(cohort(NET, [12])).leaves["delta"]
+    np.testing.assert_allclose(out.leaves["delta"] * out.leaves["tau"], plain, rtol=1e-5)
+
+
 def test_qffl_scales_by_the_loss_of_the_model_sent():
     whole, q = cohort(NET, [9, 4, 12], versions=2), 2.0
     out = Train(NET, PLAIN, (Fair(q),))(whole)
@@ -227,6 +235,15 @@ def test_ditto_trains_a_twin_and_leaves_the_global_training_alone():
     fresh = Train(NET, PLAIN, (Twin(0.5),))(new(whole))
     np.testing.assert_array_equal(fresh.state[2], sent[2])
     np.testing.assert_array_equal(fresh.state[1], out.state[1])
+
+
+def test_dittos_twin_sees_the_examples_in_an_order_of_its_own():
+    whole = new(cohort(NET, [30]))
+    free = Train(NET, PLAIN, (Twin(0.0),))(whole)
+    assert not np.allclose(free.state, whole.models + free.leaves["delta"], atol=1e-5)
+    in_one_batch = replace(PLAIN, batch_size=30, shuffle=False)
+    same = Train(NET, in_one_batch, (Twin(0.0),))(whole)
+    np.testing.assert_allclose(same.state, whole.models + same.leaves["delta"], atol=1e-6)
 
 
 LOCALS = [
