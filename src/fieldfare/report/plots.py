@@ -7,9 +7,10 @@ them inside `style.drawing`. Not here: distributions over clients (`plots_client
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class Line:
 
 
 ACCURACY = (
+    Line("train_accuracy", "train", style.ORANGE),
     Line("accuracy", "central test", style.BLUE),
     Line("federated_accuracy_mean", "mean client", style.GREEN),
     Line("federated_accuracy_p10", "worst decile", style.GREEN, dash=1),
@@ -348,3 +350,10 @@ def bytes_moved(table: Table) -> Picture | None:
         alt=f"Bytes moved over the whole run: {told}.",
         marks=2 * table.n,
     )
+
+
+def save_label_map(facts: Mapping[str, Any], out: str | Path) -> Path:
+    """Save which client holds which classes: see `plots_clients.save_label_map`."""
+    from fieldfare.report import plots_clients
+
+    return plots_clients.save_label_map(facts, out)

@@ -8,6 +8,7 @@ over seeds, the band reaches from the lowest to the highest seed; nothing is dra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from fieldfare.report import style, units
 from fieldfare.report.plots import axis_scale, metric_axis, round_axis
 from fieldfare.report.style import Label, Picture, canvas, label_ends, picture
 from fieldfare.report.table import Floats, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Arms = Mapping[str, Sequence[Table]]
 
@@ -70,7 +74,7 @@ def comparison(arms: Arms, metric: str, axis: str) -> Picture | None:
     values = np.concatenate([part for _, *parts in drawn.values() for part in parts])
     scale, words = axis_scale(axis, float(everything.max()))
     labelled = len(drawn) <= LABELLED_UP_TO
-    longest = max(len(shorten(name)) for name in drawn)
+    longest = max(len(style.shorten(name)) for name in drawn)
     figure, axes = canvas(height=3.3, right=0.25 + 0.078 * longest if labelled else 0.2)
     banded = False
     ends: list[Label] = []
@@ -90,7 +94,7 @@ def comparison(arms: Arms, metric: str, axis: str) -> Picture | None:
         )
         if axis != "round" and labelled:
             axes.plot(x[-1:] / scale.divisor, middle[-1:], marker="o", markersize=4.2, color=colour)
-        ends.append(Label(float(x[-1] / scale.divisor), float(middle[-1]), shorten(name), colour))
+        ends.append(Label(float(x[-1] / scale.divisor), float(middle[-1]), style.shorten(name), colour))
     metric_axis(axes, metric, values)
     round_axis(axes, axis, everything / scale.divisor)
     axes.set_xlabel(words)
@@ -110,16 +114,6 @@ def comparison(arms: Arms, metric: str, axis: str) -> Picture | None:
     )
 
 
-def shorten(name: str, length: int = 22) -> str:
-    """Cut a name that would not fit beside a picture, in its middle: both ends tell runs apart.
-
-    >>> shorten("20250101-120000-fedavg-mnist-000"), shorten("fedavg")
-    ('20250101-12…-mnist-000', 'fedavg')
-    """
-    half = length // 2
-    return name if len(name) <= length else f"{name[:half]}…{name[-(length - half - 1) :]}"
-
-
 def final_values(arms: Arms, metric: str) -> Picture | None:
     """Draw the final value of every arm, one dot per seed and a bar at their median, the best arm uppermost."""
     finals = {name: [v for t in tables if (v := t.last(metric)) is not None] for name, tables in arms.items()}
@@ -129,7 +123,7 @@ def final_values(arms: Arms, metric: str) -> Picture | None:
     ranks = {name: rank for rank, name in enumerate(arms)}
     sign = 1 if units.lower_is_better(metric) else -1
     order = sorted(finals, key=lambda name: sign * float(np.median(finals[name])))
-    longest = max(len(shorten(name)) for name in order)
+    longest = max(len(style.shorten(name)) for name in order)
     figure, axes = canvas(height=0.95 + 0.27 * len(order), left=0.3 + 0.075 * longest, right=0.85, bottom=0.5)
     labels = []
     for row, name in enumerate(order):
@@ -141,7 +135,7 @@ def final_values(arms: Arms, metric: str) -> Picture | None:
         axes.plot([middle, middle], [row - 0.3, row + 0.3], color=colour, linewidth=2.4, solid_capstyle="butt")
         labels.append(Label(middle, row, units.measured(metric, middle), colour))
     _turned_axis(axes, metric, np.concatenate([np.asarray(finals[name]) for name in order]))
-    axes.set_yticks(range(len(order)), [shorten(name) for name in order])
+    axes.set_yticks(range(len(order)), [style.shorten(name) for name in order])
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.tick_params(axis="y", labelcolor=style.INK)
     axes.grid(axis="y", visible=False)
@@ -158,7 +152,7 @@ def final_values(arms: Arms, metric: str) -> Picture | None:
     )
 
 
-def _turned_axis(axes, metric: str, values: Floats) -> None:
+def _turned_axis(axes: Axes, metric: str, values: Floats) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     low, high = float(values.min()), float(values.max())

@@ -6,77 +6,99 @@ Here: functions from `Evaluation` and `DataCard` to a `Picture`, None when there
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fieldfare.core.errors import UsageError
 from fieldfare.report import style, units
-from fieldfare.report.read import DataCard, Evaluation
+from fieldfare.report.plots import metric_axis
+from fieldfare.report.read import DataCard, Evaluation, data_card
 from fieldfare.report.style import Label, Picture, canvas, label_ends, picture
 from fieldfare.report.table import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _KINDS = {"federated": ("shared model", style.GREEN), "personal": ("personal models", style.PURPLE)}
 BUBBLES_UP_TO = 48
 
 
-def _accuracies(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, str, Floats]]:
-    """Give (words, colour, accuracies of the clients that have one) for each kind of evaluation."""
+@dataclass(frozen=True)
+class Served:
+    """How well a group of clients is served: what to call it, its colour, and one accuracy per client ``[clients]``."""
+
+    name: str
+    colour: str
+    accuracy: Floats
+    dash: int = 0
+
+    @property
+    def mean(self) -> float:
+        return float(self.accuracy.mean())
+
+    @property
+    def worst_decile(self) -> float:
+        """The accuracy that one client in ten does not exceed."""
+        return float(np.quantile(self.accuracy, 0.1))
+
+
+def served(evaluations: Mapping[str, Evaluation]) -> list[Served]:
+    """Give one `Served` for each kind of evaluation that has accuracies; clients without one are left out."""
     found = []
     for index, (kind, evaluation) in enumerate(evaluations.items()):
         values = evaluation.columns.get("accuracy", np.empty(0))
         values = values[np.isfinite(values)]
-        words, colour = _KINDS.get(kind, (kind, style.PALETTE[index % len(style.PALETTE)]))
+        name, colour = _KINDS.get(kind, (kind, style.PALETTE[index % len(style.PALETTE)]))
         if values.size:
-            found.append((words, colour, values))
+            found.append(Served(name, colour, values))
     return found
 
 
-def accuracy_histogram(evaluations: Mapping[str, Evaluation]) -> Picture | None:
-    """Draw how many clients have which accuracy, with the mean and the worst decile marked."""
+def accuracy_histogram(groups: Sequence[Served]) -> Picture | None:
+    """Draw how many clients have which accuracy, with the mean and the worst decile of each group marked."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    kinds = _accuracies(evaluations)
-    if not kinds:
+    if not groups:
         return None
-    everything = np.concatenate([values for *_, values in kinds])
+    everything = np.concatenate([group.accuracy for group in groups])
     low = np.floor(20 * float(everything.min())) / 20
-    edges = np.linspace(low, max(1.0, float(everything.max())), 21)
-    figure, axes = canvas()
-    tallest = 0
-    for words, colour, values in kinds:
-        counts, _ = np.histogram(values, bins=edges)
-        tallest = max(tallest, int(counts.max()))
-        axes.stairs(counts, edges, fill=True, color=colour, alpha=0.35, linewidth=0)
-        axes.stairs(counts, edges, color=colour, linewidth=1.4, label=f"{words} ({values.size:,} clients)")
-    for rank, (_, colour, values) in enumerate(kinds):
-        mean, p10 = float(values.mean()), float(np.quantile(values, 0.1))
-        tone = style.darker(colour)
-        for x, words, dash in ((mean, "mean", "-"), (p10, "worst decile", (0, (3, 2)))):
-            axes.axvline(x, ymax=0.93 - 0.09 * rank, color=tone, linewidth=1.2, linestyle=dash)
-            side = -1 if words == "worst decile" or x > 0.93 else 1
-            axes.annotate(
-                f"{words} {units.share(x)}",
-                (x, 1.20 * tallest * (0.90 - 0.09 * rank)),
-                xytext=(4 * side, 0),
-                textcoords="offset points",
-                ha="left" if side > 0 else "right",
-                va="center",
-                fontsize=8.5,
-                color=tone,
-                bbox={"facecolor": style.SURFACE, "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
-            )
-    axes.set_ylim(0, 1.20 * tallest)
+    high = max(1.0, float(everything.max()))
+    edges = np.linspace(low if low < high else low - 0.05, high, 21)
+    figure, axes = canvas(height=3.3)
+    counts = [np.histogram(group.accuracy, bins=edges)[0] for group in groups]
+    room = 0.13 * (2 * len(groups))
+    top = (1.06 + room) / (1.0 - 0.02) * float(max(count.max() for count in counts))
+    for group, count in zip(groups, counts, strict=True):
+        axes.stairs(count, edges, fill=True, color=group.colour, alpha=0.32, linewidth=0)
+        axes.stairs(count, edges, color=group.colour, linewidth=1.4)
+    rows = [(group, words, x, dash) for group in groups for words, x, dash in (
+        ("worst decile", group.worst_decile, style.DASHES[1]), ("mean", group.mean, "-"))]  # fmt: skip
+    for rank, (group, words, x, dash) in enumerate(rows):
+        tone = style.darker(group.colour)
+        y = 1.0 - 0.085 * (rank + 0.5)
+        axes.axvline(x, ymax=y, color=tone, linewidth=1.2, linestyle=dash)
+        left = x > (edges[0] + edges[-1]) / 2
+        name = f"{group.name}: " if len(groups) > 1 else ""
+        axes.annotate(
+            f"{name}{words} {units.share(x)}", (x, y), xycoords=axes.get_xaxis_transform(),
+            xytext=(-4 if left else 4, 0), textcoords="offset points", ha="right" if left else "left", va="center",
+            fontsize=8.5, color=tone,
+        )  # fmt: skip
+    axes.set_ylim(0, top)
     axes.set_xlim(edges[0], edges[-1])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("accuracy on the client's own test data")
     axes.set_title("clients")
-    if len(kinds) > 1:
-        axes.legend(loc="center left", handlelength=1.2)
     told = "; ".join(
-        f"{words}: mean {units.share(values.mean())}, worst decile {units.share(np.quantile(values, 0.1))}"
-        for words, _, values in kinds
+        f"{group.name}: mean {units.share(group.mean)}, worst decile {units.share(group.worst_decile)}"
+        for group in groups
     )
     return picture(
         figure,
@@ -87,52 +109,51 @@ def accuracy_histogram(evaluations: Mapping[str, Evaluation]) -> Picture | None:
     )
 
 
-def accuracy_sorted(evaluations: Mapping[str, Evaluation]) -> Picture | None:
-    """Draw the clients from worst to best, the worst decile shaded."""
+def accuracy_sorted(groups: Sequence[Served]) -> Picture | None:
+    """Draw each group's clients from worst to best, the worst decile shaded."""
     from matplotlib.ticker import PercentFormatter
 
-    from fieldfare.report.plots import metric_axis
-
-    kinds = _accuracies(evaluations)
-    if not kinds:
+    if not groups:
         return None
-    figure, axes = canvas(right=1.05)
+    longest = max(len(style.shorten(group.name)) for group in groups) if len(groups) > 1 else 5
+    figure, axes = canvas(height=3.3, right=0.62 + 0.078 * longest)
     axes.axvspan(0, 0.1, color=style.VERMILION, alpha=0.09, linewidth=0)
     labels: list[Label] = []
-    for words, colour, values in kinds:
-        ordered = np.sort(values)
-        if ordered.size > 2000:
+    for group in groups:
+        ordered = np.sort(group.accuracy)
+        if ordered.size > 1001:
             ordered = np.quantile(ordered, np.linspace(0, 1, 1001))
         x = (np.arange(ordered.size) + 0.5) / ordered.size
-        axes.plot(x, ordered, color=colour, label=words)
-        p10 = float(np.quantile(values, 0.1))
-        axes.plot([0.1], [p10], marker="o", markersize=5, color=style.darker(colour))
-        axes.annotate(
-            units.share(p10), (0.1, p10), xytext=(6, -10), textcoords="offset points", color=style.darker(colour)
-        )
-        labels.append(Label(1.0, float(ordered[-1]), f"best {units.share(ordered[-1])}", colour))
-    metric_axis(axes, "accuracy", np.concatenate([values for *_, values in kinds]))
+        axes.plot(x, ordered, color=group.colour, linestyle=style.DASHES[group.dash])
+        tone = style.darker(group.colour)
+        p10 = group.worst_decile
+        axes.plot([0.1], [p10], marker="o", markersize=4.5, color=tone)
+        if len(groups) <= 2:
+            below = group is not max(groups, key=lambda one: one.worst_decile) or len(groups) == 1
+            axes.annotate(
+                units.share(p10), (0.1, p10), xytext=(6, -5 if below else 4), textcoords="offset points", fontsize=8.5,
+                color=tone, va="top" if below else "bottom",
+            )  # fmt: skip
+        name = style.shorten(group.name) if len(groups) > 1 else "best"
+        end = p10 if len(groups) > 2 else float(ordered[-1])
+        labels.append(Label(1.0, float(ordered[-1]), f"{name} {units.share(end)}", group.colour))
+    metric_axis(axes, "accuracy", np.concatenate([group.accuracy for group in groups]))
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     axes.set_xlabel("clients, worst to best")
     axes.set_title("accuracy on the client's own test data")
-    axes.annotate(
-        "worst decile", (0.05, 0.02), xycoords=("data", "axes fraction"), ha="center", va="bottom", rotation=90,
-        fontsize=8, color=style.darker(style.VERMILION),
-    )  # fmt: skip
     label_ends(axes, labels)
-    if len(kinds) > 1:
-        axes.legend(loc="lower right", handlelength=1.2)
     told = "; ".join(
-        f"{words}: from {units.share(values.min())} through a median of {units.share(np.median(values))} "
-        f"to {units.share(values.max())}"
-        for words, _, values in kinds
+        f"{group.name}: from {units.share(group.accuracy.min())} through a median of "
+        f"{units.share(np.median(group.accuracy))} to {units.share(group.accuracy.max())}"
+        for group in groups
     )
+    at_end = " The numbers at the right are the worst deciles (dots)." if len(groups) > 2 else ""
     return picture(
         figure,
         name="clients-sorted",
         title="Clients from worst to best",
-        note="A flat curve serves all clients alike; what falls away at the left is who is left behind.",
+        note="A flat curve serves all clients alike; the shaded tenth at the left is who is left behind." + at_end,
         alt=f"Accuracy of clients in order; {told}.",
     )
 
@@ -185,6 +206,28 @@ def label_map(data: DataCard) -> Picture | None:
     counts = data.label_counts
     if counts is None or not counts.any():
         return None
+    figure, axes, few = _label_figure(data, counts)
+    n, k = counts.shape
+    top = counts.max(axis=1).sum() / counts.sum()
+    of = f"{n} of {data.n_clients:,} clients" if data.n_clients and data.n_clients > n else f"all {n} clients"
+    shown = (
+        "The area of a bubble is the number of examples."
+        if few
+        else "Each column is one client, its colour the share of its examples; ordered by commonest class."
+    )
+    return picture(
+        figure,
+        name="labels",
+        title="Which client holds which classes",
+        note=f"{shown} {of[0].upper() + of[1:]}. Columns alike mean clients alike; blocks mean label skew.",
+        alt=f"Map of clients and classes, {of}, {k} classes; a client's commonest class makes up "
+        f"{units.share(float(top))} of its examples on average, weighted by examples.",
+        marks=int((counts > 0).sum()) if few else 0,
+        wide=True,
+    )
+
+
+def _label_figure(data: DataCard, counts: Floats) -> tuple[Figure, Axes, bool]:
     n, k = counts.shape
     names = data.classes if len(data.classes) == k else tuple(str(index) for index in range(k))
     few = n <= BUBBLES_UP_TO and k <= 40
@@ -197,26 +240,27 @@ def label_map(data: DataCard) -> Picture | None:
     axes.set_ylim(k - 0.4, -0.6) if few else axes.set_ylim(k - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_title("class")
-    top = counts.max(axis=1).sum() / counts.sum()
-    of = f"{n} of {data.n_clients:,} clients" if data.n_clients and data.n_clients > n else f"all {n} clients"
-    shown = (
-        "The area of a bubble is the number of examples."
-        if few
-        else "Each column is one client, its colour the share of its examples; ordered by commonest class."
-    )
-    return picture(
-        figure,
-        name="labels",
-        title="Which client holds which classes",
-        note=f"{shown} {of[0].upper() + of[1:]}. Even rows mean alike clients; blocks mean label skew.",
-        alt=f"Map of clients and classes, {of}, {k} classes; a client's commonest class makes up "
-        f"{units.share(float(top))} of its examples on average, weighted by examples.",
-        marks=int((counts > 0).sum()) if few else 0,
-        wide=True,
-    )
+    return figure, axes, few
 
 
-def _bubbles(axes, counts: Floats) -> None:
+def save_label_map(facts: Mapping[str, Any], out: str | Path) -> Path:
+    """Save the label map of a data set that describes itself by ``facts`` as ``.svg`` or ``.png``.
+
+    Raises `UsageError` when the data has no classes or the name ends otherwise, `MissingExtra` without matplotlib.
+    """
+    path = Path(out)
+    if path.suffix not in (".png", ".svg"):
+        raise UsageError(f"the picture {path} has no known form: use a name that ends in .png or .svg.")
+    data = data_card(facts)
+    if data is None or data.label_counts is None or not data.label_counts.any():
+        raise UsageError("this data has no label counts to draw: a label map needs data with classes.")
+    with style.drawing():
+        figure, _, _ = _label_figure(data, data.label_counts)
+        figure.savefig(path, dpi=200, facecolor=style.SURFACE, bbox_inches="tight")
+    return path
+
+
+def _bubbles(axes: Axes, counts: Floats) -> None:
     n, k = counts.shape
     clients, classes = np.nonzero(counts)
     values = counts[clients, classes]
@@ -239,7 +283,7 @@ def _bubbles(axes, counts: Floats) -> None:
     axes.text(1.02, 1.0, "examples", transform=axes.transAxes, va="bottom", color=style.MUTED, fontsize=8.5)
 
 
-def _map_of_shares(figure, axes, counts: Floats) -> None:
+def _map_of_shares(figure: Figure, axes: Axes, counts: Floats) -> None:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import PercentFormatter
 

@@ -112,8 +112,8 @@ def _floats(values: object) -> Floats | None:
     return np.array([float(v) if is_number(v) else np.nan for v in values], dtype=np.float64)
 
 
-def _read_data(folder: Path) -> DataCard | None:
-    raw = load(folder / "data.json")
+def data_card(raw: Mapping[str, Any]) -> DataCard | None:
+    """Read what a data set says of itself (``data.json``); None when it says nothing."""
     if not raw:
         return None
     counts = raw.get("label_counts")
@@ -132,18 +132,23 @@ def _read_data(folder: Path) -> DataCard | None:
     def scalar(name: str) -> float | None:
         return float(raw[name]) if is_number(raw.get(name)) else None
 
-    n_clients, rows = scalar("n_clients"), scalar("rows")
-    quantiles = raw.get("sizes_quantiles")
+    def either(*names: str) -> int | None:
+        found = [value for name in names if (value := scalar(name)) is not None]
+        return int(found[0]) if found else None
+
+    skew = raw.get("label_skew")
+    skew_js = skew.get("weighted_js_bits") if isinstance(skew, Mapping) else None
+    quantiles = raw["sizes"] if isinstance(raw.get("sizes"), Mapping) else raw.get("sizes_quantiles")
     return DataCard(
         name=str(raw.get("name", "")),
-        n_clients=int(n_clients) if n_clients is not None else None,
-        rows=int(rows) if rows is not None else None,
+        n_clients=either("n_clients", "clients"),
+        rows=either("rows", "examples"),
         classes=names,
         sizes_quantiles={str(k): float(v) for k, v in quantiles.items() if is_number(v)}
         if isinstance(quantiles, Mapping)
         else {},
         gini=scalar("gini"),
-        label_skew_js=scalar("label_skew_js"),
+        label_skew_js=float(skew_js) if is_number(skew_js) else scalar("label_skew_js"),
         effective_clients=scalar("effective_clients"),
         label_counts=matrix,
         sizes=_floats(raw.get("sizes")),
@@ -227,7 +232,7 @@ def read_run(path: str | Path) -> Run:
         summary=summary,
         config=config,
         table=read_table(folder),
-        data=_read_data(folder),
+        data=data_card(load(folder / "data.json")),
         evaluations=_read_evaluations(folder),
         arms={name: tuple(read_run(arm) for arm in seeds) for name, seeds in arm_folders(folder).items()},
     )

@@ -133,6 +133,16 @@ def darker(colour: str, by: float = 0.22) -> str:
     return "#" + "".join(f"{int(int(colour[i : i + 2], 16) * (1 - by)):02x}" for i in (1, 3, 5))
 
 
+def shorten(name: str, length: int = 22) -> str:
+    """Cut a name that would not fit beside a picture, in its middle: both ends tell runs apart.
+
+    >>> shorten("20250101-120000-fedavg-mnist-000"), shorten("fedavg")
+    ('20250101-12…-mnist-000', 'fedavg')
+    """
+    half = length // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-(length - half - 1) :]}"
+
+
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move positions apart until neighbours are ``gap`` apart, as little as possible, within [low, high] if they fit.
 

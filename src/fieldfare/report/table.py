@@ -21,7 +21,7 @@ from fieldfare import __version__
 from fieldfare.core.errors import UsageError
 
 FORMAT = 1
-RUN_FILES = ("summary.json", "config.json", "rounds.jsonl")
+RUN_FILES = ("summary.json", "config.json", "rounds.jsonl", "run.json")
 Floats = NDArray[np.float64]
 
 
@@ -29,8 +29,9 @@ Floats = NDArray[np.float64]
 class Table:
     """The rounds of one run as columns, each float64 ``[n]``, NaN where a round has no such number.
 
-    ``missing`` holds, per reason, how many asked clients did not count in each round. ``bytes_down`` and
-    ``bytes_up`` are per round, ``virtual_s`` is the clock at the end of the round.
+    A number that was recorded but is not finite (null in the file) is inf. ``missing`` holds, per reason, how many
+    asked clients did not count in each round. ``bytes_down``, ``bytes_up``, ``virtual_s`` and ``wall_s`` are running
+    totals at the end of the round.
     """
 
     n: int = 0
@@ -42,16 +43,15 @@ class Table:
         return self.columns.get(name, np.full(self.n, np.nan))
 
     def axis(self, name: str) -> Floats:
-        """Give what a curve is drawn against, ``[n]``.
+        """Give what a curve is drawn against, ``[n]``: a running total, or ``bytes``, the sum of both directions.
 
-        ``round``, ``virtual_s`` or ``wall_s`` as they stand; ``bytes_up``, ``bytes_down`` and ``bytes`` (both)
-        summed up to and with each round.
+        A round that moved nothing has no bytes of its own and stands where the one before it stood.
         """
         if name == "bytes":
             return self.axis("bytes_up") + self.axis("bytes_down")
         column = self.column(name)
-        if name.startswith("bytes"):
-            return np.nancumsum(column) if np.isfinite(column).any() else column
+        if name.startswith("bytes") and np.isfinite(column).any():
+            return np.maximum.accumulate(np.where(np.isfinite(column), column, 0.0))
         return column
 
     def series(self, metric: str, axis: str = "round") -> tuple[Floats, Floats]:
@@ -140,8 +140,9 @@ def _as_table(rows: list[dict[str, Any]]) -> Table:
     missing: dict[str, Floats] = {}
     for index, row in enumerate(rows):
         for name, value in row.items():
-            if is_number(value):
-                columns.setdefault(name, np.full(len(rows), np.nan))[index] = value
+            if is_number(value) or value is None:
+                kept = columns.setdefault(name, np.full(len(rows), np.nan))
+                kept[index] = np.inf if value is None or not np.isfinite(value) else value
         lost = row.get("missing")
         if isinstance(lost, Mapping):
             for reason, count in lost.items():
@@ -170,9 +171,15 @@ def arm_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def listed_arms(folder: Path) -> list[str]:
-    """Give the arms that the summary promises, as ``name`` or ``name/seed``."""
-    arms = load(folder / "summary.json").get("arms")
-    return [name for name in arms if isinstance(name, str)] if isinstance(arms, list) else []
+    """Give the arms that the study's configuration and summary promise, as ``name`` or ``name/seed``, in their order."""
+    listed: list[str] = []
+    for name in ("config.json", "summary.json"):
+        try:
+            arms = load(folder / name).get("arms")
+        except UsageError:
+            continue
+        listed += [arm for arm in arms if isinstance(arm, str)] if isinstance(arms, list) else []
+    return list(dict.fromkeys(listed))
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

@@ -1,0 +1,319 @@
+"""What a study claims, recomputed from its stored tables alone.
+
+Here: `claims.toml` read and checked, the measures, `compute_claims`. Not here: how a claim is shown (`html`). Kept: a
+claim is computed from ``rounds.jsonl`` of the arms and nothing else; a claim whose inputs are missing or unreadable,
+or whose threshold was never reached, has no value of ours and does not hold.
+
+A claims file::
+
+    [[claim]]
+    name = "half the rounds of FedAvg to 90 %"
+    measure = "ratio"
+    of = { measure = "time_to", arm = "ours", metric = "accuracy", threshold = 0.9, axis = "round" }
+    to = { measure = "time_to", arm = "fedavg", metric = "accuracy", threshold = 0.9, axis = "round" }
+    sense = "<="
+    target = 0.5
+    published = 0.43
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldfare.core.errors import UsageError
+from fieldfare.report import units
+from fieldfare.report.table import Table, arm_folders, is_number, is_run, listed_arms, read_table
+
+AGGREGATES = ("median", "mean", "min", "max")
+AXES = ("round", "virtual_s", "wall_s", "bytes", "bytes_up", "bytes_down")
+
+_OWN = {"name", "sense", "target", "published", "note"}
+_SIMPLE = {"measure", "arm", "metric", "aggregate", "seeds"}
+_NEEDS: Mapping[str, set[str]] = {
+    "final": {"metric"},
+    "best": {"metric"},
+    "at": {"metric", "axis", "point"},
+    "time_to": {"metric", "threshold"},
+    "total": {"axis"},
+    "ratio": {"of", "to"},
+    "difference": {"of", "to"},
+}
+_MAY: Mapping[str, set[str]] = {
+    "final": {"window"},
+    "best": {"goal"},
+    "at": set(),
+    "time_to": {"axis", "reach"},
+    "total": set(),
+    "ratio": {"aggregate"},
+    "difference": {"aggregate"},
+}
+
+
+class _Missing(Exception):
+    """A measure cannot be taken; the text says why, for the claim's line."""
+
+
+def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -> list[dict[str, Any]]:
+    """Recompute every claim of a study from the tables of its arms.
+
+    ``claims_toml`` defaults to the run's own ``claims.toml``; without either there are no claims: ``[]``. Each entry
+    has ``name``, ``ours`` (None when it cannot be computed), ``target``, ``sense`` (``>=`` or ``<=``), ``published``
+    (or None), ``holds``, ``unit`` (see `units.in_unit`), ``measure`` (in words) and ``why`` (the reason when ``ours``
+    is None). Measures, each taken per seed and then aggregated (``aggregate``: median unless stated):
+
+    - ``final``: the last value of ``metric``, or the mean of its last ``window`` values;
+    - ``best``: its highest value; its lowest for a loss or with ``goal = "min"``;
+    - ``at``: its last value at or before ``point`` on ``axis``;
+    - ``time_to``: the first ``axis`` (default ``round``) at which it is at least ``threshold``; at most for a loss or
+      with ``reach = "<="``;
+    - ``total``: the last value on ``axis``;
+    - ``ratio``, ``difference``: of the two measures ``of`` and ``to``.
+
+    ``arm`` names an arm (its seeds, or ``name/seed`` for one of them); without it the run itself is meant. ``seeds``
+    asks for at least so many. Raises `UsageError` for a claims file that cannot mean anything; a damaged table is not
+    an error but a claim that does not hold.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise UsageError(f"there is no run at {folder}: give the path of a run folder, runs/<id>.")
+    source = Path(claims_toml) if claims_toml is not None else folder / "claims.toml"
+    if claims_toml is None and not source.is_file():
+        return []
+    tables = _Tables(folder)
+    return [_judge(claim, tables) for claim in read_claims(source)]
+
+
+def read_claims(path: str | Path) -> list[dict[str, Any]]:
+    """Read and check a claims file; every fault is a `UsageError` that names the claim."""
+    source = Path(path)
+    try:
+        raw = tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"the claims file {source} cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{source} is no TOML ({error}): write [[claim]] tables.") from None
+    claims = raw.get("claim", [])
+    if not isinstance(claims, list) or set(raw) - {"claim"} or not all(isinstance(one, dict) for one in claims):
+        raise UsageError(f"{source} holds {', '.join(raw) or 'nothing'}: write every claim as a [[claim]] table.")
+    for claim in claims:
+        _check_claim(claim, source)
+    return claims
+
+
+def _check_claim(claim: Mapping[str, Any], source: Path) -> None:
+    name = claim.get("name")
+    if not isinstance(name, str) or not name:
+        raise UsageError(f'{source}: a claim has no name: write name = "what is claimed".')
+    where = f"{source}, claim {name!r}"
+    if not is_number(claim.get("target")):
+        raise UsageError(f"{where}: target is {claim.get('target')!r}, a number is needed.")
+    if claim.get("sense") not in (">=", "<="):
+        raise UsageError(f'{where}: sense is {claim.get("sense")!r}, write ">=" or "<=".')
+    if "published" in claim and not is_number(claim["published"]):
+        raise UsageError(f"{where}: published is {claim['published']!r}, write a number or leave it out.")
+    _check_measure({key: value for key, value in claim.items() if key not in _OWN}, where)
+
+
+def _check_measure(measure: Mapping[str, Any], where: str) -> None:
+    kind = measure.get("measure", "final")
+    if kind not in _NEEDS:
+        raise UsageError(f"{where}: measure is {kind!r}, one of {', '.join(_NEEDS)} is needed.")
+    composed = kind in ("ratio", "difference")
+    may = _NEEDS[kind] | _MAY[kind] | (set() if composed else _SIMPLE) | {"measure"}
+    if absent := _NEEDS[kind] - set(measure):
+        raise UsageError(f"{where}: measure {kind!r} needs {', '.join(sorted(absent))}.")
+    if extra := set(measure) - may:
+        raise UsageError(
+            f"{where}: {', '.join(sorted(extra))} means nothing to measure {kind!r}, it takes {', '.join(sorted(may))}."
+        )
+    choices = {"aggregate": AGGREGATES, "axis": AXES, "goal": ("max", "min"), "reach": (">=", "<=")}
+    for key, allowed in choices.items():
+        if key in measure and measure[key] not in allowed:
+            raise UsageError(f"{where}: {key} is {measure[key]!r}, one of {', '.join(allowed)} is needed.")
+    for key in ("threshold", "point", "window", "seeds"):
+        if key in measure and not (is_number(measure[key]) and math.isfinite(measure[key])):
+            raise UsageError(f"{where}: {key} is {measure[key]!r}, a finite number is needed.")
+    if measure.get("window", 1) < 1:
+        raise UsageError(f"{where}: window is {measure['window']}, at least 1 is needed.")
+    for side in ("of", "to") if composed else ():
+        if not isinstance(measure[side], Mapping):
+            raise UsageError(f"{where}: {side} is {measure[side]!r}, write a measure: {side} = {{ measure = ... }}.")
+        _check_measure(measure[side], f"{where}, {side}")
+
+
+class _Tables:
+    """The tables of a study, read once each; what cannot be read is a `_Missing` that says why."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._read: dict[Path, Table] = {}
+        self._arms: dict[str, list[Path]] | None = None
+        self._listed: list[str] = []
+
+    def of(self, arm: str | None) -> list[Table]:
+        """Give the tables of an arm, one per seed."""
+        if arm is None:
+            return [self._table(self.folder)]
+        if self._arms is None:
+            self._arms = arm_folders(self.folder)
+            self._listed = listed_arms(self.folder)
+        if arm in self._arms:
+            folders = self._arms[arm]
+            there = {path.relative_to(self.folder / "arms").as_posix() for path in folders}
+            if lost := [one for one in self._listed if one.startswith(f"{arm}/") and one not in there]:
+                raise _Missing(f"of arm {arm} the seeds {', '.join(one.split('/', 1)[1] for one in lost)} are missing")
+            return [self._table(path) for path in folders]
+        single = self.folder / "arms" / arm
+        if ".." not in arm.split("/") and is_run(single):
+            return [self._table(single)]
+        raise _Missing(f"there is no arm {arm}")
+
+    def _table(self, folder: Path) -> Table:
+        if folder not in self._read:
+            name = (folder / "rounds.jsonl").relative_to(self.folder).as_posix()
+            try:
+                self._read[folder] = read_table(folder)
+            except UsageError:
+                raise _Missing(f"{name} cannot be read") from None
+        table = self._read[folder]
+        if not table.n:
+            raise _Missing(f"{(folder / 'rounds.jsonl').relative_to(self.folder).as_posix()} is missing or empty")
+        return table
+
+
+def _judge(claim: Mapping[str, Any], tables: _Tables) -> dict[str, Any]:
+    measure = {key: value for key, value in claim.items() if key not in _OWN}
+    ours: float | None
+    try:
+        ours, why = _value(measure, tables, "median"), None
+    except _Missing as missing:
+        ours, why = None, str(missing)
+    target = float(claim["target"])
+    holds = ours is not None and (ours >= target if claim["sense"] == ">=" else ours <= target)
+    return {
+        "name": claim["name"],
+        "ours": ours,
+        "target": claim["target"],
+        "sense": claim["sense"],
+        "published": claim.get("published"),
+        "holds": holds,
+        "unit": _unit(measure),
+        "measure": in_words(measure),
+        "why": why,
+    }
+
+
+def _value(measure: Mapping[str, Any], tables: _Tables, aggregate: str) -> float:
+    """Give the value of a measure, always finite; `_Missing` says why there is none."""
+    kind = measure.get("measure", "final")
+    aggregate = measure.get("aggregate", aggregate)
+    if kind in ("ratio", "difference"):
+        of, to = (_value(measure[side], tables, aggregate) for side in ("of", "to"))
+        if kind == "ratio" and to == 0:
+            raise _Missing(f"{in_words(measure['to'])} is 0 and nothing can be divided by it")
+        return of / to if kind == "ratio" else of - to
+    arm = measure.get("arm")
+    seeds = tables.of(arm)
+    if len(seeds) < measure.get("seeds", 1):
+        raise _Missing(f"{arm or 'the run'} has {len(seeds)} seeds, {measure['seeds']} are asked for")
+    values = [_take(kind, measure, table) for table in seeds]
+    whole = _aggregate(aggregate, values)
+    if not math.isfinite(whole):
+        reached = f"never reached {measure.get('metric')} {measure.get('threshold')}"
+        raise _Missing(f"{arm or 'the run'} {reached}" + (" with enough seeds" if len(values) > 1 else ""))
+    return whole
+
+
+def _aggregate(how: str, values: Sequence[float]) -> float:
+    """Aggregate over seeds; inf (never reached) sorts last, so a median stands while more than half did reach."""
+    ordered = sorted(values)
+    match how:
+        case "median":
+            low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+            return (low + high) / 2
+        case "mean":
+            return math.fsum(ordered) / len(ordered)
+        case "min":
+            return ordered[0]
+        case _:
+            return ordered[-1]
+
+
+def _take(kind: str, measure: Mapping[str, Any], table: Table) -> float:
+    """Take a simple measure from one table; inf means: the threshold was never reached."""
+    arm, metric = measure.get("arm") or "the run", measure.get("metric", "")
+    axis = measure.get("axis", "round")
+    if kind == "total":
+        x = table.axis(axis)
+        x = x[np.isfinite(x)]
+        if not x.size:
+            raise _Missing(f"{arm} has no {axis}")
+        return float(x[-1])
+    recorded = table.column(metric)
+    if not (~np.isnan(recorded)).any():
+        raise _Missing(f"{arm} has no {metric}")
+    x, y = table.series(metric, axis)
+    if kind == "final":
+        last = recorded[~np.isnan(recorded)][-int(measure.get("window", 1)) :]
+        if not np.isfinite(last).all():
+            raise _Missing(f"the last {metric} of {arm} is not finite")
+        return float(last.mean())
+    if not y.size:
+        raise _Missing(f"{arm} has no finite {metric} with {axis}")
+    if kind == "best":
+        goal = measure.get("goal", "min" if units.lower_is_better(metric) else "max")
+        return float(y.max() if goal == "max" else y.min())
+    if kind == "at":
+        before = np.flatnonzero(x <= measure["point"])
+        if not before.size or float(x[-1]) < measure["point"]:
+            raise _Missing(f"{arm} did not come as far as {axis} {units.number(measure['point'])}")
+        return float(y[before[-1]])
+    reach = measure.get("reach", "<=" if units.lower_is_better(metric) else ">=")
+    there = y >= measure["threshold"] if reach == ">=" else y <= measure["threshold"]
+    return float(x[np.argmax(there)]) if there.any() else math.inf
+
+
+def _unit(measure: Mapping[str, Any]) -> str:
+    kind = measure.get("measure", "final")
+    if kind == "ratio":
+        return "times"
+    if kind == "difference":
+        unit = _unit(measure["of"])
+        return "points" if unit == "share" else unit
+    return units.unit_of(measure.get("axis", "round") if kind in ("time_to", "total") else measure["metric"])
+
+
+def in_words(measure: Mapping[str, Any]) -> str:
+    """Say what a measure measures.
+
+    >>> in_words({"measure": "time_to", "arm": "fedavg", "metric": "accuracy", "threshold": 0.9})
+    'rounds of fedavg to accuracy >= 90.0 %'
+    """
+    kind = measure.get("measure", "final")
+    metric, axis = measure.get("metric", ""), measure.get("axis", "round")
+    arm = f" of {measure['arm']}" if measure.get("arm") else ""
+    taken = f" ({measure['aggregate']} over seeds)" if "aggregate" in measure else ""
+    plain = metric.replace("_", " ")
+    match kind:
+        case "ratio":
+            return f"{in_words(measure['of'])} ÷ {in_words(measure['to'])}"
+        case "difference":
+            return f"{in_words(measure['of'])} − {in_words(measure['to'])}"
+        case "time_to":
+            reach = measure.get("reach", "<=" if units.lower_is_better(metric) else ">=")
+            words = "rounds" if axis == "round" else units.label(axis)
+            return f"{words}{arm} to {plain} {reach} {units.measured(metric, float(measure['threshold']))}{taken}"
+        case "total":
+            return f"total {units.label(axis)}{arm}{taken}"
+        case "at":
+            return f"{plain}{arm} at {units.label(axis)} {units.number(float(measure['point']))}{taken}"
+        case "final" if "window" in measure:
+            return f"mean of the last {measure['window']} values of {plain}{arm}{taken}"
+        case _:
+            return f"{kind} {plain}{arm}{taken}"
