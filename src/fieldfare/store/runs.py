@@ -55,12 +55,28 @@ class RunFolder:
                     break
                 except FileExistsError:
                     continue
-        path = path.resolve()
-        run = cls(path, _take(path))
-        created = now.isoformat(timespec="seconds")
-        run.write_json("run.json", {"format": FORMAT, "version": __version__, "id": run.id, "created": created})
-        sync_folder(path.parent)
-        _point(path.parent / "latest", path.name)
+        run = cls.create_at(path)
+        sync_folder(run.path.parent)
+        _point(run.path.parent / "latest", run.id)
+        return run
+
+    @classmethod
+    def create_at(cls, path: str | Path) -> Self:
+        """A new, locked run in exactly the folder `path` (an arm of a study); one that holds a run is refused."""
+        folder = Path(path)
+        with room(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()
+        lock = _take(folder)
+        run = cls(folder, lock)
+        try:
+            if (folder / "run.json").exists():
+                raise UsageError(f"{path} already holds a run: open it, or choose another folder.")
+            created = datetime.now(UTC).isoformat(timespec="seconds")
+            run.write_json("run.json", {"format": FORMAT, "version": __version__, "id": run.id, "created": created})
+        except BaseException:
+            run.close()
+            raise
         return run
 
     @classmethod
