@@ -275,6 +275,7 @@ def run(
             simulator.run()
         result = _finish(job, name, simulator, recorder, folder, report, shown)
     finally:
+        slots.close()
         if folder is not None:
             folder.close()
     return result

@@ -7,6 +7,7 @@ Invariant: results are those of `compute_inline`, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing as mp
 import os
 import signal
@@ -97,6 +98,8 @@ class Pool:
     def close(self) -> None:
         """End the workers; also done when the parent ends."""
         for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(None)
             pipe.close()
         for process in self._processes:
             process.join(timeout=2)
@@ -115,9 +118,12 @@ def _serve(pipe: Any, counter: Any, down: Arena, up: Arena, works: Mapping[str, 
     one_thread()
     while True:
         try:
-            header, specs, cuts = pipe.recv()
+            message = pipe.recv()
         except (EOFError, OSError):
             return
+        if message is None:
+            return
+        header, specs, cuts = message
         try:
             arrays = down.read(specs)
             request = replace(header, models=arrays[0], row=arrays[1], clients=arrays[2], keys=arrays[3])
