@@ -20,15 +20,12 @@ from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.work import stacked
-from fieldfare.work.layers import Dense, Loss, Program, activate
+from fieldfare.work.layers import Dense, Loss, Program
 from fieldfare.work.net import Drift, Fit, Plan, Training
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-
-_EVALUATED = 32
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,39 +185,8 @@ class DenseNet:
 
         Examples go through in blocks of 32 of one client (a short one is filled up), so no number depends on others'.
         """
-        n, program = data.n, self.program
         x, y = self._columns(data)
-        sizes = data.sizes
-        blocks = -(-sizes // _EVALUATED)
-        client = np.repeat(np.arange(n), blocks)
-        number = np.arange(len(client)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-        if len(models) > 1:
-            order = np.argsort(row[client], kind="stable")
-            client, number = client[order], number[order]
-        wanted = self._wanted(y, data.rows)
-        width = program.inputs + 2 * sum(layer.outputs for layer in program.layers)
-        most = max(1, _BLOCK_BYTES // (4 * _EVALUATED * width))
-        loss, right = np.zeros(len(client)), np.zeros(len(client))
-        edges = np.flatnonzero(np.diff(row[client], prepend=-1, append=-1)) if len(client) else np.zeros(0, np.int64)
-        column = np.arange(_EVALUATED)
-        with np.errstate(all="ignore"):
-            for a, b in itertools.pairwise(edges):
-                weights = models[row[client[a]]]
-                for lo in range(a, b, most):
-                    pick = slice(lo, min(lo + most, b))
-                    left = sizes[client[pick]] - number[pick] * _EVALUATED
-                    at = data.offsets[client[pick]] + number[pick] * _EVALUATED
-                    where = at[:, None] + np.minimum(column, left[:, None] - 1)
-                    z = _outputs(program, weights, x[data.rows[where]])
-                    real = column < left[:, None]
-                    losses, hits = _score(self.loss, z, wanted[where])
-                    loss[pick] = np.add.reduce(np.where(real, losses, 0.0), axis=1)
-                    right[pick] = np.add.reduce(np.where(real, hits, 0.0), axis=1)
-        share = 1.0 / np.maximum(sizes, 1)
-        out = {"loss": np.bincount(client, loss, n) * share}
-        if self.loss == "cross_entropy":
-            out["accuracy"] = np.bincount(client, right, n) * share
-        return out
+        return stacked.evaluate(self.program, models, row, x, self._wanted(y, data.rows), data)
 
     def flops(self) -> float:
         """Multiply-adds (as two) of the three products of each layer; the first needs no gradient of its input."""
@@ -278,26 +244,3 @@ class DenseNet:
                 f"outputs: labels are 0..{outputs - 1}."
             )
         return labels
-
-
-def _outputs(program: Program, weights: F32, x: NDArray[Any]) -> F32:
-    """Outputs `[m, b, outputs]` for blocks of examples `[m, b, ...]` under one model `[P]`."""
-    h = np.ascontiguousarray(x, np.float32).reshape(x.shape[0], x.shape[1], -1)
-    for layer in program.layers:
-        h = np.matmul(h, weights[layer.weight].reshape(layer.outputs, layer.inputs).T)
-        if layer.bias is not None:
-            h += weights[layer.bias]
-        activate(layer.activation, h)
-    return h
-
-
-def _score(loss: Loss, z: F32, y: NDArray[Any]) -> tuple[F32, NDArray[np.bool_]]:
-    """Losses and hits `[m, b]` of outputs `z`."""
-    if loss == "squared_error":
-        error = z - y
-        return np.add.reduce(error * error, axis=-1) / np.float32(z.shape[-1]), np.zeros(z.shape[:2], np.bool_)
-    hits = z.argmax(axis=-1) == y
-    chosen = np.take_along_axis(z, y[:, :, None], axis=-1)[:, :, 0]
-    top = np.maximum.reduce(z, axis=-1, keepdims=True)
-    total = np.add.reduce(np.exp(z - top), axis=-1)
-    return np.log(total) + top[:, :, 0] - chosen, hits

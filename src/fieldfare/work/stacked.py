@@ -1,25 +1,30 @@
 """Dense networks trained several clients at a time with batched matrix products: the loop behind `dense.DenseNet`.
 
-Here: the order of steps over a stack of clients, and the optimisers. Not here: the layers (`layers`).
+Here: the order of steps over a stack of clients, the optimisers, and evaluation. Not here: the layers (`layers`).
 Invariant: the shapes of a client's products depend on its own batches alone, so row i does not depend on the others.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldfare.work.layers import Program, Stack, backward, cross_entropy, forward, squared_error
+from fieldfare.core.block import Block
+from fieldfare.work.layers import Loss, Program, Stack, activate, backward, cross_entropy, forward, squared_error
 from fieldfare.work.net import Drift, Fit, Plan, Training
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+
+EVALUATED = 32
+"""Rows of one product in evaluation, all of one client."""
+BLOCK_BYTES = 1 << 20
 
 PAD_BELOW = 8
 """Stacks of at least so many clients pad their last batches, so that few shapes occur; see `padded`."""
@@ -245,3 +250,69 @@ def _train(
         if optimiser is not None:
             optimiser.step(turn.lo, turn.hi, turn.taken)
     losses[ids] = total
+
+
+def evaluate(
+    program: Program, models: F32, row: I64, x: NDArray[Any], wanted: NDArray[Any], data: Block
+) -> Mapping[str, F64]:
+    """Mean loss, and accuracy for labels, `[n]`; `x` is the whole column, `wanted` for each of `data.rows`.
+
+    Blocks of `EVALUATED` rows of one client (the last row repeated in a short one) go through side by side as long as
+    they share a model.
+    """
+    sizes = data.sizes
+    blocks = -(-sizes // EVALUATED)
+    client = np.repeat(np.arange(data.n), blocks)
+    first = (np.arange(len(client)) - np.repeat(np.cumsum(blocks) - blocks, blocks)) * EVALUATED
+    if len(models) > 1:
+        order = np.argsort(row[client], kind="stable")
+        client, first = client[order], first[order]
+    widths = [program.inputs, *(layer.outputs for layer in program.layers)]
+    most = max(1, BLOCK_BYTES // (4 * EVALUATED * sum(widths)))
+    buffers = [np.empty((min(most, len(client)), EVALUATED, width), np.float32) for width in widths]
+    direct = x.dtype == np.float32 and x.flags.c_contiguous
+    loss, right = np.zeros(len(client)), np.zeros(len(client))
+    cuts = np.flatnonzero(np.diff(row[client], prepend=-1, append=-1)) if len(client) else np.zeros(0, np.int64)
+    column = np.arange(EVALUATED)
+    with np.errstate(all="ignore"):
+        for a, b in itertools.pairwise(cuts.tolist()):
+            model = models[row[client[a]]]
+            for lo in range(a, b, most):
+                hi = min(lo + most, b)
+                left = (sizes[client[lo:hi]] - first[lo:hi])[:, None]
+                at = (data.offsets[client[lo:hi]] + first[lo:hi])[:, None] + np.minimum(column, left - 1)
+                h = buffers[0][: hi - lo]
+                if direct:
+                    np.take(x, data.rows[at], axis=0, out=h, mode="clip")
+                else:
+                    h[...] = x[data.rows[at]].reshape(h.shape)
+                for layer, buffer in zip(program.layers, buffers[1:], strict=True):
+                    weight = model[layer.weight].reshape(layer.outputs, layer.inputs)
+                    h = np.matmul(h, weight.T, out=buffer[: hi - lo])
+                    if layer.bias is not None:
+                        np.add(h, model[layer.bias], out=h)
+                    activate(layer.activation, h)
+                losses, hits = _score(program.loss, h, wanted[at])
+                real = column < left
+                loss[lo:hi] = np.add.reduce(np.where(real, losses, np.float32(0)), axis=1)
+                right[lo:hi] = np.add.reduce(hits & real, axis=1)
+    share = 1.0 / np.maximum(sizes, 1)
+    out = {"loss": np.bincount(client, loss, data.n) * share}
+    if program.loss == "cross_entropy":
+        out["accuracy"] = np.bincount(client, right, data.n) * share
+    return out
+
+
+def _score(loss: Loss, z: F32, y: NDArray[Any]) -> tuple[F32, NDArray[np.bool_]]:
+    """Losses and hits `[m, b]` of outputs `z` `[m, b, k]`, which are overwritten."""
+    k = z.shape[-1]
+    if loss == "squared_error":
+        np.subtract(z, y, out=z)
+        np.multiply(z, z, out=z)
+        return np.add.reduce(z, axis=-1) / np.float32(k), np.zeros(z.shape[:2], np.bool_)
+    top = np.maximum.reduce(z, axis=-1, keepdims=True)
+    np.subtract(z, top, out=z)
+    chosen = z.reshape(-1)[np.arange(y.size).reshape(y.shape) * k + y]
+    hits = z.argmax(axis=-1) == y
+    np.exp(z, out=z)
+    return np.log(np.add.reduce(z, axis=-1)) - chosen, hits
