@@ -1,8 +1,8 @@
 """Plain values as a JSON tree and a list of arrays, and back: how the state of a run is written down.
 
 Not here: files (`snapshot`). No pickle, and no class is looked up by import path: only classes of an explicit
-registry can come out. Invariants: `decode(encode(x))` equals x in every bit and every type; arrays and frozen
-dataclasses that were shared are shared again, each stored once; decoded arrays are read-only.
+registry can come out. Invariants: `decode(encode(x))` equals x in every bit and every type; arrays, bytes and
+frozen dataclasses that were shared are shared again, each stored once; decoded arrays are read-only.
 
 The tree: None, bool, str, lists and numbers of 64 bits stand for themselves; every other value is an object with one
 key: `t` tuple, `d` dict as pairs, `m` read-only dict, `i` long integer, `f` float that is not finite, `s` text with
@@ -42,10 +42,13 @@ def _frozen(cls: type) -> bool:
 
 
 def _label(cls: type) -> str:
-    """The name a class goes by in a file: `Gathered`, `fedavg.State`, and for a user's class just its own name."""
+    """The name a class goes by in a file: `core.events.Gathered`, and for a user's class its own name alone.
+
+    So a job file that was run as a program can be resumed as a module.
+    """
     own = cls.__qualname__.rpartition("<locals>.")[2]
-    package, _, module = cls.__module__.rpartition(".")
-    return f"{module}.{own}" if package.startswith("fieldfare.") and package != "fieldfare.core" else own
+    package, _, module = cls.__module__.partition(".")
+    return f"{module}.{own}" if package == "fieldfare" and module else own
 
 
 class _Search:
@@ -253,6 +256,7 @@ class _Reader:
         self.version = version
         self.arrays = list(map(_locked, arrays))
         self.objects: list[Any] = []
+        self.texts: dict[int, bytes] = {}
 
     def wrong(self, what: str) -> UsageError:
         return UsageError(
@@ -291,7 +295,10 @@ class _Reader:
             case "r":
                 return self.objects[self.index(inside, len(self.objects))]
             case "b":
-                return self.arrays[self.index(inside, len(self.arrays))].tobytes()
+                at = self.index(inside, len(self.arrays))
+                if at not in self.texts:
+                    self.texts[at] = self.arrays[at].tobytes()
+                return self.texts[at]
             case "i":
                 return int(inside, 16)
             case "f":
