@@ -7,7 +7,7 @@ import fieldfare as ff
 data = ff.data.digits(clients=100, partition=ff.dirichlet(0.3)).holdout(0.2)
 
 
-def arm(algorithm, lr=0.1):
+def arm(algorithm, lr=0.3):
     """One algorithm, everything else equal."""
     return ff.Job(
         model=ff.mlp(64, 64, 10),
@@ -26,7 +26,7 @@ study = ff.Study(
         "FedProx": arm(ff.FedProx(rounds=100, cohort=20, mu=0.1)),
         "SCAFFOLD": arm(ff.Scaffold(rounds=100, cohort=20)),
     },
-    claims=Path(__file__).with_suffix(".claims.toml") if "__file__" in globals() else None,
+    claims=Path(__file__).with_suffix(".claims.toml"),
     name="demo",
 )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
+import typer
 import typer.main
 
 from fieldfare.cli import EXIT, app
@@ -13,7 +14,7 @@ from fieldfare.cli import EXIT, app
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 
 
-def commands(command: click.Command, words: str) -> list[str]:
+def commands(command: Any, words: str) -> list[str]:
     """Markdown of a command and of its sub-commands."""
     lines: list[str] = []
     subcommands = getattr(command, "commands", None)
@@ -21,14 +22,11 @@ def commands(command: click.Command, words: str) -> list[str]:
         for name, inside in subcommands.items():
             lines += commands(inside, f"{words} {name}")
         return lines
-    context = click.Context(command, info_name=words)
+    context = typer.Context(command, info_name=words)
     usage = " ".join(command.collect_usage_pieces(context))
     lines += [f"## `{words}`", "", (command.help or "").strip(), "", f"    {words} {usage}", ""]
     rows = [p.get_help_record(context) for p in command.get_params(context) if p.name != "help"]
     shown = [row for row in rows if row]
-    for parameter in command.get_params(context):
-        if isinstance(parameter, click.Argument):
-            shown.insert(0, (parameter.make_metavar(context), getattr(parameter, "help", None) or ""))
     if shown:
         lines += ["| option | meaning |", "| --- | --- |"]
         lines += [f"| `{name.replace('|', chr(92) + '|')}` | {text.replace('|', '/')} |" for name, text in shown]

@@ -160,10 +160,10 @@ def data_describe(
     as_json: Json = False,
 ) -> None:
     """Statistics and picture of a federation: sizes, Gini, label skew, effective clients."""
+    from fieldfare.config import describe_data
     from fieldfare.show import data_of, draw_partition, show_data
 
-    data = data_of(job, name)
-    facts = data.describe()
+    facts = describe_data(data_of(job, name))
     if picture is not None:
         draw_partition(facts, picture)
     _print(facts, True, "") if as_json else show_data(facts)

@@ -27,6 +27,17 @@ def describe_job(job: Any, net: Any) -> dict[str, Any]:
     return {"fieldfare": __version__, "format": 1, "numpy": np.__version__, "job": settings}
 
 
+def describe_data(data: Any) -> dict[str, Any]:
+    """Statistics of the federation, with the label counts of the first 200 clients and the first 10,000 sizes."""
+    facts = dict(data.describe())
+    facts["sizes"] = data.sizes[:10_000].tolist()
+    if data.classes is not None and "y" in data.columns and data.columns["y"].ndim == 1:
+        from fieldfare.data import label_counts
+
+        facts["label_counts"] = label_counts(data.select(np.arange(min(200, data.n_clients)))).tolist()
+    return facts
+
+
 def plain(value: Any) -> Any:
     """`value` as JSON: dataclasses by field with their class under "is", small arrays as lists, large ones by shape."""
     if value is None or isinstance(value, bool | int | float | str):

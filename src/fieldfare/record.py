@@ -108,10 +108,10 @@ class Recorder:
     def _evaluated(self, kind: str, version: int, event: Any) -> None:
         row: Row = {}
         for name, values in event.metrics.items():
-            if not values.size:
+            if not values.size or name == "examples":
                 continue
             row[f"{kind}_{name}_mean"] = float(np.mean(values))
-            row[f"{kind}_{name}_p10"] = float(np.quantile(values, 0.1 if name != "loss" else 0.9))
+            row[f"{kind}_{name}_p10"] = float(np.quantile(values, 0.1 if not name.endswith("loss") else 0.9))
         for target, waiting in self.open:
             if target["version"] == version:
                 target |= row
@@ -120,7 +120,7 @@ class Recorder:
         if self.folder is not None:
             line = {"round": version, "kind": kind, "clients": event.clients.tolist()}
             line |= {"examples": event.weights.tolist()}
-            line |= {name: [_short(v) for v in values.tolist()] for name, values in event.metrics.items()}
+            line |= {k: [_short(v) for v in values.tolist()] for k, values in event.metrics.items() if k != "examples"}
             self.folder.append("evaluation.jsonl", line)
         self._close_rows()
 

@@ -17,7 +17,7 @@ from fieldfare import __version__
 from fieldfare.algorithms.check import check
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients
 from fieldfare.algorithms.evaluate import StopAt as Stopping
-from fieldfare.config import describe_job
+from fieldfare.config import describe_data, describe_job
 from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Local
 from fieldfare.core.params import Params
@@ -251,7 +251,7 @@ def run(
         config = describe_job(job, assembly.net)
         config["source"] = source_of(source, overrides, job_name)
         folder.write_json("config.json", config)
-        folder.write_json("data.json", job.data.describe())
+        folder.write_json("data.json", describe_data(job.data))
     shown = display(job, progress)
     slots = Slots(None if folder is None else folder.path / "slots", assembly.slots, job.data.n_clients)
     recorder = Recorder(folder, (*job.callbacks, shown.row), job.bad_updates, note or shown.note, _expects(job))

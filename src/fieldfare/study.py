@@ -59,6 +59,10 @@ class Study:
     ) -> Result:  # fmt: skip
         """Run the arms that are not complete, then the report and the claims; the first arm is the headline."""
         if folder is None:
+            if self.claims is not None and not Path(self.claims).is_file():
+                raise UsageError(
+                    f"Study(claims={str(self.claims)!r}): there is no such file; write it or leave it out."
+                )
             folder = RunFolder.create(runs, self.name)
             source = source or running_file(self)
             if source is not None:
@@ -82,12 +86,23 @@ class Study:
 
             if (folder.path / "claims.toml").exists():
                 summary["claims"] = compute_claims(folder.path)
+            self._headline(folder)
             folder.write_model(first.model)
             folder.finish(summary)
         from fieldfare.report.html import write_report
 
         write_report(folder.path)
         return Result(first.final, first.model, first.rounds, summary, folder.path)
+
+    def _headline(self, folder: RunFolder) -> None:
+        """The first arm's records beside the summary, so that a study reads like any run."""
+        first = folder.path / "arms" / self.jobs()[0][0]
+        for name in ("rounds.jsonl", "clients.jsonl", "evaluation.jsonl", "data.json"):
+            if (first / name).exists():
+                shutil.copyfile(first / name, folder.file(name))
+        config = folder.read_json("config.json")
+        headline = RunFolder.open(first, write=False).read_json("config.json")
+        folder.write_json("config.json", {**headline, **config})
 
     def _arm(self, folder: RunFolder, name: str, job: Job, progress: bool | None) -> Result:
         path = folder.path / "arms" / name
