@@ -19,12 +19,12 @@ class Proximal:
 
 @dataclass(frozen=True, slots=True)
 class ControlVariate:
-    """SCAFFOLD (Karimireddy et al., ICML 2020, alg. 1, option II): add c - c_i; state slot `c_i`."""
+    """SCAFFOLD (Karimireddy et al., ICML 2020, alg. 1, option II): add c - c_i; state slot "c"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dynamic:
-    """FedDyn (Acar et al., ICLR 2021, alg. 1): add alpha (w - w_global) - h_i; state slot `h_i`."""
+    """FedDyn (Acar et al., ICLR 2021, alg. 1): add alpha (w - w_global) - h_i; state slot "h"."""
 
     alpha: float
 
@@ -43,7 +43,7 @@ class Fair:
 
 @dataclass(frozen=True, slots=True)
 class Personal:
-    """Keep the named tensors on the device (FedPer, FedBN); with `head_steps` train them first, alone (FedRep)."""
+    """Keep the named tensors on the device (FedPer, FedBN); with `head_epochs` train them first, alone (FedRep)."""
 
     names: tuple[str, ...]
     head_epochs: int = 0
