@@ -293,7 +293,7 @@ def in_words(measure: Mapping[str, Any]) -> str:
     """Say what a measure measures.
 
     >>> in_words({"measure": "time_to", "arm": "fedavg", "metric": "accuracy", "threshold": 0.9})
-    'rounds of fedavg to accuracy >= 90.0 %'
+    'rounds of fedavg to accuracy ≥ 90 %'
     """
     kind = measure.get("measure", "final")
     metric, axis = measure.get("metric", ""), measure.get("axis", "round")
@@ -308,7 +308,9 @@ def in_words(measure: Mapping[str, Any]) -> str:
         case "time_to":
             reach = measure.get("reach", "<=" if units.lower_is_better(metric) else ">=")
             words = "rounds" if axis == "round" else units.label(axis)
-            return f"{words}{arm} to {plain} {reach} {units.measured(metric, float(measure['threshold']))}{taken}"
+            level = float(measure["threshold"])
+            told = f"{100 * level:g} %" if units.unit_of(metric) == "share" else units.measured(metric, level)
+            return f"{words}{arm} to {plain} {'≥' if reach == '>=' else '≤'} {told}{taken}"
         case "total":
             return f"total {units.label(axis)}{arm}{taken}"
         case "at":

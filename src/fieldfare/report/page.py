@@ -57,13 +57,18 @@ section{margin-top:46px;scroll-margin-top:12px}
 h2{font-size:20px;margin:0 0 2px;letter-spacing:-.01em}
 .lead{color:var(--muted);margin:0 0 16px;max-width:76ch}
 .pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:20px}
+.gap{height:20px}
 figure{margin:0;border:1px solid var(--line);border-radius:10px;padding:16px 18px 10px;min-width:0;
 break-inside:avoid;display:flex;flex-direction:column}
 figure.wide{grid-column:1/-1}
+@media(min-width:1010px){figure.alone{grid-column:1/-1;display:grid;align-items:start;column-gap:36px;
+grid-template-columns:minmax(200px,1fr) minmax(0,540px)}}
 figcaption{margin-bottom:10px}
 figcaption b{display:block;font-size:15px;font-weight:620}
 figcaption span{color:var(--muted);font-size:13.5px;line-height:1.45;display:block;max-width:76ch}
-figure svg,figure img{display:block;width:100%;height:auto;margin-top:auto}
+figure svg,figure img{display:block;width:100%;max-width:640px;height:auto;margin-top:auto}
+figure.wide svg,figure.wide img{max-width:none}
+figure svg text{font-family:var(--sans)!important;font-variant-numeric:tabular-nums}
 figure .plot{margin-top:auto;overflow-x:auto}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:14px}
@@ -73,7 +78,8 @@ thead th{color:var(--muted);font-weight:500;font-size:13px;background:var(--soft
 tbody th{font-weight:500;overflow-wrap:anywhere}
 .n{text-align:right;white-space:nowrap}
 td small,th small{display:block;color:var(--muted);font-weight:400;font-size:12.5px}
-td.best{font-weight:680}
+td.best{font-weight:680}td.best small{font-weight:400}
+.values thead th{white-space:normal;min-width:5.4em;vertical-align:bottom}.values tbody th{white-space:nowrap}
 .settings td{overflow-wrap:anywhere}
 .settings th{font-weight:400;color:var(--muted);width:34%;white-space:normal}
 .settings .group th{color:var(--ink);font-weight:600;background:var(--soft);width:auto}
@@ -93,6 +99,8 @@ figure{padding:12px 10px 8px}figure.wide .plot svg,figure.wide .plot img{min-wid
 section{margin-top:36px}}
 @media print{nav,summary{display:none}section{margin-top:28px}.scroll{overflow:visible}}
 """
+
+GAP = '<div class="gap"></div>'
 
 _PAGE = Template(
     """<!doctype html>
@@ -172,13 +180,18 @@ def _section(part: Section) -> str:
 
 def pictures(drawn: Iterable[Picture | None]) -> str:
     """Give figures in as many columns as the width allows, without those that had nothing to draw."""
-    figures = "".join(
-        f"<figure{' class=wide' if one.wide else ''}><figcaption><b>{escape(one.title)}</b>"
-        f'<span>{escape(one.note)}</span></figcaption><div class="plot">{one.markup}</div></figure>'
-        for one in drawn
-        if one is not None
-    )
+    kept = [one for one in drawn if one is not None]
+    narrow = [one for one in kept if not one.wide]
+    alone = narrow[-1] if len(narrow) % 2 else None
+    figures = "".join(_figure(one, "wide" if one.wide else "alone" if one is alone else "") for one in kept)
     return f'<div class="pictures">{figures}</div>' if figures else ""
+
+
+def _figure(one: Picture, kind: str) -> str:
+    return (
+        f'<figure class="{kind}"><figcaption><b>{escape(one.title)}</b><span>{escape(one.note)}</span></figcaption>'
+        f'<div class="plot">{one.markup}</div></figure>'
+    )
 
 
 def cell(text: str, *, kind: str = "", number: bool = False, under: str = "", head: bool = False) -> str:

@@ -1,8 +1,8 @@
 """Pictures of one run along its rounds: learning curves, who took part, how long it took, what it moved.
 
 Here: functions from a `Table` (and a `Participation`) to a `Picture`, None when the run holds nothing to draw. Call
-them inside `style.drawing`. Not here: distributions over clients (`plots_clients`), several runs at once
-(`plots_arms`). Kept: a picture shows stored numbers only; nothing is smoothed.
+them inside `style.drawing`. Not here: distributions over clients (`plots_clients`), data (`plots_data`), several
+runs at once (`plots_arms`). Kept: a picture shows stored numbers only; nothing is smoothed.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def learning_curve(table: Table, lines: Sequence[Line], axis: str, *, what: str)
     values = np.concatenate([y for _, _, y in drawn])
     scale, words = axis_scale(axis, float(everything.max()))
     longest = max(len(line.name) for line, _, _ in drawn)
-    figure, axes = canvas(right=0.2 + 0.075 * (longest + 8))
+    figure, axes = canvas(right=0.15 + 0.066 * (longest + 8))
     for line, x, y in drawn:
         _line(axes, x / scale.divisor, y, line.colour, line.dash)
     by_metric = {line.metric: (x, y) for line, x, y in drawn}
@@ -245,6 +245,8 @@ _REASONS = (style.VERMILION, style.ORANGE, style.PURPLE, style.SKY, style.GREY)
 
 def turnout(table: Table, part: Participation | None) -> Picture | None:
     """Draw, per round, the clients whose update counted and, stacked upon them, those missing by reason."""
+    from matplotlib.ticker import MaxNLocator
+
     rounds, answered = table.column("round"), table.column("clients")
     if part is not None and not np.isfinite(answered).any():
         rounds, answered = part.rounds, part.answered
@@ -269,6 +271,7 @@ def turnout(table: Table, part: Participation | None) -> Picture | None:
         )
         floor = floor + counts
     axes.set_ylim(0, 1.06 * float(floor.max() or 1))
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     round_axis(axes, "round", edges)
     axes.set_xlabel("round")
     axes.set_title("clients asked")
@@ -303,7 +306,8 @@ def client_time(part: Participation) -> Picture | None:
     axes.set_title(f"time from ask to answer [{scale.unit}]")
     ends = ((high, "90 %", style.SKY), (middle, "median", style.BLUE), (low, "10 %", style.SKY))
     label_ends(
-        axes, [Label(0.0, float(y[-1]), f"{name} {units.duration(y[-1] * scale.divisor)}", c) for y, name, c in ends]
+        axes,
+        [Label(0.0, float(y[-1]), f"{name} {units.number(float(y[-1]), 3)} {scale.unit}", c) for y, name, c in ends],
     )
     usual = float(np.median(middle) * scale.divisor)
     ratio = float(np.median(high / np.maximum(middle, 1e-12)))
@@ -333,7 +337,6 @@ def bytes_moved(table: Table) -> Picture | None:
     labels = []
     for _, words, colour, total in sides:
         y = total / scale.divisor
-        axes.fill_between(rounds, 0, y, color=colour, alpha=0.10, linewidth=0)
         _line(axes, rounds, y, colour)
         labels.append(Label(0.0, float(y[-1]), f"{words} {units.size(float(total[-1]))}", colour))
     metric_axis(axes, "moved", np.concatenate([[0.0], *(total / scale.divisor for *_, total in sides)]))
@@ -353,7 +356,7 @@ def bytes_moved(table: Table) -> Picture | None:
 
 
 def save_label_map(facts: Mapping[str, Any], out: str | Path) -> Path:
-    """Save which client holds which classes: see `plots_clients.save_label_map`."""
-    from fieldfare.report import plots_clients
+    """Save which client holds which classes: see `plots_data.save_label_map`."""
+    from fieldfare.report import plots_data
 
-    return plots_clients.save_label_map(facts, out)
+    return plots_data.save_label_map(facts, out)

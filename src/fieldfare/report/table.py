@@ -171,7 +171,7 @@ def arm_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def listed_arms(folder: Path) -> list[str]:
-    """Give the arms that the study's configuration and summary promise, as ``name`` or ``name/seed``, in their order."""
+    """Give the arms that the study's configuration and summary promise, in order, as ``name`` or ``name/seed``."""
     listed: list[str] = []
     for name in ("config.json", "summary.json"):
         try:

@@ -36,15 +36,29 @@ _LABELS = {
     "federated_accuracy_mean": "accuracy over clients, mean",
     "federated_accuracy_p10": "accuracy over clients, worst decile",
     "federated_loss_mean": "loss over clients, mean",
+    "federated_loss_p10": "loss over clients, worst decile",
     "personal_accuracy_mean": "personal accuracy, mean",
     "personal_accuracy_p10": "personal accuracy, worst decile",
     "personal_loss_mean": "personal loss, mean",
+    "personal_loss_p10": "personal loss, worst decile",
     "virtual_s": "virtual time",
     "wall_s": "wall time",
     "round": "round",
     "bytes_up": "bytes up",
     "bytes_down": "bytes down",
     "bytes": "bytes moved",
+}
+
+_SHORT = {
+    "accuracy": "accuracy",
+    "loss": "loss",
+    "train_loss": "train loss",
+    "federated_accuracy_mean": "mean-client accuracy",
+    "federated_accuracy_p10": "worst-decile accuracy",
+    "federated_loss_mean": "mean-client loss",
+    "federated_loss_p10": "worst-decile loss",
+    "personal_accuracy_mean": "personal accuracy, mean",
+    "personal_accuracy_p10": "personal accuracy, worst decile",
 }
 
 
@@ -117,6 +131,26 @@ def share(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     return f"{100 * value:.1f} %"
+
+
+def short_label(metric: str) -> str:
+    """Give the fewest words for a metric, for the head of a column.
+
+    >>> short_label("federated_accuracy_p10")
+    'worst-decile accuracy'
+    """
+    return _SHORT.get(metric, label(metric))
+
+
+def span(metric: str, low: float, high: float) -> str:
+    """Write a range of ``metric``, its unit once where both ends have the same.
+
+    >>> span("accuracy", 0.892, 0.898), span("virtual_s", 30.0, 600.0)
+    ('89.2–89.8 %', '30 s – 10 min')
+    """
+    first, last = measured(metric, low), measured(metric, high)
+    (value, _, unit), (_, _, other) = first.partition(" "), last.partition(" ")
+    return f"{value}–{last}" if unit == other else f"{first} – {last}"
 
 
 def unit_of(metric: str) -> str:

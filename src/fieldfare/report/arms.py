@@ -1,0 +1,322 @@
+"""Several runs side by side: which belong together, what each reaches, and where they differ.
+
+Here: `Arm`, arms from a study or from loose runs, the numbers of the table of final values, and the markup of both
+comparison sections. Not here: drawing (`plots_arms`). Kept: arms keep their order, hence their colours, on a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fieldfare.report import page, plots_arms, settings, units
+from fieldfare.report.page import Section, Tile
+from fieldfare.report.plots_clients import Served, accuracy_sorted, served
+from fieldfare.report.read import Run
+from fieldfare.report.style import Picture
+from fieldfare.report.table import Table, metrics_of
+
+_FIRST = ("accuracy", "loss", "train_loss", "federated_accuracy_mean", "federated_accuracy_p10",
+          "personal_accuracy_mean", "personal_accuracy_p10")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing that is compared: a name and its runs, which differ in nothing but the seed."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def tables(self) -> list[Table]:
+        return [run.table for run in self.runs]
+
+
+def arms_of(runs: Sequence[Run]) -> list[Arm]:
+    """Give the arms of loose runs: a study's own arms, and runs that differ in the seed alone as one arm.
+
+    A group of seeds is called by its algorithm where no other arm is, else by its first run.
+    """
+    found: list[Arm] = []
+    groups: dict[str, list[Run]] = {}
+    several = len(runs) > 1
+    for run in runs:
+        if run.arms:
+            found += [Arm(f"{run.name}/{name}" if several else name, seeds) for name, seeds in run.arms.items()]
+        else:
+            key = settings.same_but_seed(run.job) if run.job else run.path.as_posix()
+            groups.setdefault(key, []).append(run)
+    algorithms = [str(group[0].summary.get("algorithm", "")) for group in groups.values()]
+    for group, algorithm in zip(groups.values(), algorithms, strict=True):
+        seeds = [run.summary.get("seed") for run in group]
+        if len(set(map(str, seeds))) < len(group):  # the same job twice: shown as it is, one arm each
+            found += [Arm(run.name, (run,)) for run in group]
+        elif algorithm and algorithms.count(algorithm) == 1 and len(group) > 1:
+            found.append(Arm(algorithm, tuple(group)))
+        else:
+            found.append(Arm(group[0].name, tuple(group)))
+    return _told_apart(found)
+
+
+def _told_apart(arms: list[Arm]) -> list[Arm]:
+    """Make equal names differ, by the folder above where that helps, else by a number."""
+    names: list[str] = []
+    for arm in arms:
+        name = arm.name
+        if sum(other.name == name for other in arms) > 1:
+            name = f"{arm.runs[0].path.resolve().parent.name}/{name}"
+        plain, count = name, 2
+        while name in names:
+            name, count = f"{plain} ({count})", count + 1
+        names.append(name)
+    return [Arm(name, arm.runs) for name, arm in zip(names, arms, strict=True)]
+
+
+def shared_metrics(arms: Sequence[Arm]) -> list[str]:
+    """Name the metrics of any arm, the usual ones first."""
+    present = dict.fromkeys(name for arm in arms for table in arm.tables for name in metrics_of(table))
+    return [name for name in _FIRST if name in present] + [name for name in present if name not in _FIRST]
+
+
+def common_level(arms: Sequence[Arm], metric: str) -> float | None:
+    """Give the best level that every seed of every arm reaches: whole percent for shares, two digits otherwise."""
+    lower = units.lower_is_better(metric)
+    best = []
+    for table in (table for arm in arms for table in arm.tables):
+        _, y = table.series(metric)
+        if not y.size:
+            return None
+        best.append(float(y.min() if lower else y.max()))
+    if not best:
+        return None
+    level = max(best) if lower else min(best)
+    if units.unit_of(metric) == "share":
+        return float(np.floor(100 * level + 1e-9) / 100) if not lower else level
+    digits = 1 - int(np.floor(np.log10(abs(level)))) if level else 0
+    step = 10.0**-digits
+    return float((np.ceil if lower else np.floor)(level / step) * step)
+
+
+def first_at(table: Table, metric: str, level: float, axis: str) -> float | None:
+    """Give where on ``axis`` a run first reaches ``level``; None when it does not or has no such axis."""
+    x, y = table.series(metric, axis)
+    there = y <= level if units.lower_is_better(metric) else y >= level
+    return float(x[np.argmax(there)]) if there.any() else None
+
+
+def values_table(arms: Sequence[Arm]) -> str:
+    """Give the table of final values: the median over seeds, their range under it, the best of a column in bold."""
+    metrics = [name for name in shared_metrics(arms) if not name.startswith("train_") or name == "train_loss"][:8]
+    columns = [
+        (units.short_label(metric), metric, [_all(table.last(metric) for table in arm.tables) for arm in arms])
+        for metric in metrics
+    ]
+    return _table(arms, columns, "Final values of every arm")
+
+
+def effort_table(arms: Sequence[Arm]) -> str:
+    """Give what it took each arm to the best level that all of them reach, and in all; empty when nothing is known."""
+    columns: list[Column] = []
+    main = next(iter(shared_metrics(arms)), None)
+    level = common_level(arms, main) if main and len(arms) > 1 else None
+    if main and level is not None:
+        goal = f"to {_level(main, level)} {units.short_label(main)}"
+        for axis, words in (("round", "rounds"), ("virtual_s", "time"), ("bytes", "bytes")):
+            found = [_all(first_at(table, main, level, axis) for table in arm.tables) for arm in arms]
+            if axis == "round" or any(value > 0 for seeds in found for value in seeds):
+                columns.append((f"{words} {goal}", f"to:{axis}", found))
+    for axis, words in (("round", "rounds"), ("virtual_s", "virtual time"), ("bytes_down", "down"), ("bytes_up", "up")):
+        found = [_all(_end(table, axis) for table in arm.tables) for arm in arms]
+        if any(value > 0 for seeds in found for value in seeds):
+            columns.append((f"{words} in all", axis, found))
+    return _table(arms, columns, "What every arm took") if columns else ""
+
+
+def _level(metric: str, level: float) -> str:
+    return f"{100 * level:g} %" if units.unit_of(metric) == "share" else units.measured(metric, level)
+
+
+Column = tuple[str, str, list[list[float]]]
+
+
+def _table(arms: Sequence[Arm], columns: Sequence[Column], caption: str) -> str:
+    several = any(len(arm.runs) > 1 for arm in arms)
+    head = [("arm", False), *([("seeds", True)] if several else []), *((words, True) for words, _, _ in columns)]
+    rows = []
+    for rank, arm in enumerate(arms):
+        row = [named(rank, arm.name), *([page.cell(str(len(arm.runs)), number=True)] if several else [])]
+        rows.append(row + [_value_cell(metric, found, rank) for _, metric, found in columns])
+    return page.table(head, rows, kind="values", caption=caption)
+
+
+def named(rank: int, name: str) -> str:
+    """Give the head cell of an arm's row: its name after a piece of its line."""
+    return page.cell(name, head=True).replace(">", f">{page.swatch(*plots_arms.look(rank))}", 1)
+
+
+def _all(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _end(table: Table, axis: str) -> float | None:
+    x = table.axis(axis)
+    x = x[np.isfinite(x)]
+    return float(x[-1]) if x.size else None
+
+
+def _value_cell(metric: str, found: Sequence[Sequence[float]], rank: int) -> str:
+    values = found[rank]
+    if not values:
+        return page.cell(units.DASH, number=True)
+    name = metric.removeprefix("to:")
+    middle = [float(np.median(seeds)) for seeds in found if seeds]
+    mine = float(np.median(values))
+    ranked = metric.startswith("to:") or any(word in name for word in ("accuracy", "loss"))
+    best = min(middle) if metric.startswith("to:") or units.lower_is_better(name) else max(middle)
+    kind = "best" if ranked and len(middle) > 1 and mine == best and max(middle) > min(middle) else ""
+
+    plain = name == "round"
+    told = units.number(mine) if plain else units.measured(name, mine)
+    low, high = min(values), max(values)
+    ends = f"{units.number(low)}–{units.number(high)}" if plain else units.span(name, low, high)
+    under = ends if high > low else ""
+    return page.cell(told, kind=kind, number=True, under=under)
+
+
+def comparison_section(arms: Sequence[Arm], *, draw: bool) -> Section:
+    """Give the table of final values and, with ``draw``, the aligned curves of all arms."""
+    effort = effort_table(arms)
+    body = values_table(arms) + (page.GAP + effort if effort else "")
+    if draw:
+        body += page.GAP + page.pictures(comparison_pictures(arms))
+    several = any(len(arm.runs) > 1 for arm in arms)
+    lead = "Final values, and what it took to the best level that all arms reach; the best of a column is bold."
+    if several:
+        lead += " Numbers are medians over seeds, the range under them."
+    return Section("comparison", "Comparison", lead, body)
+
+
+def comparison_pictures(arms: Sequence[Arm]) -> list[Picture | None]:
+    """Draw the main metric on rounds, time and bytes, its final values, and up to six others on rounds."""
+    tables = {arm.name: arm.tables for arm in arms}
+    metrics = [name for name in shared_metrics(arms) if any(t.series(name)[0].size > 1 for a in arms for t in a.tables)]
+    if not metrics:
+        return []
+    main, others = metrics[0], metrics[1:7]
+    drawn = [plots_arms.comparison(tables, main, axis) for axis in ("round", "virtual_s", "bytes")]
+    drawn.append(plots_arms.final_values(tables, main))
+    drawn += [plots_arms.comparison(tables, metric, "round") for metric in others]
+    return drawn
+
+
+def served_section(arms: Sequence[Arm], *, draw: bool) -> Section | None:
+    """Give how evenly each arm serves its clients, from the first seed that has an evaluation over clients."""
+    body = ""
+    order = {arm.name: rank for rank, arm in enumerate(arms)}
+    for kind, words in (("federated", "shared model"), ("personal", "personal models")):
+        groups = _groups(arms, kind)
+        if not groups:
+            continue
+        rows = [
+            [named(order[g.name], g.name), *(page.cell(text, number=True) for text in served_row(g))] for g in groups
+        ]
+        body += page.GAP if body else ""
+        body += page.table([(f"arm, {words}", False), *SERVED_HEAD], rows, caption=f"Accuracy over clients, {words}")
+        if draw:
+            body += page.GAP + page.pictures([_renamed(accuracy_sorted(groups), kind, words)])
+    if not body:
+        return None
+    lead = "How even the accuracy is over clients, each on its own test data and each counted once."
+    return Section("clients", "Clients", lead, body)
+
+
+def _groups(arms: Sequence[Arm], kind: str) -> list[Served]:
+    groups = []
+    for rank, arm in enumerate(arms):
+        colour, dash = plots_arms.look(rank)
+        for run in arm.runs:
+            if kind in run.evaluations and (one := served({kind: run.evaluations[kind]})):
+                groups.append(Served(arm.name, colour, one[0].accuracy, dash))
+                break
+    return groups
+
+
+def _renamed(drawn: Picture | None, kind: str, words: str) -> Picture | None:
+    if drawn is None:
+        return None
+    markup = drawn.markup.replace("clients-sorted-", f"clients-sorted-{kind}-")
+    return Picture(f"{drawn.title}: {words}", drawn.note, drawn.alt, markup, drawn.wide)
+
+
+SERVED_HEAD = [(words, True) for words in ("clients", "mean", "worst decile", "median", "worst", "best", "std")]
+
+
+def served_row(group: Served) -> list[str]:
+    """Write the numbers of `SERVED_HEAD` for one group of clients."""
+    values = group.accuracy
+    told = (group.mean, group.worst_decile, float(np.median(values)), float(values.min()), float(values.max()))
+    return [f"{values.size:,}", *(units.share(value) for value in told), units.share(float(values.std()))]
+
+
+def differences_section(arms: Sequence[Arm], shared: Mapping[str, object]) -> Section:
+    """Give where the configurations differ, and what they share folded away."""
+    differ = settings.differing([{k: v for k, v in arm.runs[0].job.items() if k != "name"} for arm in arms])
+    if any(len(arm.runs) > 1 for arm in arms):
+        differ.pop("seed", None)
+    head = [("setting", False), *((arm.name, False) for arm in arms)]
+    rows = []
+    for name, values in differ.items():
+        usual = max(set(values), key=values.count)
+        cells = [
+            page.cell(value, kind="differs" if values.count(usual) == 1 or value != usual else "") for value in values
+        ]
+        rows.append([page.cell(name, head=True), *cells])
+    body = page.table(head, rows, caption="Settings that differ") if rows else "<p>All settings are alike.</p>"
+    same = {k: v for k, v in settings.flatten(shared).items() if k not in differ and k not in ("seed", "name")}
+    if same:
+        body += page.details(f"The {len(same)} settings that all arms share", settings_table(same))
+    return Section("configuration", "Configuration", "Where the arms differ; an unusual value is marked.", body)
+
+
+def settings_table(flat: Mapping[str, object]) -> str:
+    """Give flat settings as a table, in groups of their first name."""
+    groups: dict[str, list[tuple[str, object]]] = {}
+    for name, value in flat.items():
+        group, _, rest = name.partition(".")
+        groups.setdefault(group.split("[")[0], []).append((rest if rest else name, value))
+    rows: list[list[str]] = []
+    for group, inside in groups.items():
+        if len(inside) > 1:
+            rows.append([f'<th colspan="2" scope="rowgroup">{page.escape(group.replace("_", " "))}</th>'])
+        rows += [
+            [page.cell(name.replace("_", " "), head=True), page.cell(settings.shown(value))] for name, value in inside
+        ]
+    body = page.table([], rows, kind="settings", caption="Configuration")
+    return body.replace('<tr><th colspan="2"', '<tr class="group"><th colspan="2"')
+
+
+def headline(arms: Sequence[Arm]) -> list[Tile]:
+    """Give the tiles of a comparison: how many arms and seeds, the best of them, how long all took to compute."""
+    seeds = sorted({len(arm.runs) for arm in arms})
+    n_seeds = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
+    tiles = [Tile("Arms", str(len(arms)), f"{n_seeds} seed{'' if seeds == [1] else 's'} each")]
+    for metric in shared_metrics(arms)[:1]:
+        ends = {arm.name: _all(table.last(metric) for table in arm.tables) for arm in arms}
+        ends = {name: seeds for name, seeds in ends.items() if seeds}
+        if ends:
+            pick = min if units.lower_is_better(metric) else max
+            best = pick(ends, key=lambda name: float(np.median(ends[name])))
+            value = units.measured(metric, float(np.median(ends[best])))
+            tiles.append(Tile(f"Best final {metric.replace('_', ' ')}", value, best))
+    runs = [run for arm in arms for run in arm.runs]
+    rounds = [run.table.axis("round")[-1] for run in runs if run.table.n]
+    if rounds:
+        low, high = units.number(float(min(rounds))), units.number(float(max(rounds)))
+        tiles.append(Tile("Rounds", high if low == high else f"{low}–{high}", "of each run"))
+    wall = [run.summary.get("wall_s") for run in runs]
+    told = [float(value) for value in wall if isinstance(value, (int, float))]
+    if told:
+        tiles.append(Tile("Computed in", units.duration(sum(told)), f"{len(runs)} runs together"))
+    return tiles
