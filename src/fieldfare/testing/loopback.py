@@ -44,7 +44,8 @@ class Loopback:
         self.nodes: dict[str, Node] = {}
         self.gathers: dict[EffectId, Gathering] = {}
         self.hosted: dict[int, tuple[EffectId, Hosted]] = {}
-        self._heap: list[tuple[float, int, int, Any]] = []
+        self._heap: list[tuple[float, int, int, int, Any]] = []
+        self._unique = itertools.count()
         self._script = [[fault, fault.times] for fault in faults]
         self._crashes = list(crashes)
 
@@ -59,14 +60,14 @@ class Loopback:
 
     def advance(self) -> None:
         """Deliver the next message."""
-        self.now, _, _, item = heapq.heappop(self._heap)
+        self.now, *_, item = heapq.heappop(self._heap)
         match item:
             case str():
                 self._restart(item)
             case Gathering():
                 self._close(item)
-            case Gathering(), int(at):
-                self._ask(item[0], at)
+            case Gathering(), int(at), bool(copy_):
+                self._ask(item[0], at, copy_)
             case Message() if not self.nodes[item.node].up:
                 if not isinstance(item.event, _OWN) and item.reply is None:
                     self.nodes[item.node].waiting.append(item)
@@ -97,7 +98,7 @@ class Loopback:
         if number is None:
             self.number += 1
             number = self.number
-        heapq.heappush(self._heap, (at, number, order, item))
+        heapq.heappush(self._heap, (at, number, order, next(self._unique), item))
         return number
 
     def _fault(self, kind: str, node: str, tag: Tag | None, client: int | None) -> Fault | None:
@@ -122,27 +123,22 @@ class Loopback:
         if again:
             self._push(at + later, message, number, order)
 
-    def _ask(self, gather: Gathering, at: int) -> None:
-        """An ask reaches a client (unless it is lost), which replies."""
+    def _ask(self, gather: Gathering, at: int, copy_: bool = False) -> None:
+        """An ask (or the second `copy_` of one) reaches a client, unless it is lost; the client replies."""
         client, node = int(gather.clients[at]), gather.id[0]
-        fault = self._fault("ask", node, gather.run.tag, client)
+        fault = None if copy_ else self._fault("ask", node, gather.run.tag, client)
         if fault is not None and fault.do != "repeat":
             self._again(gather, at, self.now, fault.after_s)
             return
         ready, _ = self.devices.reply(gather, at, self.now)
         message, order = Message(gather.id, node, reply=at), int(gather.order[at])
         if fault is not None and fault.after_s is not None:
-            self._push(self.now + fault.after_s, (gather, at), gather.number, client)
+            self._push(self.now + fault.after_s, (gather, at, True), gather.number, client)
         fault = self._fault("reply", node, gather.run.tag, client)
         if fault is not None and fault.do == "lose":
             self._again(gather, at, ready, fault.after_s)
             return
-        later = 0.0 if fault is None or fault.after_s is None else fault.after_s
-        self._push(
-            ready + (later if fault is not None and fault.do == "delay" else 0.0), message, gather.number, client
-        )
-        if fault is not None and fault.do == "repeat":
-            self._push(ready + later, message, gather.number, client)
+        self._carry(fault, ready, message, gather.number, order)
 
     def _again(self, gather: Gathering, at: int, when: float, after_s: float | None) -> None:
         """Ask once more, `after_s` later; or give the client up."""
@@ -150,7 +146,7 @@ class Loopback:
             gather.lost.add(at)
             self._push(when, gather, gather.number, int(gather.clients[at]))
         else:
-            self._push(when + after_s, (gather, at), gather.number, int(gather.clients[at]))
+            self._push(when + after_s, (gather, at, False), gather.number, int(gather.clients[at]))
 
     # Gathers
 
