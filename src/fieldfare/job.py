@@ -7,16 +7,16 @@ that only makes sense simulated stands outside `Job.simulated`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from fieldfare.core.errors import UsageError
 from fieldfare.core.quorum import Everyone, Sample
+from fieldfare.core.settings import accepts, hints_of, needed, settings, unknown_key
 from fieldfare.data.federated import Federated
 from fieldfare.fleet.fleet import Fleet, Phones
 from fieldfare.work.net import Training
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fieldfare.run import Result
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """When the model is measured.
@@ -44,8 +45,11 @@ class Evaluation:
     def __post_init__(self) -> None:
         if self.every < 1 or self.clients_every < 1:
             raise UsageError(f"Evaluation(every={self.every}, clients_every={self.clients_every}): use numbers >= 1.")
+        if self.fine_tune < 0:
+            raise UsageError(f"Evaluation(fine_tune={self.fine_tune}): use a number of epochs >= 1, or 0 for none.")
 
 
+@settings
 @dataclass(frozen=True, slots=True, eq=False)
 class Simulated:
     """All that only makes sense in a simulation: the devices, and how this machine computes.
@@ -59,7 +63,16 @@ class Simulated:
     chunk: int | None = None
     evaluation_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("workers", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"Simulated({name}={value}): use a number >= 1, or None for what this machine has.")
+        if not 0.0 <= self.evaluation_s < np.inf:
+            raise UsageError(f"Simulated(evaluation_s={self.evaluation_s}): use a number of seconds >= 0.")
 
+
+@settings
 @dataclass(frozen=True, slots=True)
 class StopAt:
     """Stop when the central `metric` reaches `at_least` (or falls to `at_most`)."""
@@ -69,6 +82,7 @@ class StopAt:
     at_most: float | None = None
 
 
+@settings
 @dataclass(frozen=True, eq=False)
 class Job:
     """A federated job.
@@ -80,7 +94,9 @@ class Job:
     """
 
     model: Any
-    data: Federated
+    data: Federated = field(
+        metadata={"use": "a federated data set, such as fieldfare.digits() or fieldfare.federate()"}
+    )
     algorithm: Any
     training: Training = field(default_factory=Training)
     loss: Any = None
@@ -98,20 +114,16 @@ class Job:
             raise UsageError(
                 f"Job(algorithm={self.algorithm!r}): an algorithm has init and step; `fieldfare algorithms` lists them."
             )
-        if not isinstance(self.data, Federated):
-            raise UsageError(
-                f"Job(data=...) got a {type(self.data).__name__}: pass a federated data set, for example "
-                "fieldfare.federate({'x': x, 'y': y}, fieldfare.iid(clients=100))."
-            )
-        cohort = getattr(self.algorithm, "cohort", None)
-        count = cohort.count if isinstance(cohort, Sample) else cohort
+        self._check_count("a cohort", getattr(self.algorithm, "cohort", None), "cohort")
+        self._check_count("an evaluation on clients", self.evaluate.clients, "Evaluation(clients=...)")
+
+    def _check_count(self, what: str, asked: Any, setting: str) -> None:
+        count = asked.count if isinstance(asked, Sample) else asked
         if isinstance(count, int | np.integer) and count > self.data.n_clients:
             raise UsageError(
-                f"a cohort of {count} can never be drawn from {self.data.n_clients} clients: "
-                f"use cohort <= {self.data.n_clients}."
+                f"{what} of {count} can never be drawn from {self.data.n_clients} clients: "
+                f"use {setting} <= {self.data.n_clients}."
             )
-        if self.bad_updates not in ("refuse", "stop"):
-            raise UsageError(f"Job(bad_updates={self.bad_updates!r}): use 'refuse' or 'stop'.")
 
     def run(self, runs: str | Path | None = "runs", **options: Any) -> Result:
         """Simulate the job; writes `runs/<id>/` (None: nothing). See `fieldfare.run.run` for the options."""
@@ -143,38 +155,50 @@ def _override(target: Any, path: list[str], value: Any, whole: str) -> Any:
         raise UsageError(f"{whole!r}: {type(target).__name__} has no settings to override.")
     names = [f.name for f in dataclasses.fields(target) if f.init]
     if head not in names:
-        raise UsageError(unknown_key(head, names, whole))
+        raise UsageError(unknown_key(head, names, repr(whole)))
     old = getattr(target, head)
-    new = _override(old, rest, value, whole) if rest else _typed(old, value, whole)
+    if rest and old is None:
+        old = _default_of(hints_of(type(target)).get(head), whole)
+    new = _override(old, rest, value, whole) if rest else _typed(type(target), head, old, value, whole)
     return replace(target, **{head: new})
 
 
-def unknown_key(given: str, known: list[str], where: str) -> str:
-    """One line for a setting that does not exist, with the nearest that does."""
-    close = difflib.get_close_matches(given, known, 1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}."
-    return f"unknown key {given!r} in {where!r}: {hint}"
+def _default_of(hint: Any, whole: str) -> Any:
+    """A setting that is None now, as its own class makes it without arguments (`stop_at.at_least=0.9`)."""
+    for one in get_args(hint):
+        if dataclasses.is_dataclass(one) and isinstance(one, type):
+            return one()
+    raise UsageError(f"{whole!r}: what it belongs to is None here; give it in the job file first.")
 
 
-def _typed(old: Any, value: Any, whole: str) -> Any:
-    """A command line's text as the type the setting has now."""
+def _typed(owner: type, name: str, old: Any, value: Any, whole: str) -> Any:
+    """A command line's text as the type that setting `name` of `owner` is declared to have."""
     if not isinstance(value, str):
         return value
+    hint = hints_of(owner).get(name, Any)
+    if hint is Any:
+        if old is None or isinstance(old, str):
+            return value
+        raise UsageError(f"{whole}={value!r}: {name} is no text or number; change it in the job file.")
     text = value.strip()
-    if text.lower() in ("none", "null"):
-        return None
-    if isinstance(old, bool) or text.lower() in ("true", "false"):
-        if text.lower() not in ("true", "false", "0", "1"):
-            raise UsageError(f"{whole}={value!r}: use true or false.")
-        return text.lower() in ("true", "1")
-    if isinstance(old, str):
-        return text
+    for found in (*_read(text), text):
+        if accepts(found, hint):
+            return found
+    raise UsageError(f"{whole}={value!r}: use {needed(owner, name)} (now {old!r}).")
+
+
+def _read(text: str) -> list[Any]:
+    """What a piece of text may mean, most special first: None, a truth value, numbers, numbers in brackets."""
+    known = {"none": None, "null": None, "true": True, "false": False}
+    if text.lower() in known:
+        return [known[text.lower()]]
+    found: list[Any] = []
     for kind in (int, float):
         try:
-            number = kind(text)
+            found.append(kind(text))
         except ValueError:
             continue
-        return number if old is None or not isinstance(old, float) else float(number)
-    if isinstance(old, int | float):
-        raise UsageError(f"{whole}={value!r}: a number is needed (now {old!r}).")
-    return text
+    if "," in text:
+        parts = [_read(part.strip()) for part in text.strip("()[] ").split(",") if part.strip()]
+        found.append(tuple(part[0] if part else text for part in parts))
+    return found

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fieldfare.core.errors import UsageError
-from fieldfare.job import Job, unknown_key
+from fieldfare.core.settings import unknown_key
+from fieldfare.job import Job
 from fieldfare.study import Study
 
 _MODULE = "fieldfare_job"

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from fieldfare.core.errors import UsageError
+from fieldfare.core.settings import settings
 from fieldfare.job import Job
 from fieldfare.run import Result, run, running_file, source_of
 from fieldfare.store.runs import RunFolder
 
 
+@settings
 @dataclass(frozen=True, eq=False)
 class Study:
     """`arms`: `{name: job}`, or `{name: {seed: job}}` for bands. `claims`: a TOML file of claims to be checked."""

@@ -24,6 +24,7 @@ from fieldfare.core.events import Event, Gathered, Started
 from fieldfare.core.local import Local
 from fieldfare.core.params import Params, View
 from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
+from fieldfare.core.settings import settings
 
 _MEAN, _PLAIN = chain(mean()), Plain()
 
@@ -40,6 +41,7 @@ class State:
     population: int = 0
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class FedAvg:
     """`rounds` rounds over `cohort`: a count, `Sample`, `Everyone`, int64 ids `[n]`, or names of nodes.

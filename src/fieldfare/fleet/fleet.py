@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fieldfare.core import rng
 from fieldfare.core.errors import UsageError
+from fieldfare.core.settings import settings
 from fieldfare.core.work import Cost
 
 F32 = NDArray[np.float32]
@@ -23,6 +24,7 @@ I64 = NDArray[np.int64]
 Column = F32 | float
 
 
+@settings
 @dataclass(frozen=True, slots=True, eq=False)
 class Fleet:
     """Columns over n devices; a plain number stands for all of them.
@@ -76,6 +78,7 @@ def uniform(**columns: float) -> Fleet:
     return replace(Fleet(), **columns)  # type: ignore[arg-type]
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class Phones:
     """A recipe for a fleet of phones, built when the number of clients is known."""

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
+from fieldfare.core.settings import settings
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class Training:
     """How a client trains: optimiser, learning rate and its schedule over rounds, batches, epochs or steps.
@@ -49,14 +51,19 @@ class Training:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if not self.lr >= 0:
+        if not 0 <= self.lr < np.inf:
             raise UsageError(f"Training(lr={self.lr}): a learning rate is a number >= 0.")
         if self.batch_size < 1 or self.epochs < 1 or (self.steps is not None and self.steps < 1):
             raise UsageError(
                 f"Training(batch_size={self.batch_size}, epochs={self.epochs}, steps={self.steps}): each must be >= 1."
             )
-        if self.optimizer not in ("sgd", "adam"):
-            raise UsageError(f"Training(optimizer={self.optimizer!r}): use 'sgd' or 'adam'.")
+        for name in ("momentum", "weight_decay", "eps", "decay"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise UsageError(f"Training({name}={getattr(self, name)}): use a number >= 0.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UsageError(f"Training(clip_norm={self.clip_norm}): use a number > 0, or None for no clipping.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"Training(betas={self.betas}): use two numbers in [0, 1).")
         if self.schedule in ("cosine", "step") and self.schedule_rounds < 1:
             raise UsageError(f"Training(schedule={self.schedule!r}) needs schedule_rounds >= 1.")
 
