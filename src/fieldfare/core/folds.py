@@ -7,6 +7,7 @@ can change a bit of their result.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import frexp, inf
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -21,6 +22,13 @@ class RowMap(Protocol):
     """A stateless function on the rows `[n, P]` of a leaf, applied before the fold (a clip, a rounding)."""
 
     def __call__(self, rows: Rows) -> Rows: ...
+
+
+def _check_steps(name: str, step: float, weight_step: float) -> None:
+    if not (2.0**-48 <= step <= 1.0 and frexp(step)[0] == 0.5):
+        raise UsageError(f"{name}(step={step}): use a power of two from 2**-48 to 1.")
+    if not 0.0 < weight_step < inf:
+        raise UsageError(f"{name}(weight_step={weight_step}): use a positive number.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +47,7 @@ class Mean:
     total: bool = False
 
     def __post_init__(self) -> None:
-        if np.log2(self.step) % 1 or not 2.0**-48 <= self.step <= 1.0:
-            raise UsageError(f"Mean(step={self.step}): use a power of two from 2**-48 to 1.")
+        _check_steps("Mean", self.step, self.weight_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,9 @@ class Coverage:
     weight_step: float = 1.0
     before: tuple[RowMap, ...] = ()
     total: bool = False
+
+    def __post_init__(self) -> None:
+        _check_steps("Coverage", self.step, self.weight_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,10 @@ class ModSum:
     """Sum modulo 2**bits of unsigned integer rows (masked vectors of secure aggregation)."""
 
     bits: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 63:
+            raise UsageError(f"ModSum(bits={self.bits}): use 1 to 63 bits.")
 
 
 Fold: TypeAlias = Mean | Coverage | Stack | Collect | ModSum
