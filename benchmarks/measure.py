@@ -31,11 +31,6 @@ ENVIRONMENTS = HERE / "peers" / ".envs"
 OUT = HERE / "out"
 LIMIT_S = 900.0
 
-# An end model may differ from ours by this much of the way both have gone from the start.
-# Seen between arms that do the same: at most 1.1e-3 (ReLUs that fall to the other side, W2);
-# two batches swapped: 3e-3 (W4) to 0.6 (W3); see README.md.
-TOLERANCE = 2e-3
-
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 

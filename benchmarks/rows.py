@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from measure import OURS, PEERS, TOLERANCE, Arm, ArmFailed, call, prepare, probe, run_arm, run_pair
+from measure import OURS, PEERS, Arm, ArmFailed, call, prepare, probe, run_arm, run_pair
 from workloads import WORKLOADS
 
 CHECK_ROUNDS = 2
@@ -103,7 +103,7 @@ def workload(name: str, effort: Effort) -> Row:
     row = Row(name, "clients/s", "more")
     peak = _try(row, "limit", _peak_flops)
     row.limit = peak / w.flops_per_client if peak else None
-    row.detail |= {"title": w.title, "flops_per_client": w.flops_per_client, "tolerance": TOLERANCE}
+    row.detail |= {"title": w.title, "flops_per_client": w.flops_per_client, "tolerance": w.tolerance}
     row.detail["pairs"] = pairs = {}
     begin, mine = prepare(name), list[float]()
     for peer in PEERS:
@@ -120,10 +120,10 @@ def workload(name: str, effort: Effort) -> Row:
             "setting": peer.setting(name), "ours": pair.ours, "peer": pair.peer,
             "model_differs_by": pair.apart, "ratio": pair.ratio,
         }  # fmt: skip
-        if pair.apart <= TOLERANCE:
+        if pair.apart <= w.tolerance:
             row.peers[peer.name] = median(pair.peer)
         else:
-            row.missing[peer.name] = f"model differs by {pair.apart:.2g} (tolerance {TOLERANCE:g})"
+            row.missing[peer.name] = f"model differs by {pair.apart:.2g} (tolerance {w.tolerance:g})"
     row.ours = median(mine) if mine else None
     if row.ours is None:
         row.missing[OURS.name] = "no pair was completed"

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from measure import OURS, PEERS, TOLERANCE, ArmFailed, apart, prepare, run_arm
+from measure import OURS, PEERS, ArmFailed, apart, prepare, run_arm
 from rows import CHECK_ROUNDS, ROWS, Effort, Row
 from show import agreement, plot, show, table
 from workloads import WORKLOADS
@@ -39,7 +39,7 @@ def check(names: Sequence[str]) -> int:
     wrong = 0
     reference, *others = PEERS
     for name in names:
-        begin = prepare(name)
+        begin, tolerance = prepare(name), WORKLOADS[name].tolerance
         try:
             expected = run_arm(reference, name, check=CHECK_ROUNDS, min_s=0).end
         except ArmFailed as error:
@@ -49,13 +49,14 @@ def check(names: Sequence[str]) -> int:
         for arm in (*others, OURS):
             try:
                 difference = apart(run_arm(arm, name, check=CHECK_ROUNDS, min_s=0).end, expected, begin)
-                wrong += difference > TOLERANCE
-                found.append((name, arm.name, difference, ""))
+                far = not difference <= tolerance
+                wrong += far
+                found.append((name, arm.name, difference, f"[red]more than {tolerance:g}[/]" if far else ""))
             except ArmFailed as error:
                 wrong += 1
                 found.append((name, arm.name, None, str(error)))
             print(f"{name} {arm.name}", file=sys.stderr)
-    show(agreement(found, TOLERANCE, reference.name))
+    show(agreement(found, reference.name))
     return wrong
 
 
