@@ -30,7 +30,8 @@ def derive(seed: int, *key: str | int) -> int:
     >>> derive(0, "shuffle", 3) == derive(0, "shuffle", 3) != derive(0, "shuffle", 4)
     True
     """
-    text = "\x1f".join([str(seed), *(f"i{k}" if isinstance(k, int) else f"s{k}" for k in key)])
+    parts = (f"i{k:d}" if isinstance(k, int) else "s" + k.replace("\x1f", "\x1f\x1f") for k in key)
+    text = "\x1f".join([str(seed), *parts])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 

@@ -7,7 +7,7 @@ Invariant: everything here is a pure function of (run, population, seed, time of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,15 +51,8 @@ def resolve(
     node: str, run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, own: int | None
 ) -> Ask:
     """Draw the cohort, cost it, and settle the quorum."""
-    if run.work not in works:
-        raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(works) or 'none'}.")
-    clients = np.array([own]) if own is not None else population.draw(run, seed)
-    n = len(clients)
-    need = run.quorum.need
-    if need is not None and need > n:
-        raise UsageError(f"Quorum(need={need}) can never be met by {n} clients: use need <= {n}.")
-    if run.quorum.late == "next":
-        raise UsageError("Quorum(late='next') is not offered by this driver yet: use late='drop'.")
+    clients = asked_clients(run, population, works, seed, own)
+    n, need = len(clients), run.quorum.need
     if n == 0:
         nothing = np.empty(0, np.int64)
         return Ask(node, run, now, now, nothing, np.empty(0), {}, 0.0, 0.0, 0.0, 0)
@@ -86,6 +79,19 @@ def resolve(
         node, run, now, now + duration, clients[chosen], seconds[chosen], missing,
         float(down.sum()), float(up[chosen].sum()), float(flops[chosen].sum()), n, own is not None,
     )  # fmt: skip
+
+
+def asked_clients(run: Run, population: Population, works: Mapping[str, Work], seed: int, own: int | None) -> I64:
+    """The devices a `Run` asks, `[n]` in the order drawn; a `Run` that cannot be answered is refused."""
+    if run.work not in works:
+        raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(works) or 'none'}.")
+    clients = population.draw(run if own is None else replace(run, on=np.array([own])), seed)
+    n, need = len(clients), run.quorum.need
+    if need is not None and need > n:
+        raise UsageError(f"Quorum(need={need}) can never be met by {n} clients: use need <= {n}.")
+    if run.quorum.late == "next":
+        raise UsageError("Quorum(late='next') is not offered by this driver yet: use late='drop'.")
+    return clients
 
 
 def client_keys(ask: Ask, seed: int) -> NDArray[np.uint64]:

@@ -70,8 +70,13 @@ class Population:
                 return np.arange(self.size)
             case _:
                 ids: Any = np.asarray(on, np.int64)
-                if ids.size and (ids.min() < 0 or ids.max() >= self.size):
-                    raise UsageError(f"a Run asks device {ids.max()}: the population has 0..{self.size - 1}.")
+                ordered = np.sort(ids)
+                for end in ordered[:1], ordered[-1:]:
+                    if end.size and not 0 <= end[0] < self.size:
+                        raise UsageError(f"a Run asks device {end[0]}: the population has 0..{self.size - 1}.")
+                twice = ordered[1:][ordered[1:] == ordered[:-1]]
+                if twice.size:
+                    raise UsageError(f"a Run asks device {twice[0]} twice: name each once.")
                 return ids
 
 

@@ -3,10 +3,10 @@
 from fieldfare.testing.laws import laws
 from fieldfare.testing.loopback import Loopback, loop
 from fieldfare.testing.script import Crash, Fault
-from fieldfare.testing.toys import Quadratics, Slots, Spoilt, quadratics, simulate
+from fieldfare.testing.toys import Asking, Echo, Quadratics, Slots, Spoilt, quadratics, simulate
 from fieldfare.testing.transcript import Recorded, Step, Transcript, digest
 
 __all__ = [
-    "Crash", "Fault", "Loopback", "Quadratics", "Recorded", "Slots", "Spoilt", "Step", "Transcript", "digest", "laws",
-    "loop", "quadratics", "simulate",
+    "Asking", "Crash", "Echo", "Fault", "Loopback", "Quadratics", "Recorded", "Slots", "Spoilt", "Step", "Transcript",
+    "digest", "laws", "loop", "quadratics", "simulate",
 ]  # fmt: skip

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from fieldfare.aggregate.gather import Gather
 from fieldfare.core.block import Block
 from fieldfare.core.effects import Run
-from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Gathered
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Output
-from fieldfare.sim.asks import Ask, client_keys, timings
+from fieldfare.sim.asks import Ask, asked_clients, client_keys, timings
 from fieldfare.sim.population import Population, cohort_key
 from fieldfare.sim.simulator import World
 from fieldfare.testing.toys import Slots
@@ -101,12 +100,7 @@ def gathering(
 ) -> Gathering:
     """Draw the cohort of a `Run` on devices, as the simulator does; drop-outs of the fleet are lost from the start."""
     population: Population = world.population
-    if run.work not in world.works:
-        raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(world.works) or 'none'}.")
-    clients = np.sort(np.array([own], np.int64) if own is not None else population.draw(run, world.seed))
-    need = run.quorum.need
-    if need is not None and need > len(clients):
-        raise UsageError(f"Quorum(need={need}) can never be met by {len(clients)} clients: use need <= {len(clients)}.")
+    clients = np.sort(asked_clients(run, population, world.works, world.seed, own))
     seconds, down, up, _ = timings(run, clients, population, world.works[run.work])
     if shuffle is not None:
         seconds = seconds[np.random.default_rng((shuffle, number)).permutation(len(seconds))]

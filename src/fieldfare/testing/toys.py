@@ -6,7 +6,7 @@ memory), `Spoilt` (some clients send NaN), `simulate`. Not here: real data and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core import rng
-from fieldfare.core.algorithm import Algorithm
+from fieldfare.core.algorithm import Algorithm, Context
 from fieldfare.core.block import Block
-from fieldfare.core.effects import Scalar
+from fieldfare.core.effects import Effect, Run, Scalar, Stop
 from fieldfare.core.errors import UsageError
+from fieldfare.core.events import Event, Gathered, Started
 from fieldfare.core.local import Local
 from fieldfare.core.params import Layout, Params
 from fieldfare.core.work import Cohort, Cost, Output, Work
@@ -117,12 +118,18 @@ class Quadratics:
     def world(self, algorithm: Algorithm | Mapping[str, tuple[str, Algorithm]], **changes: Any) -> World:
         """A world of this problem: one central `algorithm`, or nodes `{node: (role, algorithm)}`.
 
-        `changes`: fields of `World`, and `fleet`. Work "train" obeys the algorithm's `local`; an evaluation "test".
+        `changes`: fields of `World`, and `fleet`. Works "train" (obeys the
+        algorithm's `local`), "evaluate", "echo"; evaluation "test".
         """
         nodes = algorithm if isinstance(algorithm, Mapping) else {"central": ("central", algorithm)}
         local = () if isinstance(algorithm, Mapping) else _local(algorithm)
         fleet = changes.pop("fleet", None) or Fleet(flops_per_s=_speeds(self.data.n_clients), overhead_s=0.5)
-        works = {"train": self.work(*local), "evaluate": Evaluating(self.net), **changes.pop("works", {})}
+        works = {
+            "train": self.work(*local),
+            "evaluate": Evaluating(self.net),
+            "echo": Echo(),
+            **changes.pop("works", {}),
+        }
         world = World(
             nodes, self.model, Population.of(self.data, fleet), works, self.seed,
             {"test": (lambda model: {"loss": self.loss(model)}, 0.25)},
@@ -170,6 +177,43 @@ class Evaluating:
 
     def slots(self, layout: Layout) -> Mapping[str, int]:
         return {}
+
+
+@dataclass(frozen=True)
+class Echo:
+    """Work that costs nothing and tells who was asked: leaf `id` float32 `[n, 1]`, weight 1, metric `id`."""
+
+    def __call__(self, cohort: Cohort) -> Output:
+        ids = cohort.clients.astype(np.float64)
+        return Output({"id": ids.astype(np.float32)[:, None]}, np.ones(cohort.n), {"id": ids})
+
+    def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
+        return Cost(0.0, 0.0, 0.0)
+
+    def slots(self, layout: Layout) -> Mapping[str, int]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Asking:
+    """An algorithm that issues `runs` one after the other (or all at once), and stops when all are answered."""
+
+    runs: tuple[Run, ...]
+    together: bool = False
+
+    def init(self, model: Params) -> int:
+        return 0
+
+    def step(self, state: int, event: Event, ctx: Context) -> tuple[int, Sequence[Effect]]:
+        match event:
+            case Started():
+                return state, self.runs if self.together else self.runs[:1]
+            case Gathered():
+                over = state + 1 == len(self.runs)
+                rest = () if self.together else self.runs[state + 1 : state + 2]
+                return state + 1, (Stop("all answered"),) if over else rest
+            case _:
+                return state, ()
 
 
 @dataclass(frozen=True)

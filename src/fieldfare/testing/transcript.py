@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from fieldfare.core.effects import Effect
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event
 from fieldfare.core.params import Params
+
+E = TypeVar("E")
 
 
 def digest(value: Any) -> str:
@@ -91,6 +93,10 @@ class Transcript:
     def timeless(self) -> list[Step]:
         """The steps without their times, for runs that differ in nothing else."""
         return [replace(step, now=0.0) for step in self.steps]
+
+    def events(self, kind: type[E], node: str | None = None) -> list[E]:
+        """The events of one type that were kept, in order, of one node or all."""
+        return [event for me, event, _ in self.kept if isinstance(event, kind) and node in (None, me)]
 
     def lines(self) -> list[str]:
         """One line per step, as golden files hold them."""
