@@ -6,6 +6,7 @@ comparison sections. Not here: drawing (`plots_arms`). Kept: arms keep their ord
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -215,6 +216,7 @@ def served_section(arms: Sequence[Arm], *, draw: bool) -> Section | None:
     """Give how evenly each arm serves its clients, from the first seed that has an evaluation over clients."""
     body = ""
     order = {arm.name: rank for rank, arm in enumerate(arms)}
+    drawn: list[Picture | None] = []
     for kind, words in (("federated", "shared model"), ("personal", "personal models")):
         groups = _groups(arms, kind)
         if not groups:
@@ -225,7 +227,9 @@ def served_section(arms: Sequence[Arm], *, draw: bool) -> Section | None:
         body += page.GAP if body else ""
         body += page.table([(f"arm, {words}", False), *SERVED_HEAD], rows, caption=f"Accuracy over clients, {words}")
         if draw:
-            body += page.GAP + page.pictures([_renamed(accuracy_sorted(groups), kind, words)])
+            drawn.append(_renamed(accuracy_sorted(groups), kind, words))
+    if drawn:
+        body += page.GAP + page.pictures(drawn)
     if not body:
         return None
     lead = "How even the accuracy is over clients, each on its own test data and each counted once."
@@ -281,18 +285,17 @@ def differences_section(arms: Sequence[Arm], shared: Mapping[str, object]) -> Se
 
 
 def settings_table(flat: Mapping[str, object]) -> str:
-    """Give flat settings as a table, in groups of their first name."""
+    """Give flat settings as a table, in groups of their first name, those that stand alone before the groups."""
     groups: dict[str, list[tuple[str, object]]] = {}
     for name, value in flat.items():
-        group, _, rest = name.partition(".")
-        groups.setdefault(group.split("[")[0], []).append((rest if rest else name, value))
+        group = re.split(r"[.\[]", name, maxsplit=1)[0]
+        rest = name[len(group) :].lstrip(".").replace(".", " ")
+        groups.setdefault(group, []).append((rest or name, value))
     rows: list[list[str]] = []
-    for group, inside in groups.items():
+    for group, inside in sorted(groups.items(), key=lambda item: len(item[1]) > 1):
         if len(inside) > 1:
-            rows.append([f'<th colspan="2" scope="rowgroup">{page.escape(group.replace("_", " "))}</th>'])
-        rows += [
-            [page.cell(name.replace("_", " "), head=True), page.cell(settings.shown(value))] for name, value in inside
-        ]
+            rows.append([f'<th colspan="2" scope="rowgroup">{page.escape(group)}</th>'])
+        rows += [[page.cell(name, head=True), page.cell(settings.shown(value))] for name, value in inside]
     body = page.table([], rows, kind="settings", caption="Configuration")
     return body.replace('<tr><th colspan="2"', '<tr class="group"><th colspan="2"')
 

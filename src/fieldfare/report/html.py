@@ -55,7 +55,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     arms = side_by_side.arms_of(runs)
     with _drawing() as draw:
         text = page.document(
-            title=" vs. ".join(arm.name for arm in arms) if len(arms) <= 3 else f"{len(arms)} runs compared",
+            title=" vs. ".join(arm.name for arm in arms) if len(arms) <= 3 else f"{len(arms)} arms compared",
             eyebrow="Comparison of runs",
             subtitle=f"{len(runs)} run folder{'s' if len(runs) > 1 else ''}, aligned",
             tiles=side_by_side.headline(arms),
@@ -239,15 +239,15 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> Section | None:
         rows.append(
             [
                 page.cell(str(claim.get("name", "")), head=True, under=str(claim.get("measure") or "")),
+                verdict,
                 page.cell(write("ours"), number=True),
                 page.cell(sense + write("target"), number=True),
                 page.cell(write("published"), number=True),
-                verdict,
             ]
         )
-    head = [("claim", False), ("ours", True), ("target", True), ("published", True), ("verdict", False)]
+    head = [("claim", False), ("verdict", False), ("ours", True), ("target", True), ("published", True)]
     lead = "Each claim against its target, next to the published value. A claim without its inputs does not hold."
-    return Section("claims", "Claims", lead, page.table(head, rows, caption="Claims"))
+    return Section("claims", "Claims", lead, page.table(head, rows, kind="claims", caption="Claims"))
 
 
 def _learning(run: Run, *, draw: bool) -> Section | None:
@@ -388,8 +388,8 @@ def _rounds(run: Run, *, opened: bool) -> Section | None:
         row = [page.cell(write(name, float(table.column(name)[index])), number=True) for name in names]
         lost = [f"{units.number(float(n[index]))} {reason}" for reason, n in table.missing.items() if n[index]]
         rows.append(row + ([page.cell(", ".join(lost) or units.DASH)] if table.missing else []))
-    head = [(units.label(name), True) for name in names] + ([("missing", False)] if table.missing else [])
+    head = [(units.short_label(name), True) for name in names] + ([("missing", False)] if table.missing else [])
     words = f"{len(shown)} of {table.n} rounds" if len(shown) < table.n else f"All {table.n} rounds"
-    body = page.details(words, page.table(head, rows, caption="Rounds"), opened=opened)
+    body = page.details(words, page.table(head, rows, kind="rounds", caption="Rounds"), opened=opened)
     lead = "The numbers behind the pictures; all of them are in rounds.jsonl. Bytes are running totals."
     return Section("rounds", "Rounds", lead, body)

@@ -47,9 +47,9 @@ h1{font-size:27px;line-height:1.2;margin:0 0 6px;letter-spacing:-.015em;overflow
 .eyebrow{color:var(--accent);font-weight:600;font-size:13px;letter-spacing:.02em;margin:0 0 8px}
 nav{margin:18px 0 0;display:flex;flex-wrap:wrap;gap:4px 18px;font-size:14px}
 a{color:var(--accent);text-decoration:none}a:hover,a:focus{text-decoration:underline}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:24px 0 0;padding:0;
+.tiles{display:flex;flex-wrap:wrap;gap:1px;margin:24px 0 0;padding:0;
 background:var(--line);border:1px solid var(--line);border-radius:10px;overflow:hidden}
-.tile{background:#fff;padding:14px 16px}
+.tile{background:#fff;padding:14px 16px;flex:1 1 140px;min-width:0}
 .tile dt{color:var(--muted);font-size:13px}
 .tile dd{margin:2px 0 0;font-size:23px;font-weight:650;letter-spacing:-.01em;line-height:1.25}
 .tile dd small{display:block;font-size:12.5px;font-weight:400;color:var(--muted);letter-spacing:0;margin-top:2px}
@@ -75,11 +75,14 @@ table{border-collapse:collapse;width:100%;font-size:14px}
 th,td{padding:8px 14px;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 tbody tr:last-child>*{border-bottom:0}
 thead th{color:var(--muted);font-weight:500;font-size:13px;background:var(--soft);white-space:nowrap}
-tbody th{font-weight:500;overflow-wrap:anywhere}
+tbody th{font-weight:500;overflow-wrap:break-word;min-width:8.5em;max-width:30em}
+.claims tbody th{min-width:15em;max-width:none}
 .n{text-align:right;white-space:nowrap}
 td small,th small{display:block;color:var(--muted);font-weight:400;font-size:12.5px}
 td.best{font-weight:680}td.best small{font-weight:400}
-.values thead th{white-space:normal;min-width:5.4em;vertical-align:bottom}.values tbody th{white-space:nowrap}
+.values thead th{white-space:normal;min-width:5.4em;vertical-align:bottom}
+.values tbody th{overflow-wrap:anywhere;max-width:22em}
+.rounds td{white-space:nowrap}.rounds thead th{white-space:normal;min-width:5.4em;vertical-align:bottom}
 .settings td{overflow-wrap:anywhere}
 .settings th{font-weight:400;color:var(--muted);width:34%;white-space:normal}
 .settings .group th{color:var(--ink);font-weight:600;background:var(--soft);width:auto}
@@ -94,7 +97,7 @@ border-radius:4px}
 footer{color:var(--muted);font-size:13px;margin-top:52px;padding-bottom:36px}
 footer p{border-top:1px solid var(--line);padding-top:14px;margin:0}
 @media(max-width:560px){main,header.top,footer{padding-left:14px;padding-right:14px}header.top{padding-top:22px}
-h1{font-size:22px}.tiles{grid-template-columns:1fr 1fr}.tile{padding:11px 12px}.tile dd{font-size:19px}
+h1{font-size:22px}.tile{padding:11px 12px;flex-basis:42%}.tile dd{font-size:19px}
 figure{padding:12px 10px 8px}figure.wide .plot svg,figure.wide .plot img{min-width:640px}th,td{padding:7px 10px}
 section{margin-top:36px}}
 @media print{nav,summary{display:none}section{margin-top:28px}.scroll{overflow:visible}}

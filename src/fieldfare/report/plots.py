@@ -61,7 +61,7 @@ def axis_scale(axis: str, largest: float) -> tuple[units.Scale, str]:
 
 def metric_axis(axes: Axes, metric: str, values: Floats) -> None:
     """Give the y axis of a metric its unit and its limits: shares in %, losses over two decades on a log scale."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -75,6 +75,7 @@ def metric_axis(axes: Axes, metric: str, values: Floats) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.04 else 1, symbol=" %"))
     elif low > 0 and high / low > 100:
         axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.number(value, 3)))
         axes.set_ylim(low / 1.3, high * 1.3)
     else:
@@ -193,10 +194,8 @@ def times_taken_part(part: Participation, n_clients: int | None) -> Picture:
     axes.bar(edges[:-1] + (step - 1) / 2, counts, width=0.86 * step, color=style.BLUE, linewidth=0)
     if never:
         axes.bar([-(step - 1) / 2], [never], width=0.86 * step, color=style.GREY, linewidth=0)
-        beside = f" never took part: {never:,} ({100 * never / (n_clients or 1):.0f} %)"
-        axes.annotate(
-            beside, (-(step - 1) / 2, never), xytext=(2, 3), textcoords="offset points", color=style.MUTED, fontsize=8.5
-        )
+        said = f"never took part: {never:,} ({100 * never / (n_clients or 1):.0f} %)"
+        axes.text(0.985, 0.94, said, transform=axes.transAxes, ha="right", color=style.GREY, fontsize=8.5)
     axes.set_ylim(0, 1.15 * max(int(counts.max()), never))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -257,7 +256,7 @@ def turnout(table: Table, part: Participation | None) -> Picture | None:
     if len(lost) > len(_REASONS):
         head = len(_REASONS) - 1
         lost = [*lost[:head], ("other", np.sum([counts for _, counts in lost[head:]], axis=0))]
-    layers = [("counted", answered, style.BLUE)]
+    layers = [("counted", answered, style.LIGHT)]
     layers += [(reason, counts, colour) for (reason, counts), colour in zip(lost, _REASONS, strict=False)]
     figure, axes = canvas(right=1.45)
     floor = np.zeros(rounds.size)

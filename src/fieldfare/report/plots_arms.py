@@ -149,7 +149,9 @@ def final_values(arms: Arms, metric: str) -> Picture | None:
         figure,
         name=f"final-{metric.replace('_', '-')}",
         title=f"Where each arm ends: {units.label(metric)}",
-        note=("One dot per seed, the bar is their median; " if several else "") + "the best arm is uppermost.",
+        note="One dot per seed, the bar is their median; the best arm is uppermost."
+        if several
+        else "The best arm is uppermost.",
         alt=f"Final {units.label(metric)}, best first: {told}.",
     )
 

@@ -56,7 +56,7 @@ def _label_figure(data: DataCard, counts: Floats) -> tuple[Figure, bool]:
     n, k = counts.shape
     names = data.classes if len(data.classes) == k else tuple(str(index) for index in range(k))
     few = n <= BUBBLES_UP_TO and k <= 40
-    height = 1.0 + min(4.2, max(1.5, 0.2 * k)) if few else 1.0 + min(4.4, max(1.9, 0.19 * k))
+    height = 1.0 + min(4.2, max(1.5, 0.2 * k)) if few else 1.0 + min(3.4, max(1.9, 0.19 * k))
     longest = max(len(name) for name in names) if k <= 40 else 4
     figure, axes = canvas(width=11.4, height=height, left=0.35 + 0.075 * min(longest, 16), right=1.15 if few else 1.0)
     _bubbles(axes, counts) if few else _map_of_shares(figure, axes, counts)
@@ -117,7 +117,13 @@ def _map_of_shares(figure: Figure, axes: Axes, counts: Floats) -> None:
     order = np.lexsort((-shares.max(axis=1), shares.argmax(axis=1)))
     shades = LinearSegmentedColormap.from_list("shares", ["#f5f8fa", "#a9cde6", "#2f86c1", "#0b3c61"])
     image = axes.imshow(
-        shares[order].T, aspect="auto", cmap=shades, vmin=0, vmax=1, interpolation="none", extent=(0, n, k - 0.5, -0.5)
+        shares[order].T,
+        aspect="auto",
+        cmap=shades,
+        vmin=0,
+        vmax=np.ceil(10 * shares.max()) / 10,
+        interpolation="none",
+        extent=(0, n, k - 0.5, -0.5),
     )
     axes.grid(visible=False)
     axes.set_xlim(0, n)

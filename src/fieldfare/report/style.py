@@ -11,6 +11,7 @@ import base64
 import html
 import io
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 INK, MUTED, GRID, SURFACE = "#17212b", "#586776", "#e7ebef", "#ffffff"
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#a94f8d"
 ORANGE, SKY, GREY = "#d39000", "#3b9fdc", "#5c6670"
+LIGHT = "#8abfe3"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
 """Okabe and Ito's colours, the light ones darkened to stand out on white: safe for the usual colour blindnesses."""
 
@@ -36,6 +38,7 @@ MARKS_IN_SVG = 5000
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fieldfare",
+    "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "axes.edgecolor": "#aab4bd",
@@ -192,15 +195,26 @@ def label_ends(axes: Axes, labels: Sequence[Label], *, size: float = 8.5) -> Non
             (y - box.y0) / box.height,
             label.text,
             transform=axes.transAxes,
-            color=darker(label.colour),
+            color=darker(label.colour, 0.45 if label.colour == LIGHT else 0.22),
             fontsize=size,
             va="center_baseline",
             ha="left",
         )
 
 
+def identifier(name: str) -> str:
+    """Give an identifier of letters, digits and dashes that differs where names differ.
+
+    >>> identifier("curve-loss-round"), identifier("a b")
+    ('curve-loss-round', 'a-b-806c5cd3')
+    """
+    plain = re.sub(r"[^A-Za-z0-9-]+", "-", name)
+    return plain if plain == name else f"{plain}-{zlib.crc32(name.encode()):08x}"
+
+
 def as_svg(figure: Figure, name: str, alt: str) -> str:
     """Give a figure as an ``<svg>`` element; ``name`` makes its identifiers unique within a page."""
+    name = identifier(name)
     out = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(out, format="svg", transparent=True, metadata=nothing)

@@ -90,7 +90,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return DASH
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    if abs(value) >= 10**digits:
+    if 10**digits <= abs(value) < 1e15:
         return f"{value:,.0f}"
     text = f"{value:.{digits}g}"
     return text.replace("e-0", "e-").replace("e+0", "e+")
@@ -183,7 +183,7 @@ def in_unit(unit: str, value: float | None) -> str:
         case "rounds":
             return f"{number(value)} round{'' if value == 1 else 's'}"
         case "points":
-            return f"{100 * value:+.1f} points".replace("-", "−")
+            return f"{100 * value:+.1f} points".replace("-", "−") if abs(value) <= 1.0 else number(value)
         case "times":
             return f"{number(value, 3)} ×"
         case _:
