@@ -75,13 +75,8 @@ def run(
     loaded = load_job(job, name)
     if changes:
         loaded = loaded.with_overrides(changes)
-    from fieldfare.study import Study
-
     progress = False if quiet else None
-    if isinstance(loaded, Study):
-        result = loaded.run(runs, progress=progress, source=job, overrides=changes, job_name=name)
-    else:
-        result = loaded.run(runs, progress=progress, source=job, overrides=changes, job_name=name)
+    result = loaded.run(runs, progress=progress, source=job, overrides=changes, job_name=name)
     _show_result(result.summary, result.path, as_json)
 
 
@@ -243,12 +238,12 @@ def _changes(pairs: list[str] | None, **short: Any) -> dict[str, Any]:
 
 
 def _show_result(summary: Any, path: Path | None, as_json: bool) -> None:
-    if not as_json:
-        from fieldfare.show import show_summary
-
-        show_summary(summary, path)
+    if as_json:
+        _print({**summary, "report": str(path / summary["report"]) if path else ""}, True, "")
         return
-    _print(dict(summary), True, "")
+    from fieldfare.show import show_summary
+
+    show_summary(summary, path)
 
 
 def _print(value: Any, as_json: bool, text: str) -> None:
@@ -261,26 +256,40 @@ def _print(value: Any, as_json: bool, text: str) -> None:
 
 
 def main() -> None:
-    """Entry point: runs the command and tells errors in one line."""
+    """Entry point: runs the command and tells errors in one line; only a defect shows a traceback."""
     as_json = "--json" in sys.argv
     try:
         code = app(standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
-    except typer.Abort:
-        code = 130
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted: `fieldfare resume` goes on from the last snapshot", 130, as_json)
     except UsageError as error:
         code = _fail(str(error), 5 if type(error).__name__ == "DiskFull" else 2, as_json)
     except PeerError as error:
         code = _fail(str(error), 3, as_json)
+    except BrokenPipeError:
+        code = 1
+        sys.stdout = None  # nobody reads it any more: nothing to flush at exit
+    except (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        code = _fail(f"{error.filename}: {error.strerror}; check the path.", 2, as_json)
     except Exception as error:
-        show = getattr(error, "format_message", None)
-        if show is None:
-            raise
-        code = _fail(str(show()), getattr(error, "exit_code", 2), as_json)
+        code = _other(error, as_json)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _other(error: Exception, as_json: bool) -> int:
+    """What the command line's parser refused, in one line; any other error with its traceback."""
+    show = getattr(error, "format_message", None)
+    if show is not None:
+        message = str(show())
+        return _fail(message, getattr(error, "exit_code", 2), as_json) if message.strip() else 2
+    if type(error).__name__ == "WorkerDied":
+        return _fail(str(error), 1, as_json)
+    import traceback
+
+    traceback.print_exception(error)
+    return _fail(f"{type(error).__name__}: {error}", 1, as_json) if as_json else 1
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

@@ -1,25 +1,37 @@
-"""A job file to a `Job` or `Study`: the file is the user's own program and is run as such."""
+"""A job file to a `Job` or `Study`: the file is the user's own program and is run as such.
+
+Here: running it, choosing the job it makes, and telling in one line what an import or a call of ours wanted. An error
+of the user's own code is left as it is, with its traceback.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import sys
+import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from fieldfare.core.errors import UsageError
+from fieldfare.core.errors import MissingExtra, UsageError
 from fieldfare.core.settings import unknown_key
 from fieldfare.job import Job
 from fieldfare.study import Study
 
 _MODULE = "fieldfare_job"
+_EXTRAS = {
+    "sklearn": "digits", "matplotlib": "report", "torch": "torch", "jax": "jax", "optax": "jax", "xgboost": "xgboost",
+    "pyarrow": "parquet", "PIL": "images", "datasets": "hf", "tensorboardX": "tensorboard", "mlflow": "mlflow",
+}  # fmt: skip
 
 
 def load_job(path: str | Path, name: str | None = None, folder: str | Path | None = None) -> Job | Study:
     """The job called `name` (default: `study`, else `job`, else the only one) that the Python file `path` makes.
 
-    `folder` is put on the import path instead of the file's own (a copy finds what lay beside the original).
+    `folder` is put on the import path, and stays there, instead of the file's own: a copy finds what lay beside the
+    original.
     """
     file = Path(path)
     if not file.is_file():
@@ -31,15 +43,22 @@ def load_job(path: str | Path, name: str | None = None, folder: str | Path | Non
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[_MODULE] = module
-    sys.path.insert(0, str(Path(folder) if folder else file.resolve().parent))
+    beside = str(Path(folder) if folder else file.resolve().parent)
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
     try:
         spec.loader.exec_module(module)
-    except TypeError as error:
-        raise UsageError(_keyword(error, path)) from error
     except SyntaxError as error:
-        raise UsageError(f"{path}, line {error.lineno}: {error.msg}.") from None
-    finally:
-        sys.path.pop(0)
+        raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}.") from None
+    except (ImportError, AttributeError, TypeError) as error:
+        told = _told(error)
+        if told is None:
+            raise
+        where = next(
+            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(file)), 0
+        )
+        said = f"{path}, line {where}: {told}"
+        raise (MissingExtra(said) if isinstance(error, ImportError) else UsageError(said)) from error
     return _find(vars(module), name, path)
 
 
@@ -58,16 +77,46 @@ def _find(names: dict[str, Any], name: str | None, path: str | Path) -> Job | St
     raise UsageError(f"{path} must make one fieldfare.Job called job; {have}.")
 
 
-def _keyword(error: TypeError, path: str | Path) -> str:
-    """One line for a call with a keyword that does not exist."""
-    match = re.search(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error))
+def _told(error: Exception) -> str | None:
+    """One line for what the file wanted of us or of a library that is absent; None for the user's own mistakes."""
+    match error:
+        case ModuleNotFoundError(name=str(wanted)):
+            library = wanted.partition(".")[0]
+            if library in _EXTRAS:
+                return f"{library} is not installed; run pip install 'fieldfare[{_EXTRAS[library]}]'."
+            return f"there is no module {wanted!r} here; install it, or put it beside the job file."
+        case ImportError(name=str(module), name_from=str(wanted)) if module.partition(".")[0] == "fieldfare":
+            return _no_such(wanted, sys.modules.get(module))
+        case AttributeError(name=str(wanted), obj=ModuleType() as module) if _ours(module.__name__):
+            return _no_such(wanted, module)
+        case AttributeError() if str(error).startswith("module 'fieldfare"):
+            return f"{error}."
+        case TypeError():
+            return _bad_call(error)
+        case _:
+            return None
+
+
+def _ours(module: str) -> bool:
+    return module.partition(".")[0] == "fieldfare"
+
+
+def _no_such(wanted: str, module: ModuleType | None) -> str:
+    known = [name for name in dir(module) if not name.startswith("_")]
+    return unknown_key(wanted, known, module.__name__ if module else "fieldfare")
+
+
+def _bad_call(error: TypeError) -> str | None:
+    """A call of ours with an argument that does not exist, or without one that must be given."""
+    match = re.search(r"(\w+)(?:\.__init__)?\(\) (.*)", str(error))
     if match is None:
-        raise error
-    import dataclasses
-
-    import fieldfare
-
-    what, key = match.groups()
-    cls = getattr(fieldfare, what, None)
-    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-    return f"{path}: " + unknown_key(key, known, f"{what}(...)")
+        return None
+    what, said = match.groups()
+    ours = [vars(m)[what] for n, m in list(sys.modules.items()) if _ours(n) and what in vars(m)]
+    ours = [one for one in ours if callable(one) and _ours(str(getattr(one, "__module__", "")))]
+    if not ours:
+        return None
+    known = [p.name for p in inspect.signature(ours[0]).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if key := re.search(r"unexpected keyword argument '(\w+)'", said):
+        return unknown_key(key[1], known, f"{what}(...)")
+    return f"{what}() {said}; it takes {', '.join(known)}."

@@ -13,11 +13,15 @@ from typing import Any, Protocol, Self
 
 
 class Display(Protocol):
-    """Shows rows as they come, and notes; used as a context manager."""
+    """Shows rows as they come, what is being done, and notes that nobody should miss; used as a context manager."""
 
     def row(self, row: Mapping[str, Any]) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def doing(self, text: str) -> None: ...
+
+    def resumed(self, round_: int) -> None: ...
 
     def __enter__(self) -> Self: ...
 
@@ -34,6 +38,12 @@ class Quiet:
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr)
+
+    def doing(self, text: str) -> None:
+        pass
+
+    def resumed(self, round_: int) -> None:
+        pass
 
     def __enter__(self) -> Self:
         return self
@@ -59,20 +69,27 @@ class Lines(Quiet):
         total = f"/{self.rounds}" if self.rounds else ""
         print(f"round {row['round']}{total}  " + "  ".join(f"{k} {v}" for k, v in facts.items()), file=sys.stderr)
 
+    def doing(self, text: str) -> None:
+        print(text, file=sys.stderr)
+
+    def resumed(self, round_: int) -> None:
+        print(f"going on after round {round_}", file=sys.stderr)
+
 
 class Live(Quiet):
     """A progress bar with the newest figures (rich)."""
 
     def __init__(self, rounds: int | None, title: str) -> None:
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"), TextColumn("ETA"), TimeRemainingColumn(),
-            console=Console(stderr=True), refresh_per_second=8,
+            console=Console(stderr=True), refresh_per_second=8, redirect_stdout=_is_terminal(sys.stdout),
         )  # fmt: skip
-        self._task = self._bar.add_task(title, total=rounds, facts="")
+        self._task = self._bar.add_task(escape(title), total=rounds, facts="")
         self._began, self._clients, self._facts = time.monotonic(), 0, dict[str, str]()
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -82,7 +99,13 @@ class Live(Quiet):
         self._bar.update(self._task, completed=row["round"], facts=facts)
 
     def note(self, text: str) -> None:
-        self._bar.console.print(text, style="yellow", highlight=False)
+        self._bar.console.print(text, style="yellow", highlight=False, markup=False)
+
+    def doing(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
+    def resumed(self, round_: int) -> None:
+        self._bar.update(self._task, completed=round_)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -118,11 +141,17 @@ def duration(seconds: float) -> str:
 
 
 def display(job: Any, progress: bool | None) -> Display:
-    """The display for this job: `progress` True or False, or None for what standard error is."""
+    """The display for this job: a live bar on a terminal, plain lines elsewhere; nothing when `progress` is False."""
     rounds = getattr(job.algorithm, "rounds", None)
     title = job.name or getattr(job.algorithm, "name", "run")
     if progress is False:
         return Quiet()
-    if sys.stderr.isatty():
-        return Live(rounds, title)
-    return Lines(rounds) if progress or progress is None else Quiet()
+    return Live(rounds, title) if _is_terminal(sys.stderr) else Lines(rounds)
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether `stream` is a terminal; the streams of some notebooks and services cannot tell, or are None."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False

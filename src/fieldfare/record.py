@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from fieldfare.sim.observe import Answered, Measured, Observation, Published, St
 from fieldfare.store.runs import RunFolder
 
 Row = dict[str, Any]
+Callback: TypeAlias = Callable[[Mapping[str, Any]], None]
+
+TOLD = 5
+"""Refused updates told one by one; those after are only recorded."""
 
 
 class Recorder:
@@ -25,12 +29,16 @@ class Recorder:
     def __init__(
         self,
         folder: RunFolder | None,
-        callbacks: tuple[Callable[[Mapping[str, Any]], None], ...] = (),
+        callbacks: tuple[Callback, ...] = (),
         bad_updates: str = "refuse",
         note: Callable[[str], None] = lambda text: None,
         expects: Callable[[int], set[str]] = lambda version: set(),
+        shown: Callback = lambda row: None,
+        names: Any = None,
     ) -> None:
         self.expects = expects
+        self.shown = shown
+        self.names = names
         self.folder = folder
         self.callbacks = callbacks
         self.bad_updates = bad_updates
@@ -41,6 +49,7 @@ class Recorder:
         self.evaluations: dict[str, Row] = {}
         self.model: Params | None = None
         self.clients_done = 0
+        self._told = 0
         self.before_s = 0.0
         self._began = time.monotonic()
 
@@ -77,16 +86,7 @@ class Recorder:
             self._evaluated(str(kind), int(tag[2]), event)
             return
         self.clients_done += len(event.clients)
-        refused = event.missing.get("refused")
-        if refused is not None and len(refused):
-            round_ = ask.run.config.get("round", tag)
-            error = PeerError(
-                int(refused[0]), f"round {round_}", "its update is not finite or too large, and is refused"
-            )
-            if self.bad_updates == "stop":
-                raise error
-            more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-            self.note(f"{error}{more}; the run goes on without it")
+        self._refused(ask, event.missing.get("refused", ()))
         row = self.training
         row["clients"] = len(event.clients)
         row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
@@ -103,12 +103,36 @@ class Recorder:
                 "weight": event.weights.tolist(), "seconds": np.round(ask.seconds[ok], 4).tolist(),
             }  # fmt: skip
             line |= {"train_" + name: [_short(v) for v in values.tolist()] for name, values in event.metrics.items()}
+            if missing:
+                line["missing"] = {reason: list(map(int, ids)) for reason, ids in event.missing.items() if len(ids)}
             self.folder.append("clients.jsonl", line)
 
+    def _refused(self, ask: Any, refused: Any) -> None:
+        """Tell who sent what cannot be used, or end the run where the job says so."""
+        if not len(refused):
+            return
+        first = int(refused[0])
+        error = PeerError(
+            first if self.names is None else self.names[first],
+            f"round {ask.run.config.get('round', ask.run.tag)}",
+            "its loss or update is not finite, or too large, and is refused",
+        )
+        advice = "look at its data, or use a lower learning rate"
+        if self.bad_updates == "stop":
+            raise PeerError(error.client, error.tag, f"{error.reason}: {advice}")
+        self._told += 1
+        if self._told <= TOLD:
+            more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+            last = "; others to come are only recorded, as missing" if self._told == TOLD else ""
+            self.note(f"{error}{more}; the run goes on without it: {advice}{last}")
+
     def _evaluated(self, kind: str, version: int, event: Any) -> None:
+        """The mean over clients (each counts once) and the worst decile, of those that hold out anything."""
+        some = event.weights > 0
+        metrics = {name: values[some] for name, values in event.metrics.items() if name != "examples"}
         row: Row = {}
-        for name, values in event.metrics.items():
-            if not values.size or name == "examples":
+        for name, values in metrics.items():
+            if not values.size:
                 continue
             row[f"{kind}_{name}_mean"] = float(np.mean(values))
             row[f"{kind}_{name}_p10"] = float(np.quantile(values, 0.1 if not name.endswith("loss") else 0.9))
@@ -118,9 +142,9 @@ class Recorder:
                 waiting.discard(kind)
         self.evaluations[kind] = {"round": version, **row}
         if self.folder is not None:
-            line = {"round": version, "kind": kind, "clients": event.clients.tolist()}
-            line |= {"examples": event.weights.tolist()}
-            line |= {k: [_short(v) for v in values.tolist()] for k, values in event.metrics.items() if k != "examples"}
+            line = {"round": version, "kind": kind, "clients": event.clients[some].tolist()}
+            line |= {"examples": event.weights[some].tolist()}
+            line |= {name: [_short(v) for v in values.tolist()] for name, values in metrics.items()}
             self.folder.append("evaluation.jsonl", line)
         self._close_rows()
 
@@ -140,8 +164,14 @@ class Recorder:
             self.rows.append(row)
             if self.folder is not None:
                 self.folder.append("rounds.jsonl", row)
+            self.shown(row)
             for callback in self.callbacks:
-                callback(dict(row))
+                try:
+                    callback(dict(row))
+                except Exception as error:
+                    name = getattr(callback, "__name__", type(callback).__name__)
+                    error.add_note(f"raised by {name}, a callback of the job, after round {row['round']}")
+                    raise
 
     def final(self) -> dict[str, float]:
         """The last value of every metric."""

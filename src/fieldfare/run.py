@@ -6,6 +6,7 @@ that was killed at any moment and resumed ends with the same bits as one that wa
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -196,7 +197,7 @@ class Saver:
         recorder = {
             "rows": len(r.rows), "last": r.rows[-1:], "open": [(row, sorted(w)) for row, w in r.open],
             "training": r.training, "evaluations": r.evaluations, "clients_done": r.clients_done, "wall_s": r.wall_s,
-            "final": r.final(),
+            "model": r.model,
         }  # fmt: skip
         progress = {name: getattr(p, name) for name in _PROGRESS}
         tree, arrays = self.codec.encode(
@@ -218,9 +219,11 @@ class Saver:
         r, back = self.recorder, saved["recorder"]
         r.open = [(row, set(waiting)) for row, waiting in back["open"]]
         r.training, r.evaluations, r.clients_done = back["training"], back["evaluations"], back["clients_done"]
-        r.before_s = back["wall_s"]
+        r.before_s, r.model = back["wall_s"], back["model"]
         self.folder.truncate(saved["files"])
-        r.rows = self.folder.read_lines("rounds.jsonl")
+        r.rows = [
+            {k: math.nan if v is None else v for k, v in row.items()} for row in self.folder.read_lines("rounds.jsonl")
+        ]
         if r.rows:
             r.rows[-1:] = back["last"]
         self.slots.restore(saved["slots"])
@@ -236,15 +239,15 @@ def run(
 
     `runs`: where the run folder is made (None: nothing is written). `folder`: an open one to go on in (or to begin
     in, when `fresh`). `source`: the job's file, kept beside the results, with the `overrides` it was changed by.
-    `progress`: show a display (None: when there is a terminal). Errors: `UsageError` for what the job asks wrongly,
-    `PeerError` with `bad_updates="stop"`.
+    `progress`: False shows none (else: live on a terminal, lines elsewhere). Errors: `UsageError` for what the job asks
+    wrongly, `PeerError` with `bad_updates="stop"`.
     """
     assembly = assemble(job)
     name = job.name or getattr(job.algorithm, "name", "run")
     resuming = folder is not None and not fresh
     if folder is None and runs is not None:
         folder = RunFolder.create(runs, name)
-    if folder is not None and not resuming:
+    if folder is not None and not (resuming and (folder.path / "config.json").exists()):
         source = source or running_file(job)
         if source is not None:
             folder.copy_source(source)
@@ -254,7 +257,9 @@ def run(
         folder.write_json("data.json", describe_data(job.data))
     shown = display(job, progress)
     slots = Slots(None if folder is None else folder.path / "slots", assembly.slots, job.data.n_clients)
-    recorder = Recorder(folder, (*job.callbacks, shown.row), job.bad_updates, note or shown.note, _expects(job))
+    recorder = Recorder(
+        folder, job.callbacks, job.bad_updates, note or shown.note, _expects(job), shown.row, job.data.names
+    )
     try:
         with shown, Executor(
             assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk
@@ -263,8 +268,8 @@ def run(
             saver = Saver(folder, job, assembly.world, simulator, recorder, slots) if folder is not None else None
             if resuming and saver is not None:
                 saver.load()
-                for row in recorder.rows:
-                    shown.row(row)
+                if recorder.rows:
+                    shown.resumed(recorder.rows[-1]["round"])
 
             def observe(seen: Observation) -> None:
                 recorder(seen)
@@ -307,6 +312,6 @@ def _finish(
         if report:
             from fieldfare.report.html import write_report
 
-            shown.note("writing the report")
+            shown.doing("writing the report")
             write_report(folder.path)
     return Result(summary["final"], model, recorder.rows, summary, None if folder is None else folder.path)
