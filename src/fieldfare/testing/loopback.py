@@ -281,6 +281,9 @@ class Loopback:
             case Publish(model, version, evaluate):
                 self.model, self.version = model, version
                 for name in evaluate:
+                    if name not in world.evaluations:
+                        known = ", ".join(world.evaluations) or "none"
+                        raise UsageError(f"no central evaluation is called {name!r}: this job has {known}.")
                     function, seconds = world.evaluations[name]
                     event = Evaluated(version, name, function(model))
                     self._send(due(seconds), Message((*id_, name), node, event), next(number))
