@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from arm import Meter, Orders, read_orders
-from workloads import WORKLOADS, Floats, Ints, Workload, data, torch_loss, torch_model_at
+from workloads import WORKLOADS, Floats, Ints, Workload, data, torch_model_at
 
 import fieldfare as ff
 
@@ -57,8 +57,8 @@ def job(
 ) -> ff.Job:
     """FedAvg on a plain ``nn.Module``, one epoch of plain SGD, batches in stored order."""
     return ff.Job(
-        model=lambda: torch_model_at(w.name, vector),
-        loss=torch_loss(w.name),
+        model=torch_model_at(w.name, vector),
+        loss="cross_entropy",
         data=held,
         algorithm=ff.FedAvg(rounds=rounds, cohort=w.cohort),
         training=ff.Training(lr=w.rate, batch_size=w.batch, epochs=1, shuffle=False),
