@@ -1,6 +1,7 @@
 """Models as safetensors files: ours with order, side arrays and opaque bytes kept, and those of other libraries.
 
-Not here: views of a model for an ML library (work). Invariant: `read_model(write_model(p))` equals p in every bit.
+Not here: views of a model for an ML library (work). Invariant: `read_model(write_model(p))` equals p in every bit,
+and the same model makes the same file.
 """
 
 from __future__ import annotations
@@ -51,7 +52,17 @@ def write_model(path: str | Path, model: Params) -> None:
         "names": json.dumps(model.layout.names),
         "sides": json.dumps(list(model.sides)),
     }
-    write_atomic(Path(path), [save(tensors, metadata)])
+    write_atomic(Path(path), _ordered(save(tensors, metadata)))
+
+
+def _ordered(file: bytes) -> list[bytes | memoryview]:
+    """The same file with its metadata in order of name: the library writes them in an order that changes."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, memoryview(file)[end:]]
 
 
 def read_model(path: str | Path, layout: Layout | None = None) -> Params:
