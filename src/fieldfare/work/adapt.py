@@ -1,36 +1,58 @@
-"""From what the user calls a model to a `Net`: recognised by what it is, without importing a library for it."""
+"""What a user may give as the model of a job, recognised: a net, an `nn.Module`, a function that makes one.
+
+Not here: the adapters. Invariant: no library is imported that the model does not come from.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
+from numpy.typing import NDArray
+
 from fieldfare.core.errors import UsageError
+from fieldfare.work.torch_resident import is_module, own_randomness
 
 
-def as_net(model: Any, *, loss: Any = None, metrics: Any = None) -> Any:
-    """A net for a job: `model` as it is if it is one, an `nn.Module` (or a function that makes one) by `torch_net`.
+def is_net(thing: Any) -> bool:
+    """Whether `thing` has what `work.net.Net` asks for."""
+    return all(hasattr(thing, name) for name in ("layout", "init", "fit", "evaluate", "flops", "describe"))
 
-    `loss` and `metrics` are for modules only. A net that binds work of its own (`opaque`) passes through.
+
+def is_bound(thing: Any) -> bool:
+    """Whether `thing` brings its own client computations (`opaque`, `flower_client`)."""
+    return hasattr(thing, "works") and hasattr(thing, "init")
+
+
+def as_net(model: Any, loss: Any = None, example: Mapping[str, NDArray[Any]] | None = None) -> Any:
+    """The net of a job's `model`: a `Net` or `opaque(...)` as it is, an `nn.Module` or its factory by `torch_net`.
+
+    `loss`: name or function, for an `nn.Module`; other models bring theirs, so that giving one is a `UsageError`.
+    `example`: a few rows of the data's columns, on which a torch net counts its FLOPs.
     """
-    if hasattr(model, "works") or (hasattr(model, "fit") and hasattr(model, "layout")):
-        if loss is not None or metrics is not None:
-            raise UsageError(f"Job(loss=...) is for an nn.Module: {type(model).__name__} has its loss already.")
-        return model
     if isinstance(model, type):
-        raise UsageError(f"Job(model={model.__name__}) is a class: pass an instance, or a function that makes one.")
-    torch = sys.modules.get("torch")
-    if (torch is not None and isinstance(model, torch.nn.Module)) or _makes(model):
+        raise UsageError(f"Job(model={model.__name__}) is a class: give one of it, such as {model.__name__}(...).")
+    given = model
+    if callable(model) and not (is_module(model) or is_net(model) or is_bound(model)):
+        with own_randomness() if "torch" in sys.modules else nullcontext():
+            model = model()
+        if model is None:
+            raise UsageError("the function given as model returned nothing: make it return a net or an nn.Module.")
+    if is_module(model):
         from fieldfare.work.torch_net import torch_net
 
-        given = {} if loss is None else {"loss": loss}
-        return torch_net(model, **given, metrics=metrics)
-    raise UsageError(
-        f"Job(model=...) got a {type(model).__name__}: pass a declared net (fieldfare.mlp), an nn.Module or a function "
-        "that makes one, fieldfare.jax_net(...) or fieldfare.opaque(...)."
-    )
-
-
-def _makes(model: Any) -> bool:
-    """A plain function of no arguments: taken for one that makes a module."""
-    return callable(model) and getattr(model, "__code__", None) is not None and model.__code__.co_argcount == 0
+        return torch_net(given, "cross_entropy" if loss is None else loss, example=example)
+    if not (is_net(model) or is_bound(model)):
+        raise UsageError(
+            f"Job(model=...) got a {type(model).__name__}: pass fieldfare.mlp(...), an nn.Module (or a function that "
+            "makes one), jax_net(...), opaque(...) or flower_client(...)."
+        )
+    if loss is not None and loss != getattr(model, "loss", None):
+        raise UsageError(
+            f"Job(loss=...) is for an nn.Module; {type(model).__name__} brings its own: give the loss there."
+        )
+    if example is not None and hasattr(model, "with_example"):
+        return model.with_example(example)
+    return model

@@ -1,0 +1,194 @@
+"""Training one client on a resident module: by the module's own graph, or with its dense end by hand.
+
+Here: the stripped loop over a client's batches: no loader, no optimiser object, no copy of the module. Not here: the
+cohort (`torch_net`). Invariant: a client's numbers depend on its model, rows and key; chance (dropout) is seeded anew
+for every step from (key, number of the step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core import rng
+from fieldfare.core.errors import UsageError
+from fieldfare.work.net import Plan
+from fieldfare.work.torch_loss import Column, Loss
+from fieldfare.work.torch_lower import Ending, Lowered, arranged, chain_of
+from fieldfare.work.torch_resident import Resident
+from fieldfare.work.torch_update import Update
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+I64 = NDArray[np.int64]
+
+_CHANCE = np.uint64(rng.derive(0, "torch"))
+_GATHERED = 1 << 20
+
+
+class Batches:
+    """The batches of each client as tensors, gathered from the columns about a megabyte at a time."""
+
+    def __init__(
+        self, plan: Plan, inputs: Sequence[Column], target: Column, transform: Callable[[Any], Any] | None
+    ) -> None:
+        self.plan, self.inputs, self.target, self.transform = plan, inputs, target, transform
+        self._most = max(_GATHERED // sum(column.row_bytes for column in inputs), 1)
+        self._edges: dict[tuple[int, int], list[int]] = {}
+
+    def edges(self, i: int) -> list[int]:
+        """Bounds `[steps + 1]` of client i's batches, from its first row."""
+        key = (int(self.plan.per_epoch[i]), int(self.plan.steps[i]))
+        found = self._edges.get(key)
+        if found is None:
+            found = self._edges[key] = (self.plan.step_bounds(i) - self.plan.start[i]).tolist()
+        return found
+
+    def groups(self, i: int) -> Iterator[tuple[int, list[int], tuple[Tensor, ...], Tensor]]:
+        """(first step, bounds of the steps in the group, inputs, targets) of client i."""
+        edges, first = self.edges(i), int(self.plan.start[i])
+        a, steps = 0, len(edges) - 1
+        while a < steps:
+            b = a + 1
+            while b < steps and edges[b + 1] - edges[a] <= self._most:
+                b += 1
+            rows = self.plan.rows[first + edges[a] : first + edges[b]]
+            bounds = [edge - edges[a] for edge in edges[a : b + 1]]
+            yield a, bounds, tuple(column.take(rows) for column in self.inputs), self.target.take(rows)
+            a = b
+
+
+def seeds(key: np.uint64, steps: int) -> list[int]:
+    """A seed for every step of the client with stream `key`."""
+    return rng.bits(rng.mix(np.array([key ^ _CHANCE])), np.arange(steps)).tolist()
+
+
+class Graph:
+    """Gradients by autograd of any module and loss."""
+
+    def __init__(
+        self, resident: Resident, batches: Batches, loss: Loss, lr: float, update: Update | None,
+        reseed: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self.resident, self.batches, self.loss = resident, batches, loss
+        self.lr, self.update, self.reseed = lr, update, reseed
+        resident.module.train()
+
+    def client(self, i: int, key: np.uint64) -> float:
+        """Train client i on the model that is loaded; the mean loss over its steps."""
+        import torch
+
+        resident, batches, update, lr = self.resident, self.batches, self.update, self.lr
+        module, params, values = resident.module, resident.params, resident.values
+        transform, reseed = batches.transform, self.reseed
+        chance = seeds(key, int(batches.plan.steps[i]))
+        total, k = 0.0, 0
+        for _, bounds, inputs, target in batches.groups(i):
+            for at in range(len(bounds) - 1):
+                pick = slice(bounds[at], bounds[at + 1])
+                batch = [column[pick] for column in inputs]
+                reseed(chance[k])
+                k += 1
+                with torch.enable_grad():
+                    if transform is not None:
+                        batch = [transform(batch[0])]
+                    loss = self.loss(module(*batch), target[pick])
+                    grads = torch.autograd.grad(loss, params, materialize_grads=True)
+                total += loss.item()
+                if update is None:
+                    torch._foreach_add_(values, grads, alpha=-lr)
+                else:
+                    for into, grad in zip(resident.grads, grads, strict=True):
+                        into.copy_(grad)
+                    update.step(k)
+        return total / max(k, 1)
+
+
+class ByHand:
+    """Cross-entropy on a module that ends in dense layers: those by hand, what stands before them by autograd."""
+
+    def __init__(
+        self, resident: Resident, ending: Ending, batches: Batches, lr: float, update: Update | None,
+        reseed: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        from torch import nn
+
+        self.resident, self.batches, self.lr, self.update, self.reseed = resident, batches, lr, update, reseed
+        self.flatten, self.classes = ending.flatten, ending.classes
+        self.dense = Lowered(ending.ops, resident, lr if update is None else None)
+        chain = chain_of(resident.module) or []
+        self.head = nn.Sequential(*arranged(chain[: ending.head])).train() if ending.head else None
+        own = {id(p) for p in self.head.parameters()} if self.head is not None else set[int]()
+        self.before = [at for at, p in enumerate(resident.params) if id(p) in own]
+        self.chance = self.head is not None or ending.chance
+
+    def client(self, i: int, key: np.uint64) -> float:
+        """Train client i on the model that is loaded; the mean loss over its steps."""
+        import torch
+
+        batches, update, dense, reseed = self.batches, self.update, self.dense, self.reseed
+        transform, further = batches.transform, bool(self.before)
+        slope = torch.ops.aten._log_softmax_backward_data
+        chance = seeds(key, int(batches.plan.steps[i])) if self.chance or transform is not None else None
+        total, k = 0.0, 0
+        for _, bounds, inputs, target in batches.groups(i):
+            x, wanted = inputs[0], _wanted(target, bounds, self.classes)
+            logs: list[Tensor] = []
+            for at in range(len(bounds) - 1):
+                h, goal = x[bounds[at] : bounds[at + 1]], wanted[bounds[at] : bounds[at + 1]]
+                if chance is not None:
+                    reseed(chance[k])
+                k += 1
+                if transform is not None:
+                    h = transform(h)
+                inner = None
+                if self.head is not None:
+                    with torch.set_grad_enabled(further):
+                        inner = self.head(h)
+                    h = inner.detach()
+                log = dense.forward(h.flatten(1) if self.flatten else h).log_softmax(1)
+                logs.append(log)
+                below = dense.backward(slope(goal, log, 1, torch.float32), further)
+                if further:
+                    self._before(inner, below)
+                if update is not None:
+                    update.step(k)
+            total += float(torch.cat(logs).mul_(wanted).sum())
+        return total / max(k, 1)
+
+    def _before(self, inner: Any, below: Any) -> None:
+        """The layers before the dense ones: their gradients, and with plain SGD their step."""
+        import torch
+
+        resident = self.resident
+        params = [resident.params[at] for at in self.before]
+        slope = torch.empty_like(inner).copy_(below.view(inner.shape))  # in inner's memory format: mixed ones are slow
+        grads = torch.autograd.grad(inner, params, slope, materialize_grads=True)
+        if self.update is None:
+            torch._foreach_add_([resident.values[at] for at in self.before], grads, alpha=-self.lr)
+        else:
+            for at, grad in zip(self.before, grads, strict=True):
+                resident.grads[at].copy_(grad)
+
+
+def _wanted(target: Tensor, bounds: list[int], classes: int) -> Tensor:
+    """Rows `[m, C]` with -1 / (size of the step) at the label: the loss's derivative by the log-probabilities."""
+    import torch
+
+    low, high = (int(end) for end in torch.aminmax(target))
+    if target.dim() != 1 or low < 0 or high >= classes:
+        raise UsageError(
+            f"targets of shape {tuple(target.shape)} from {low} to {high} do not fit "
+            f"{classes} outputs: labels are one whole number each, 0..{classes - 1}."
+        )
+    sizes = [b - a for a, b in pairwise(bounds)]
+    out = torch.zeros(bounds[-1], classes)
+    if all(size == sizes[0] for size in sizes):
+        return out.scatter_(1, target.view(-1, 1), -1.0 / sizes[0])
+    share = torch.tensor([-1.0 / size for size in sizes])
+    return out.scatter_(1, target.view(-1, 1), share.repeat_interleave(torch.tensor(sizes)).view(-1, 1))

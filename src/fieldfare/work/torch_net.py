@@ -1,0 +1,302 @@
+"""Any `nn.Module` as a net: trained in a stripped loop on one resident module per process, one thread, no graph where
+the layers are known.
+
+Here: the adapter. Not here: storage (`torch_resident`), loops (`torch_loops`), hand-written layers (`torch_lower`).
+Invariant: row i of a result depends, to the bit, on client i's model, rows and key; torch's own random state and
+number of threads are put back after every call, and the module the user gave is never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
+from fieldfare.core.params import Params
+from fieldfare.work import torch_resident as resident_
+from fieldfare.work.net import Drift, Fit, Plan, Training
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fieldfare.work.torch_loss import Column
+    from fieldfare.work.torch_lower import Ending
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Path: TypeAlias = Literal["auto", "graph"]
+Transform: TypeAlias = Callable[[Any], Any]
+
+_EVALUATED = 256
+"""Examples of one client measured at a time."""
+
+_STACKED_BATCH, _STACKED_SIZE = 16, 1 << 14
+"""Dense modules are trained stacked in NumPy from this batch or below this size; else one by one (measured)."""
+
+
+def torch_net(
+    module: nn.Module | Callable[[], nn.Module],
+    loss: Any = "cross_entropy",
+    metrics: Iterable[str] | Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    *,
+    transform: Literal["unit", "tokens"] | Transform | None = None,
+    x: str | tuple[str, ...] = "x",
+    y: str = "y",
+    path: Path = "auto",
+    example: Mapping[str, NDArray[Any]] | None = None,
+) -> TorchNet:
+    """A net from an `nn.Module`, or from a function that makes one.
+
+    A module starts every run from the parameters it has; a function is called with torch seeded by the run. Only
+    parameters with `requires_grad` are in the model; frozen ones and buffers stay as given (of a function: as it
+    makes them for seed 0). `loss`: "cross_entropy" (logits `[B, C]`, `[B, T, C]` or `[B, C, ...]`), "bce", "mse",
+    "l1", or a function (output, y) -> scalar. `metrics`: "accuracy", "mae", "mse", or functions (output, y) -> value
+    per example; None: accuracy for classifiers. `x`, `y`: columns of the data; several `x` are several arguments.
+    `transform`: for `x`, "unit" (uint8 as 0..1), "tokens" (uint8 as int64), or a function on a batch, which may draw
+    from torch's generator. `path="graph"` leaves every layer to autograd. `example`: some rows of the columns, from
+    which FLOPs are counted. Errors: `MissingExtra` without torch, `UsageError` for what cannot be averaged (running
+    statistics), is not float32, or is not on the CPU.
+    """
+    resident_.need_torch()
+    return TorchNet(module, loss, metrics, transform, (x,) if isinstance(x, str) else tuple(x), y, path, example)
+
+
+class TorchNet:
+    """A net (`work.net.Net`) over an `nn.Module`; made by `torch_net`."""
+
+    def __init__(
+        self, module: Any, loss: Any, metrics: Any, transform: Any, x: tuple[str, ...], y: str, path: Path,
+        example: Mapping[str, NDArray[Any]] | None,
+    ) -> None:  # fmt: skip
+        import copy
+
+        from fieldfare.work.torch_loss import loss_of, metrics_of
+        from fieldfare.work.torch_lower import as_dense, find_ending
+
+        if path not in ("auto", "graph"):
+            raise UsageError(f"torch_net(path={path!r}): use 'auto' or 'graph'.")
+        if transform is not None and transform not in ("unit", "tokens") and not callable(transform):
+            raise UsageError(f"torch_net(transform={transform!r}): use 'unit', 'tokens' or a function on a batch of x.")
+        if transform is not None and len(x) != 1:
+            raise UsageError("torch_net(transform=...) is for one column x: transform several inside the module.")
+        given = resident_.is_module(module)
+        if not given and not callable(module):
+            raise UsageError(
+                f"torch_net got a {type(module).__name__}: pass an nn.Module or a function that makes one."
+            )
+        self._factory = None if given else module
+        made = module if given else resident_.build(module, 0)
+        resident_.check(made)
+        self._module = copy.deepcopy(made)
+        self.layout = resident_.layout_of(self._module)
+        self.loss, self._loss = loss_of(loss)
+        self._metrics = metrics_of(metrics, self.loss)
+        self._transform, self.x, self.y, self.path, self.example = transform, x, y, path, example
+        self._ending: Ending | None = None
+        self.why = "asked for"
+        if path == "auto":
+            self._ending, self.why = find_ending(self._module)
+            if self._ending is not None and (self.loss != "cross_entropy" or len(x) > 1):
+                self._ending, self.why = None, f"the loss is {self.loss}" if len(x) == 1 else "there are several inputs"
+        plain = self._ending is not None and transform is None and [*self._metrics] == ["accuracy"]
+        self._dense = as_dense(self._ending, self.layout, x[0], y) if self._ending is not None and plain else None
+        self._channels_last = True
+        self._resident: resident_.Resident | None = None
+        self._flops: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resident": None}
+
+    def init(self, seed: int) -> Params:
+        """The module's own parameters, or those its function makes for (seed, "init"); persistent buffers beside."""
+        module = self._module if self._factory is None else resident_.build(self._factory, seed)
+        if resident_.layout_of(module) != self.layout:
+            raise UsageError("the function given as model makes modules of different shapes: make it always make one.")
+        sides = {name: b.numpy().copy() for name, b in self._module.state_dict().items() if self._is_buffer(name)}
+        return Params(resident_.vector_of(module), self.layout, sides)
+
+    def module(self, model: Params | F32) -> nn.Module:
+        """A fresh module with the parameters of `model`, in evaluation mode: what to take home."""
+        import copy
+
+        out = copy.deepcopy(self._module).eval()
+        resident_.write_into(out, model.vector if isinstance(model, Params) else model, self.layout)
+        return out
+
+    def fit(
+        self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
+        drift: Drift,
+    ) -> Fit:  # fmt: skip
+        """Train n clients one after the other, each from `start[row]`."""
+        import torch
+
+        from fieldfare.work.torch_loops import Batches, ByHand, Graph
+        from fieldfare.work.torch_update import Update, is_plain
+
+        n = len(plan.steps)
+        out, losses = np.empty((n, self.layout.size), np.float32), np.zeros(n)
+        inputs, target = self._columns(data)
+        by_hand = self._by_hand(inputs)
+        if self._dense is not None and by_hand and self._stacks(training):
+            return self._dense.fit(start, row, data, plan, keys, training, lr, drift)
+        batches = Batches(plan, inputs, target, self._transform if callable(self._transform) else None)
+        resident = self._held()
+        with resident_.one_thread(), resident_.own_randomness() as reseed, torch.no_grad():
+            update = None if is_plain(training, drift) else Update(resident, training, lr, drift, start)
+            if by_hand and self._ending is not None:
+                loop = ByHand(resident, self._ending, batches, lr, update, reseed)
+            else:
+                loop = Graph(resident, batches, self._loss, lr, update, reseed)
+            for i in range(n):
+                if not plan.steps[i]:
+                    out[i] = start[row[i]]
+                    continue
+                resident.load(start[row[i]])
+                if update is not None:
+                    update.begin(i, int(row[i]))
+                try:
+                    losses[i] = loop.client(i, keys[i])
+                except RuntimeError as error:
+                    if self._without_channels_last(resident):
+                        return self.fit(start, row, data, plan, keys, training, lr, drift)
+                    raise self._refused(inputs, target, error) from error
+                resident.save(out[i])
+        return Fit(out, losses, {})
+
+    def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
+        """`loss` and the metrics, `[n]`, in evaluation mode; 0 for a client without examples."""
+        import torch
+
+        names = ["loss", *self._metrics]
+        out = {name: np.zeros(data.n) for name in names}
+        inputs, target = self._columns(data)
+        if self._dense is not None and self._by_hand(inputs):
+            return self._dense.evaluate(models, row, data)
+        resident, held = self._held(), -1
+        transform = self._transform if callable(self._transform) else None
+        resident.module.eval()
+        with resident_.one_thread(), resident_.own_randomness() as reseed, torch.no_grad():
+            for i in range(data.n):
+                rows = data.rows[data.offsets[i] : data.offsets[i + 1]]
+                if row[i] != held and len(rows):
+                    resident.load(models[row[i]])
+                    held = int(row[i])
+                sums = dict.fromkeys(names, 0.0)
+                for at in range(0, len(rows), _EVALUATED):
+                    part = rows[at : at + _EVALUATED]
+                    y = target.take(part)
+                    batch = [column.take(part) for column in inputs]
+                    reseed(at)
+                    try:
+                        output = resident.module(*([transform(batch[0])] if transform is not None else batch))
+                        sums["loss"] += float(self._loss(output, y)) * len(part)
+                        for name, metric in self._metrics.items():
+                            value = metric(output, y)
+                            sums[name] += float(value.mean(dtype=torch.float64)) * len(part) if value.numel() else 0.0
+                    except RuntimeError as error:
+                        if self._without_channels_last(resident):
+                            return self.evaluate(models, row, data)
+                        raise self._refused(inputs, target, error) from error
+                for name in names:
+                    out[name][i] = sums[name] / max(len(rows), 1)
+        return out
+
+    def flops(self) -> float:
+        """FLOPs of a forward and backward pass on one example, counted on `example`; without it 6 per parameter."""
+        if self._flops is None:
+            self._flops = 6.0 * self.layout.size if self.example is None else self._count(self.example)
+        return self._flops
+
+    def with_example(self, example: Mapping[str, NDArray[Any]]) -> TorchNet:
+        """This net, with rows to count FLOPs on (if it had none)."""
+        import copy
+
+        if self.example is not None or not all(name in example for name in (*self.x, self.y)):
+            return self
+        out = copy.copy(self)
+        out.example, out._flops, out._resident = example, None, None
+        return out
+
+    def describe(self) -> Mapping[str, Any]:
+        """Layers, loss, columns, and how the module is computed here and why, as plain JSON."""
+        frozen = sum(p.numel() for p in self._module.parameters() if not p.requires_grad)
+        path = "graph" if self._ending is None else "dense end by hand" if self._ending.head else "by hand"
+        path, why = (path, self.why) if self._dense is None else ("stacked", "dense layers alone")
+        said = {
+            "net": "torch", "module": repr(self._module).splitlines(), "loss": self.loss, "metrics": [*self._metrics],
+            "x": self.x[0] if len(self.x) == 1 else list(self.x), "y": self.y, "size": self.layout.size,
+            "path": path, "why": why,
+        }  # fmt: skip
+        if self._transform is not None:
+            said["transform"] = self._transform if isinstance(self._transform, str) else _name(self._transform)
+        return {**said, "frozen": frozen} if frozen else said
+
+    def _by_hand(self, inputs: list[Column]) -> bool:
+        """Whether the dense end takes vectors, as it must."""
+        return self._ending is not None and (self._ending.flatten or inputs[0].array.ndim == 2)
+
+    def _stacks(self, training: Training) -> bool:
+        return training.batch_size >= _STACKED_BATCH or self.layout.size <= _STACKED_SIZE
+
+    def _is_buffer(self, name: str) -> bool:
+        return any(name == known for known, _ in self._module.named_buffers())
+
+    def _held(self) -> resident_.Resident:
+        if self._resident is None:
+            self._resident = resident_.Resident(self._module, self._channels_last)
+        return self._resident
+
+    def _without_channels_last(self, resident: resident_.Resident) -> bool:
+        """After an error: whether the convolutions lay channels last (the module may call `view`) and no more do."""
+        if not resident.channels_last:
+            return False
+        self._channels_last, self._resident = False, None
+        return True
+
+    def _columns(self, data: Block) -> tuple[list[Column], Column]:
+        from fieldfare.work.torch_loss import Column
+
+        for name in (*self.x, self.y):
+            if name not in data.columns:
+                have = ", ".join(data.columns) or "none"
+                raise UsageError(
+                    f"the data has no column {name!r} (it has {have}): rename it, or give torch_net its name."
+                )
+        if self._transform is None:
+            for name in self.x:
+                if data.columns[name].dtype == np.uint8:
+                    raise UsageError(
+                        f"column {name!r} holds uint8: say torch_net(module, transform='unit') for pictures as "
+                        "0..1, or transform='tokens' for symbols."
+                    )
+        inputs = [Column(name, data.columns[name], self._transform) for name in self.x]
+        return inputs, Column(self.y, data.columns[self.y])
+
+    def _refused(self, inputs: list[Column], target: Column, error: Exception) -> UsageError:
+        told = ", ".join(f"{c.name!r} of {c.array.dtype} {c.array.shape[1:]} per example" for c in (*inputs, target))
+        return UsageError(f"the module could not take the columns {told}: torch says {str(error).splitlines()[0]!r}.")
+
+    def _count(self, example: Mapping[str, NDArray[Any]]) -> float:
+        from fieldfare.work.torch_flops import count
+
+        rows = np.arange(min(len(example[self.y]), 2))
+        inputs, target = self._columns(Block(example, rows, np.array([0, len(rows)])))
+        resident = self._held()
+        try:
+            with resident_.one_thread(), resident_.own_randomness():
+                batch = [column.take(rows) for column in inputs]
+                batch = [self._transform(batch[0])] if callable(self._transform) else batch
+                return count(resident, self._loss, batch, target.take(rows)) / len(rows)
+        except RuntimeError as error:
+            if self._without_channels_last(resident):
+                return self._count(example)
+            raise self._refused(inputs, target, error) from error
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
