@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from report_folders import make_run, make_study, read_rows, write_lines
 
 from fieldfare.core.errors import MissingExtra, UsageError
@@ -20,6 +22,7 @@ from fieldfare.report.read import data_card, read_run
 from fieldfare.report.table import Table
 
 matplotlib = pytest.importorskip("matplotlib", reason="pictures need fieldfare[report]")
+Axes = pytest.importorskip("matplotlib.axes").Axes
 
 
 class Page(HTMLParser):
@@ -226,6 +229,15 @@ def test_a_picture_of_too_many_marks_is_made_of_pixels():
     assert few.markup.startswith("<svg")
 
 
+def test_numbers_written_in_a_picture_keep_their_digits():
+    table = Table(2, {"round": np.array([1.0, 2.0]), "train_loss": np.array([2.0, 0.046875])})
+    with style.drawing():
+        drawn = plots.learning_curve(table, plots.LOSS, "round", what="Loss")
+    assert drawn is not None
+    assert ">train 0.0469</text>" in drawn.markup
+    assert 'aria-label="Loss against rounds: train from 2 to 0.04688."' in drawn.markup
+
+
 def test_seeds_on_different_clocks_are_compared_where_all_of_them_have_been():
     def seed(times, values):
         return Table(3, {"round": np.arange(3.0), "virtual_s": np.array(times), "accuracy": np.array(values)})
@@ -314,3 +326,23 @@ def test_thirty_arms_are_told_apart_by_colour_and_dash(tmp_path):
     assert len(looks) == 28
     paths = [make_run(tmp_path / f"run-{i}", rounds=4, clients=20, cohort=5, job={"lr": i}) for i in range(12)]
     assert "12 arms compared" in Page(write_comparison(paths, tmp_path / "c.html").read_text()).text
+
+
+@given(st.lists(st.integers(0, 3000), min_size=2, max_size=40))
+@settings(max_examples=25, deadline=None)
+def test_every_client_that_holds_data_is_in_one_bar_of_the_sizes(sizes):
+    card = data_card({"name": "d", "sizes": sizes})
+    assert card is not None
+    bars: list[np.ndarray] = []
+    stairs = Axes.stairs
+
+    def watched(self, values, *rest, **more):
+        bars.append(values)
+        return stairs(self, values, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch, style.drawing():
+        patch.setattr(Axes, "stairs", watched)
+        drawn = plots_data.client_sizes(card)
+    held = sum(size > 0 for size in sizes)
+    assert (drawn is not None) == (held >= 2)
+    assert drawn is None or sum(bars[0]) == held

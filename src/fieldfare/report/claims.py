@@ -299,7 +299,7 @@ def in_words(measure: Mapping[str, Any]) -> str:
     metric, axis = measure.get("metric", ""), measure.get("axis", "round")
     arm = f" of {measure['arm']}" if measure.get("arm") else ""
     taken = f" ({measure['aggregate']} over seeds)" if "aggregate" in measure else ""
-    plain = metric.replace("_", " ")
+    plain = units.short_label(metric)
     match kind:
         case "ratio":
             return f"{in_words(measure['of'])} ÷ {in_words(measure['to'])}"

@@ -107,8 +107,8 @@ def _run_page(run: Run, *, draw: bool) -> str:
     else:
         about += [str(run.job["data"]) if isinstance(run.job.get("data"), str) else ""]
     return page.document(
-        title=run.name,
-        eyebrow="Federated run",
+        title=_title(run),
+        eyebrow=_eyebrow("Federated run", run),
         subtitle=" · ".join(word for word in about if word),
         tiles=_headline(run),
         sections=[one for one in sections if one is not None],
@@ -133,8 +133,8 @@ def _study_page(run: Run, *, draw: bool) -> str:
     if first is not None and first.data is not None:
         about += [first.data.name, f"{first.data.n_clients:,} clients" if first.data.n_clients else ""]
     return page.document(
-        title=run.name,
-        eyebrow="Study",
+        title=_title(run),
+        eyebrow=_eyebrow("Study", run),
         subtitle=" · ".join(word for word in about if word),
         tiles=tiles,
         sections=[one for one in sections if one is not None],
@@ -150,6 +150,14 @@ def _arm_sections(arms: Sequence[Arm], *, draw: bool) -> list[Section]:
         side_by_side.differences_section(arms, arms[0].runs[0].job),
     ]
     return [one for one in sections if one is not None]
+
+
+def _title(run: Run) -> str:
+    return str(run.summary.get("name") or run.name)
+
+
+def _eyebrow(kind: str, run: Run) -> str:
+    return kind if run.name == _title(run) else f"{kind} · {run.name}"
 
 
 def _foot(run: Run) -> str:
@@ -193,7 +201,13 @@ def _headline(run: Run) -> list[Tile]:
     counted = table.column("clients")
     under = f"{units.number(float(np.nanmean(counted)), 3)} clients each" if np.isfinite(counted).any() else ""
     told = units.number(rounds) if is_number(rounds) else units.DASH
-    tiles.append(Tile("Rounds", told, f"stopped: {stopped}" if isinstance(stopped, str) and stopped else under))
+    tiles.append(
+        Tile(
+            "Rounds",
+            told,
+            f"stopped: {stopped}" if isinstance(stopped, str) and stopped not in ("", "rounds") else under,
+        )
+    )
 
     def total(name: str) -> float | None:
         value = summary.get(name)

@@ -105,8 +105,7 @@ def learning_curve(table: Table, lines: Sequence[Line], axis: str, *, what: str)
     everything = np.concatenate([x for _, x, _ in drawn])
     values = np.concatenate([y for _, _, y in drawn])
     scale, words = axis_scale(axis, float(everything.max()))
-    longest = max(len(line.name) for line, _, _ in drawn)
-    figure, axes = canvas(right=0.15 + 0.066 * (longest + 8))
+    figure, axes = canvas(right=style.room(f"{line.name} {_short(line.metric, y[-1])}" for line, _, y in drawn))
     for line, x, y in drawn:
         _line(axes, x / scale.divisor, y, line.colour, line.dash)
     by_metric = {line.metric: (x, y) for line, x, y in drawn}

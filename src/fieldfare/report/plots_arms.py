@@ -74,8 +74,7 @@ def comparison(arms: Arms, metric: str, axis: str) -> Picture | None:
     values = np.concatenate([part for _, *parts in drawn.values() for part in parts])
     scale, words = axis_scale(axis, float(everything.max()))
     labelled = len(drawn) <= LABELLED_UP_TO
-    longest = max(len(style.shorten(name)) for name in drawn)
-    figure, axes = canvas(height=3.3, right=0.25 + 0.068 * longest if labelled else 0.2)
+    figure, axes = canvas(height=3.3, right=style.room(map(style.shorten, drawn)) if labelled else 0.2)
     banded = False
     ends: list[Label] = []
     for name, (x, middle, low, high) in drawn.items():
@@ -123,9 +122,8 @@ def final_values(arms: Arms, metric: str) -> Picture | None:
     ranks = {name: rank for rank, name in enumerate(arms)}
     sign = 1 if units.lower_is_better(metric) else -1
     order = sorted(finals, key=lambda name: sign * float(np.median(finals[name])))
-    longest = max(len(style.shorten(name)) for name in order)
     figure, axes = canvas(
-        height=max(3.3, 0.95 + 0.27 * len(order)), left=0.25 + 0.066 * longest, right=0.85, bottom=0.5
+        height=max(3.3, 0.95 + 0.27 * len(order)), left=style.room(map(style.shorten, order)), right=0.85, bottom=0.5
     )
     labels = []
     for row, name in enumerate(order):

@@ -108,11 +108,11 @@ def accuracy_sorted(groups: Sequence[Served]) -> Picture | None:
 
     if not groups:
         return None
-    longest = max(len(style.shorten(group.name)) for group in groups) if len(groups) > 1 else 0
-    figure, axes = canvas(height=3.3, right=0.62 + 0.066 * longest)
+    names = [f"{style.shorten(group.name)} " if len(groups) > 1 else "" for group in groups]
+    figure, axes = canvas(height=3.3, right=style.room(f"{name}100.0 %" for name in names))
     axes.axvspan(0, 0.1, color=style.VERMILION, alpha=0.09, linewidth=0)
     labels: list[Label] = []
-    for group in groups:
+    for group, name in zip(groups, names, strict=True):
         ordered = np.sort(group.accuracy)
         if ordered.size > 1001:
             ordered = np.quantile(ordered, np.linspace(0, 1, 1001))
@@ -121,7 +121,6 @@ def accuracy_sorted(groups: Sequence[Served]) -> Picture | None:
         tone = style.darker(group.colour)
         p10 = group.worst_decile
         axes.plot([0.1], [p10], marker="o", markersize=4.5, color=tone)
-        name = f"{style.shorten(group.name)} " if len(groups) > 1 else ""
         labels.append(Label(1.0, float(ordered[-1]), f"{name}{units.share(p10)}", group.colour))
     metric_axis(axes, "accuracy", np.concatenate([group.accuracy for group in groups]))
     axes.set_xlim(0, 1)

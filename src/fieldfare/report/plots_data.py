@@ -86,6 +86,8 @@ def save_label_map(facts: Mapping[str, Any], out: str | Path) -> Path:
 
 
 def _bubbles(axes: Axes, counts: Floats) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     n, k = counts.shape
     clients, classes = np.nonzero(counts)
     values = counts[clients, classes]
@@ -98,7 +100,7 @@ def _bubbles(axes: Axes, counts: Floats) -> None:
     )
     axes.set_xlim(-0.7, n - 0.3)
     axes.set_xlabel("client")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     for rank, part in enumerate((1.0, 0.5, 0.1)):
         y = 0.86 - 0.2 * rank
         axes.scatter([1.03], [y], s=largest * part, color=style.BLUE, alpha=0.72, linewidths=0,
@@ -139,7 +141,7 @@ def _map_of_shares(figure: Figure, axes: Axes, counts: Floats) -> None:
 
 def client_sizes(data: DataCard) -> Picture | None:
     """Draw how many examples clients hold, on a log axis when they differ by more than ten times."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     sizes = data.sizes
     if sizes is None:
@@ -153,11 +155,16 @@ def client_sizes(data: DataCard) -> Picture | None:
     if low == high:
         low, high = low - 0.5, high + 0.5
     edges = np.geomspace(low, high * 1.0001, 31) if spans else np.linspace(low, high, 31)
+    if high < 2000 and np.all(held == np.round(held)):  # sizes are whole: no bin may lie between two of them
+        first, end = float(held.min()), float(held.max()) + 1
+        whole = np.floor((np.geomspace if spans else np.linspace)(first, end, 31)[:-1])
+        edges = np.append(np.unique(whole), end) - 0.5
     counts, _ = np.histogram(held, bins=edges)
     figure, axes = canvas()
     axes.stairs(counts, edges, fill=True, color=style.BLUE, alpha=0.8, linewidth=0)
     if spans:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: units.number(value, 3)))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))

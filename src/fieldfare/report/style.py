@@ -12,7 +12,7 @@ import html
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.5, 1.4
 MARKS_IN_SVG = 5000
 """A picture with more marks than this is drawn as pixels: its SVG would be larger than the page around it."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fieldfare",
     "text.parse_math": False,
@@ -146,6 +146,12 @@ def shorten(name: str, length: int = 22) -> str:
     return name if len(name) <= length else f"{name[:half]}…{name[-(length - half - 1) :]}"
 
 
+def room(texts: Iterable[str]) -> float:
+    """Give the inches that the longest of some labels needs beside a picture; capitals and figures are wider."""
+    widths = [sum(0.082 if c.isupper() else 0.07 if c.isdigit() else 0.062 for c in text) for text in texts]
+    return 0.16 + max(widths, default=0.0)
+
+
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move positions apart until neighbours are ``gap`` apart, as little as possible, within [low, high] if they fit.
 
@@ -228,7 +234,7 @@ def as_svg(figure: Figure, name: str, alt: str) -> str:
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r' transform="rotate\(-?0 [^)]*\)"', "", text)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d+\.\d{2})\d+", r"\1", tag.group(0)), text)  # 0.01 px is enough
     view = re.search(r'viewBox="[^"]*"', text)
     opening = f'<svg {view.group(0) if view else ""} role="img" aria-label="{html.escape(alt)}">'
     return opening + text[text.index(">") + 1 :].strip()
