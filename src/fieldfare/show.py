@@ -52,14 +52,14 @@ def size(count: float) -> str:
 
 
 def show_claims(claims: Sequence[Mapping[str, Any]]) -> None:
-    """One line per claim: ours, target, published, and whether it holds."""
+    """One line per claim: ours, target, published, and whether it holds or why it cannot."""
     table = Table("claim", "ours", "target", "published", "holds")
     for claim in claims:
-        ours = "missing" if claim["ours"] is None else f"{claim['ours']:.4g}"
+        ours = f"missing: {claim.get('why') or 'no value'}" if claim["ours"] is None else f"{claim['ours']:.4g}"
         published = claim.get("published")
         table.add_row(
-            claim["name"], ours, str(claim["target"]), "-" if published is None else str(published),
-            "[green]yes[/]" if claim["holds"] else "[red]no[/]",
+            claim["name"], ours, f"{claim.get('sense', '')} {claim['target']}".strip(),
+            "-" if published is None else str(published), "[green]yes[/]" if claim["holds"] else "[red]no[/]",
         )  # fmt: skip
     _console().print(table)
 
