@@ -6,6 +6,7 @@ Here: commands and how errors are told. Not here: what they do (run, report, dat
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from pathlib import Path
@@ -271,8 +272,6 @@ def main() -> None:
     except BrokenPipeError:
         code = 1
         sys.stdout = None  # nobody reads it any more: nothing to flush at exit
-    except (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        code = _fail(f"{error.filename}: {error.strerror}; check the path.", 2, as_json)
     except Exception as error:
         code = _other(error, as_json)
     sys.exit(code if isinstance(code, int) else 0)
@@ -284,6 +283,12 @@ def _other(error: Exception, as_json: bool) -> int:
     if show is not None:
         message = str(show())
         return _fail(message, getattr(error, "exit_code", 2), as_json) if message.strip() else 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return _fail(f"the disk is full ({error}): free some space and `fieldfare resume`", 5, as_json)
+    if isinstance(
+        error, FileNotFoundError | PermissionError | FileExistsError | IsADirectoryError | NotADirectoryError
+    ):
+        return _fail(f"{error.filename}: {error.strerror}; check the path.", 2, as_json)
     if type(error).__name__ == "WorkerDied":
         return _fail(str(error), 1, as_json)
     import traceback

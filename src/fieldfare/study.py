@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 from fieldfare.job import Job
-from fieldfare.run import Result, run, running_file, source_of
+from fieldfare.run import Result, assemble, run, running_file, source_of
+from fieldfare.store.files import room
 from fieldfare.store.runs import RunFolder
 
 
@@ -26,14 +27,16 @@ class Study:
     arms: Mapping[str, Job | Mapping[str | int, Job]]
     claims: str | Path | None = None
     name: str = "study"
-    callbacks: tuple[Any, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if not self.arms:
             raise UsageError("Study(arms={}): a study compares at least one job.")
-        for name in self.arms:
-            if not name or "/" in name or name.startswith("."):
+        for name, arm in self.arms.items():
+            if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
                 raise UsageError(f"Study: {name!r} is no name for an arm: use letters, digits, - and _.")
+            jobs = [arm] if not isinstance(arm, Mapping) else list(arm.values())
+            if not jobs or not all(isinstance(job, Job) for job in jobs):
+                raise UsageError(f"Study: arm {name!r} is {arm!r:.60}: give a Job, or {{seed: Job}}.")
 
     def jobs(self) -> list[tuple[str, Job]]:
         """(arm, job) pairs; arms with seeds as `name/seed`."""
@@ -53,7 +56,7 @@ class Study:
                 return arm.with_overrides(changes)
             return {seed: job.with_overrides(changes) for seed, job in arm.items()}
 
-        return Study({name: changed(arm) for name, arm in self.arms.items()}, self.claims, self.name, self.callbacks)
+        return Study({name: changed(arm) for name, arm in self.arms.items()}, self.claims, self.name)
 
     def run(
         self, runs: str | Path = "runs", *, progress: bool | None = None, source: str | Path | None = None,
@@ -61,16 +64,13 @@ class Study:
     ) -> Result:  # fmt: skip
         """Run the arms that are not complete, then the report and the claims; the first arm is the headline."""
         if folder is None:
-            if self.claims is not None and not Path(self.claims).is_file():
-                raise UsageError(
-                    f"Study(claims={str(self.claims)!r}): there is no such file; write it or leave it out."
-                )
-            folder = RunFolder.create(runs, self.name)
             source = source or running_file(self)
+            claims = self._checked(source)
+            folder = RunFolder.create(runs, self.name)
             if source is not None:
                 folder.copy_source(source)
-            if self.claims is not None:
-                shutil.copyfile(self.claims, folder.file("claims.toml"))
+            if claims is not None:
+                _copy(claims, folder.file("claims.toml"))
             arms = [name for name, _ in self.jobs()]
             config = {"format": 1, "study": self.name, "arms": arms}
             folder.write_json("config.json", {**config, "source": source_of(source, overrides, job_name)})
@@ -86,9 +86,9 @@ class Study:
             summary["wall_s"] = sum(s["wall_s"] for s in summaries.values())
             from fieldfare.report.claims import compute_claims
 
+            self._headline(folder)
             if (folder.path / "claims.toml").exists():
                 summary["claims"] = compute_claims(folder.path)
-            self._headline(folder)
             folder.write_model(first.model)
             folder.finish(summary)
         from fieldfare.report.html import write_report
@@ -96,12 +96,30 @@ class Study:
         write_report(folder.path)
         return Result(first.final, first.model, first.rounds, summary, folder.path)
 
+    def _checked(self, source: str | Path | None) -> Path | None:
+        """The claims file (as named, or beside the job file); whatever would stop an arm later is refused now."""
+        from fieldfare.report.claims import read_claims
+
+        for name, job in self.jobs():
+            try:
+                assemble(job)
+            except UsageError as error:
+                raise type(error)(f"arm {name!r}: {error}") from error
+        if self.claims is None:
+            return None
+        beside = Path(source).parent if source is not None else Path()
+        found = [path for path in (Path(self.claims), beside / self.claims) if path.is_file()]
+        if not found:
+            raise UsageError(f"Study(claims={str(self.claims)!r}): there is no such file; write it or leave it out.")
+        read_claims(found[0])
+        return found[0]
+
     def _headline(self, folder: RunFolder) -> None:
         """The first arm's records beside the summary, so that a study reads like any run."""
         first = folder.path / "arms" / self.jobs()[0][0]
         for name in ("rounds.jsonl", "clients.jsonl", "evaluation.jsonl", "data.json"):
             if (first / name).exists():
-                shutil.copyfile(first / name, folder.file(name))
+                _copy(first / name, folder.file(name))
         config = folder.read_json("config.json")
         headline = RunFolder.open(first, write=False).read_json("config.json")
         folder.write_json("config.json", {**headline, **config})
@@ -116,3 +134,8 @@ class Study:
             return run(job, folder=RunFolder.open(path), progress=progress, report=False)
         arm = RunFolder.create_at(path)
         return run(job, folder=arm, progress=progress, report=False, fresh=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with room(target):
+        shutil.copyfile(source, target)
