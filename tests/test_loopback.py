@@ -38,9 +38,13 @@ def test_without_faults_it_is_the_simulator_bit_for_bit(name):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    seed=st.integers(0, 10**6), n=st.integers(2, 9), quorum=st.sampled_from(QUORUMS),
-    drop_out=st.sampled_from([0.0, 0.3]), rounds=st.integers(1, 3), overhead=st.lists(st.sampled_from([0.5, 1.0, 1.1, 1.6, 2.5]), min_size=9, max_size=9),
-)  # fmt: skip
+    seed=st.integers(0, 10**6),
+    n=st.integers(2, 9),
+    quorum=st.sampled_from(QUORUMS),
+    drop_out=st.sampled_from([0.0, 0.3]),
+    rounds=st.integers(1, 3),
+    overhead=st.lists(st.sampled_from([0.5, 1.0, 1.1, 1.6, 2.5]), min_size=9, max_size=9),
+)
 def test_whatever_the_quorum_the_devices_and_the_drop_outs_they_agree(seed, n, quorum, drop_out, rounds, overhead):
     problem = quadratics(n=n, dim=3, seed=seed)
     fleet = Fleet(overhead_s=np.array(overhead[:n], np.float32), drop_out=drop_out)
