@@ -264,7 +264,7 @@ def main() -> None:
     except typer.Exit as stop:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        code = _fail("interrupted: `fieldfare resume` goes on from the last snapshot", 130, as_json)
+        code = 130
     except UsageError as error:
         code = _fail(str(error), 5 if type(error).__name__ == "DiskFull" else 2, as_json)
     except PeerError as error:
@@ -274,7 +274,11 @@ def main() -> None:
         sys.stdout = None  # nobody reads it any more: nothing to flush at exit
     except Exception as error:
         code = _other(error, as_json)
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(_interrupted(as_json) if code == 130 else code if isinstance(code, int) else 0)
+
+
+def _interrupted(as_json: bool) -> int:
+    return _fail("interrupted: `fieldfare resume` goes on from the last snapshot", 130, as_json)
 
 
 def _other(error: Exception, as_json: bool) -> int:
