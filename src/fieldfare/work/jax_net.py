@@ -1,0 +1,309 @@
+"""A model of plain JAX functions as a net: a pytree of parameters, a loss, and a loop compiled for one client.
+
+Here: the adapter: the pytree as one vector, batches, evaluation. Not here: what is compiled (`jax_step`).
+Invariant: row i of a result depends, to the bit, on client i's model, rows and key: clients are computed one by one,
+and whatever is compiled or padded is so for shapes of that client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core import rng
+from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
+from fieldfare.core.params import Layout, Params
+from fieldfare.work.jax_step import Loss, Recipe, Shape, loop, measure, need_jax
+from fieldfare.work.net import Drift, Fit, Plan, Training
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+_CHANCE = np.uint64(rng.derive(0, "jax"))
+_EVALUATED = 256
+"""Examples of one client measured at a time, a power of two."""
+_GATHERED = 1 << 22
+"""Bytes of a client's examples that are laid out for one call."""
+
+
+def jax_net(
+    init: Any,
+    loss: Callable[..., Any],
+    predict: Callable[..., Any] | None = None,
+    optimizer: Any = None,
+    *,
+    x: str | tuple[str, ...] = "x",
+    y: str = "y",
+    flops: float | None = None,
+) -> JaxNet:
+    """A net from JAX functions.
+
+    `init`: the parameters as a pytree of float32 arrays, or a function key -> pytree, called with a key of the run's
+    seed. `loss(params, x, y)`: the mean over a batch, one number; with a fourth parameter `key` it gets a fresh key
+    at every step, None when measured. `predict(params, x)`: logits or outputs, for `accuracy` (labels) or `mse`.
+    `optimizer`: an optax transformation, or a function of the learning rate such as `optax.adam`; its state is new at
+    every ask. Without one, Training's own. `x`, `y`: columns of the data; of several `x` the functions get a tuple.
+    `flops`: of one training step on one example; 6 per parameter unless given.
+
+    JAX holds threads, so the simulator computes in its own process. Every batch size and number of steps (to a power
+    of two) is compiled once, about 0.2 s each. Errors: `MissingExtra` without jax, `UsageError` for other leaves.
+    """
+    need_jax()
+    return JaxNet(init, loss, predict, optimizer, (x,) if isinstance(x, str) else tuple(x), y, flops)
+
+
+class JaxNet:
+    """A net (`work.net.Net`) over JAX functions; made by `jax_net`."""
+
+    forks = False
+    """Whether a process that has computed with this net may be forked: not once JAX has started its threads."""
+
+    def __init__(
+        self, init: Any, loss: Callable[..., Any], predict: Callable[..., Any] | None, optimizer: Any,
+        x: tuple[str, ...], y: str, flops: float | None,
+    ) -> None:  # fmt: skip
+        import jax
+
+        for name, function in (("loss", loss), ("predict", predict)):
+            if not (callable(function) or (name == "predict" and function is None)):
+                raise UsageError(
+                    f"jax_net({name}={function!r}): give a function of (params, x{', y' * (name[0] == 'l')})."
+                )
+        if optimizer is not None and not (hasattr(optimizer, "update") or callable(optimizer)):
+            raise UsageError(
+                f"jax_net(optimizer={optimizer!r}): give an optax transformation or a function of the learning rate, "
+                "such as optax.adam; names go into Training(optimizer=...)."
+            )
+        self._init = init if callable(init) and jax.tree_util.all_leaves([init]) else None
+        vector, self.layout, self._shape = _flattened(_made(self._init, 0) if self._init else init)
+        self._start = None if self._init else vector
+        self.loss, self._loss, self._predict = _name(loss), Loss.of(loss), predict
+        self._optimizer, self.x, self.y, self._given_flops = optimizer, x, y, flops
+        self._loops: dict[Recipe, tuple[Any, Any]] = {}
+        self._measure = measure(self._shape, self._loss, predict)
+
+    @property
+    def own_optimizer(self) -> bool:
+        """Whether clients take other steps than `Training` says."""
+        return self._optimizer is not None
+
+    def init(self, seed: int) -> Params:
+        """The pytree given, or the one its function makes of a key for (seed, "init")."""
+        if self._start is not None:
+            return Params(self._start, self.layout)
+        vector, layout, _ = _flattened(_made(self._init, seed))
+        if layout != self.layout:
+            raise UsageError("the function given to jax_net as init makes other shapes for other keys: make it one.")
+        return Params(vector, layout)
+
+    def params(self, model: Params | F32) -> Any:
+        """The pytree with the parameters of `model`: what to take home."""
+        import jax.numpy as jnp
+
+        return self._shape.unravel(jnp.asarray(model.vector if isinstance(model, Params) else model))
+
+    def fit(
+        self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
+        drift: Drift,
+    ) -> Fit:  # fmt: skip
+        """Train n clients one after the other, each from `start[row]`."""
+        n = len(plan.steps)
+        out, losses = np.empty((n, self.layout.size), np.float32), np.zeros(n)
+        begin, steps = self._loop(training, drift)
+        rate, ref = np.float32(lr), start if drift.ref is None else drift.ref
+        mask = None if drift.mask is None else np.asarray(drift.mask)
+        for i in range(n):
+            w: Any = start[row[i]]
+            if plan.steps[i]:
+                pull = (ref[row[i]] if len(ref) > 1 else ref[0]) if drift.mu else None
+                correction = (None if drift.a is None else np.asarray(drift.a[i]), pull, mask)
+                words = _words(keys[i], int(plan.steps[i])) if self._loss.keyed else None
+                slots, at, told = begin(w, rate), 0, []
+                for count, xs, ys in self._groups(data, plan, i):
+                    chance = None if words is None else _padded(words[at : at + count], len(ys))
+                    with _Noted(self, xs, ys):
+                        w, slots, part = steps(
+                            w, slots, np.int32(at), np.int32(count), xs, ys, chance, rate, correction
+                        )
+                    told.append((part, count))
+                    at += count
+                losses[i] = sum(np.asarray(part[:count], np.float64).sum() for part, count in told) / at
+            out[i] = w
+        return Fit(out, losses, {})
+
+    def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
+        """`loss` and, with `predict`, `accuracy` or `mse`, `[n]`; 0 for a client without examples.
+
+        A client's examples go through in blocks of 256 and then of every smaller power of two that is left.
+        """
+        import jax.numpy as jnp
+
+        names = ["loss"]
+        if self._predict is not None:
+            names.append("accuracy" if np.issubdtype(self._columns(data)[1].dtype, np.integer) else "mse")
+        out = {name: np.zeros(data.n) for name in names}
+        held, w = -1, None
+        for i in range(data.n):
+            rows = data.rows[data.offsets[i] : data.offsets[i + 1]]
+            if len(rows) and row[i] != held:
+                held, w = int(row[i]), jnp.asarray(models[row[i]])
+            for a, b in _blocks(len(rows)):
+                xs, ys = self._batch(data, rows[a:b], (b - a,), 1)
+                with _Noted(self, xs, ys):
+                    found = self._measure(w, xs, ys)
+                for name, value in found.items():
+                    out[name][i] += float(value) * ((b - a) / len(rows))
+        return out
+
+    def flops(self) -> float:
+        """FLOPs of one training step on one example: as given, else 6 per parameter."""
+        return 6.0 * self.layout.size if self._given_flops is None else float(self._given_flops)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Tensors, functions, optimiser and columns as plain JSON."""
+        return {
+            "net": "jax", "tensors": {name: list(shape) for name, _, shape in self.layout.items()}, "loss": self.loss,
+            "predict": None if self._predict is None else _name(self._predict),
+            "optimizer": None if self._optimizer is None else _name(self._optimizer),
+            "x": self.x[0] if len(self.x) == 1 else list(self.x), "y": self.y, "size": self.layout.size,
+            "path": "compiled loop, one client after the other",
+        }  # fmt: skip
+
+    def _loop(self, training: Training, drift: Drift) -> tuple[Any, Any]:
+        """Compiled functions: the optimiser's first state, and the steps."""
+        if self.own_optimizer and (training.optimizer != "sgd" or training.momentum or training.weight_decay):
+            raise UsageError(
+                "jax_net has an optimizer of its own and Training(...) names one, momentum or weight_decay too: say it "
+                "in one place."
+            )
+        recipe = Recipe(training, drift.a is not None, float(drift.mu), drift.mask is not None, self._optimizer)
+        if recipe not in self._loops:
+            from fieldfare.work.jax_step import compiled
+
+            first = compiled(lambda w, lr: recipe.slots(self._shape, w, lr))
+            self._loops[recipe] = first, loop(recipe, self._shape, self._loss)
+        return self._loops[recipe]
+
+    def _groups(self, data: Block, plan: Plan, i: int) -> Iterator[tuple[int, Any, NDArray[Any]]]:
+        """(count, xs, ys) of client i: runs of steps of one size, `[K, size, ...]`, K a power of two >= count."""
+        bounds = plan.step_bounds(i)
+        inputs, target = self._columns(data)
+        row_bytes = sum(column[:1].nbytes for column in (*inputs, target))
+        sizes = np.diff(bounds)
+        cuts = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
+        for a, b in pairwise(cuts):
+            size = int(sizes[a])
+            most = 1 << max(_GATHERED // max(size * row_bytes, 1), 1).bit_length() - 1
+            for first in range(a, b, most):
+                last = min(first + most, b)
+                rows = plan.rows[bounds[first] : bounds[last]]
+                count = last - first
+                yield count, *self._batch(data, rows, (count, size), 1 << (count - 1).bit_length())
+
+    def _batch(self, data: Block, rows: I64, shape: tuple[int, ...], length: int) -> tuple[Any, NDArray[Any]]:
+        """The columns at `rows` as arrays of `shape`, the first axis filled up to `length`, in JAX's own dtypes."""
+        import jax
+
+        inputs, target = self._columns(data)
+        taken: list[NDArray[Any]] = []
+        for column in (*inputs, target):
+            kind = jax.dtypes.canonicalize_dtype(column.dtype)
+            part = column[rows].astype(kind, copy=False).reshape(*shape, *column.shape[1:])
+            taken.append(_padded(part, length) if len(shape) > 1 else part)
+        xs = tuple(taken[:-1])
+        return (xs[0] if len(xs) == 1 else xs), taken[-1]
+
+    def _columns(self, data: Block) -> tuple[list[NDArray[Any]], NDArray[Any]]:
+        for name in (*self.x, self.y):
+            if name not in data.columns:
+                have = ", ".join(data.columns) or "none"
+                raise UsageError(
+                    f"the data has no column {name!r} (it has {have}): rename it, or give jax_net its name."
+                )
+        return [data.columns[name] for name in self.x], data.columns[self.y]
+
+
+class _Noted:
+    """Adds to an error of the user's functions what they were called with."""
+
+    def __init__(self, net: JaxNet, xs: Any, ys: NDArray[Any]) -> None:
+        self.net, self.xs, self.ys = net, xs, ys
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, at: Any) -> None:
+        if error is not None and not isinstance(error, UsageError):
+            xs = self.xs if isinstance(self.xs, tuple) else (self.xs,)
+            names = zip((*self.net.x, self.net.y), (*xs, self.ys), strict=True)
+            told = ", ".join(f"{name} {one.dtype}{list(one.shape)}" for name, one in names)
+            error.add_note(f"while jax_net computed {self.net.loss} on {told}")
+
+
+def _made(init: Any, seed: int) -> Any:
+    import jax
+
+    word = rng.derive(seed, "init")
+    data = np.array([word >> 32, word & 0xFFFFFFFF], np.uint32)
+    return init(jax.random.wrap_key_data(data, impl="threefry2x32"))
+
+
+def _flattened(params: Any) -> tuple[F32, Layout, Shape]:
+    """The vector, its layout with names from the paths of the pytree, and how to cut it."""
+    import jax
+
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    if not leaves:
+        raise UsageError("the parameters given to jax_net have no array in them: give a pytree of float32 arrays.")
+    tensors: dict[str, F32] = {}
+    for path, leaf in leaves:
+        name = ".".join(_part(key) for key in path) or "params"
+        kind = getattr(leaf, "dtype", None)
+        if kind not in (np.dtype(np.float32), np.dtype(np.float64)) or name in tensors:
+            said = f"{kind or type(leaf).__name__}" if name not in tensors else "there twice"
+            raise UsageError(
+                f"the parameter {name!r} given to jax_net is {said}: leaves are float32 arrays, each once."
+            )
+        tensors[name] = np.asarray(leaf, np.float32)
+    made = Params.pack(tensors)
+    return made.vector, made.layout, Shape(tree, made.layout.shapes, made.layout.offsets)
+
+
+def _part(key: Any) -> str:
+    for kind in ("key", "idx", "name"):
+        if hasattr(key, kind):
+            return str(getattr(key, kind))
+    return str(key)
+
+
+def _words(key: np.uint64, steps: int) -> NDArray[np.uint32]:
+    """Two words per step, `[steps, 2]`, from the client's stream."""
+    return rng.bits(rng.mix(np.array([key ^ _CHANCE])), np.arange(steps)).view(np.uint32).reshape(steps, 2)
+
+
+def _padded(part: NDArray[Any], length: int) -> NDArray[Any]:
+    """`part` followed by zeros up to `length`; never read by the loop."""
+    if len(part) == length:
+        return part
+    out = np.zeros((length, *part.shape[1:]), part.dtype)
+    out[: len(part)] = part
+    return out
+
+
+def _blocks(size: int) -> Iterator[tuple[int, int]]:
+    """Bounds of the blocks of `size` examples: as many of 256 as there are, then falling powers of two."""
+    at = 0
+    while at < size:
+        step = min(_EVALUATED, 1 << (size - at).bit_length() - 1)
+        yield at, at + step
+        at += step
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
