@@ -17,14 +17,20 @@ from fieldfare.core.events import Gathered
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Work
 from fieldfare.sim.asks import Ask, client_keys, levels
-from fieldfare.sim.compute import Request, Segment, Share, compute_inline
+from fieldfare.sim.compute import Piece, Request, Segment, Share, compute_inline
 from fieldfare.sim.pool import Pool, default_workers, one_thread
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 _EMPTY = Layout((), ())
 _WORTH_FORKING = 3e8
+
+
+def forks(work: Any) -> bool:
+    """Whether a process that computes `work` may be forked: not when the work, or its net, says `forks = False`."""
+    return bool(getattr(work, "forks", getattr(getattr(work, "net", None), "forks", True)))
 
 
 class ClientState(Protocol):
@@ -46,7 +52,10 @@ class Share1:
 
 
 class Executor:
-    """Computes requests here or in `workers` processes (None: as many as cores, if the work is worth it)."""
+    """Computes requests here or in `workers` processes (None: as many as cores, if the work is worth it).
+
+    A work that says `forks = False`, for a library with threads of its own, is computed here whatever `workers` says.
+    """
 
     def __init__(
         self, works: Mapping[str, Work], data: Any, slots: ClientState | None = None, workers: int | None = None,
@@ -57,6 +66,8 @@ class Executor:
         self.slots = slots
         self.chunk = chunk
         self.workers = default_workers() if workers is None else max(1, workers)
+        if not all(forks(work) for work in works.values()):
+            self.workers = 1
         self._eager = workers is not None
         self._pool: Pool | None = None
         self._state: dict[int, tuple[str, I64, F32]] = {}
@@ -182,13 +193,20 @@ def _compute(
     found = sorted((piece for share in done for piece in share.pieces), key=lambda piece: piece.start)
     weight = _join([piece.weight for piece in found])
     refused = _join([piece.refused for piece in found])
-    metrics = {name: _join([piece.metrics[name] for piece in found]) for name in found[0].metrics}
+    named = dict.fromkeys(name for piece in found for name in piece.metrics)
+    metrics = {name: _join([_metric(piece, name) for piece in found]) for name in named}
     rows = None if found[0].state is None else _join([piece.state for piece in found])
     for share, segment in zip(shares, segments, strict=True):
         pick = slice(segment.start, segment.stop)
         parts[share.number].append((share.at, weight[pick], refused[pick], {k: v[pick] for k, v in metrics.items()}))
         if rows is not None and run.state is not None:
             executor.keep(share.ask, run.state, ids[pick], rows[pick])
+
+
+def _metric(piece: Piece, name: str) -> F64:
+    """A metric of a piece's clients, not a number where its work did not tell it."""
+    told = piece.metrics.get(name)
+    return np.full(piece.stop - piece.start, np.nan) if told is None else told
 
 
 def _join(parts: list[Any]) -> Any:
