@@ -177,8 +177,8 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """Ours to the peer, median to median."""
-        return median(self.ours) / median(self.peer)
+        """Ours to the peer: the median over the runs that followed each other."""
+        return median(o / p for o, p in zip(self.ours, self.peer, strict=True))
 
 
 def run_pair(peer: Arm, workload: str, begin: Floats, *, check: int, min_s: float, repeats: int) -> Pair:

@@ -51,7 +51,9 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """How many times better than the best peer we are (below 1: worse)."""
+        """How many times better than the best peer we are (below 1: worse); of pairs, the smallest ratio."""
+        if pairs := self.detail.get("pairs"):
+            return min((pairs[name]["ratio"] for name in self.peers), default=None)
         if self.ours is None or self.best is None or self.ours <= 0 or self.best[1] <= 0:
             return None
         return self.ours / self.best[1] if self.better == "more" else self.best[1] / self.ours
