@@ -23,9 +23,16 @@ def test_a_declared_net_is_taken_as_it_is() -> None:
     assert as_net(net, loss="cross_entropy") is net
 
 
+def test_a_function_that_wants_arguments_is_refused() -> None:
+    with pytest.raises(UsageError, match="wrap it in a lambda"):
+        as_net(lambda width: mlp(width, 2))
+
+
 def test_a_loss_for_a_model_that_brings_its_own_is_refused() -> None:
     with pytest.raises(UsageError, match="brings its own"):
         as_net(mlp(4, 2), loss="mse")
+    with pytest.raises(UsageError, match="brings its own"):
+        as_net(mlp(4, 2), metrics=("accuracy",))
 
 
 @pytest.mark.parametrize("wrong", [None, 3, "mlp", object(), lambda: 3, lambda: None, dict])

@@ -5,6 +5,7 @@ Not here: the adapters. Invariant: no library is imported that the model does no
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -26,10 +27,13 @@ def is_bound(thing: Any) -> bool:
     return hasattr(thing, "works") and hasattr(thing, "init")
 
 
-def as_net(model: Any, loss: Any = None, example: Mapping[str, NDArray[Any]] | None = None) -> Any:
+def as_net(
+    model: Any, loss: Any = None, *, metrics: Any = None, example: Mapping[str, NDArray[Any]] | None = None
+) -> Any:
     """The net of a job's `model`: a `Net` or `opaque(...)` as it is, an `nn.Module` or its factory by `torch_net`.
 
-    `loss`: name or function, for an `nn.Module`; other models bring theirs, so that giving one is a `UsageError`.
+    `loss` and `metrics`: names or functions, for an `nn.Module`; other models bring theirs, so that giving one is a
+    `UsageError`.
     `example`: a few rows of the data's columns, on which a torch net counts its FLOPs.
     """
     if isinstance(model, type):
@@ -37,22 +41,35 @@ def as_net(model: Any, loss: Any = None, example: Mapping[str, NDArray[Any]] | N
     given = model
     if callable(model) and not (is_module(model) or is_net(model) or is_bound(model)):
         with own_randomness() if "torch" in sys.modules else nullcontext():
-            model = model()
+            model = _made(model)
         if model is None:
             raise UsageError("the function given as model returned nothing: make it return a net or an nn.Module.")
     if is_module(model):
         from fieldfare.work.torch_net import torch_net
 
-        return torch_net(given, "cross_entropy" if loss is None else loss, example=example)
+        return torch_net(given, "cross_entropy" if loss is None else loss, metrics, example=example)
     if not (is_net(model) or is_bound(model)):
         raise UsageError(
             f"Job(model=...) got a {type(model).__name__}: pass fieldfare.mlp(...), an nn.Module (or a function that "
             "makes one), jax_net(...), opaque(...) or flower_client(...)."
         )
-    if loss is not None and loss != getattr(model, "loss", None):
+    if metrics is not None or (loss is not None and loss != getattr(model, "loss", None)):
         raise UsageError(
             f"Job(loss=...) is for an nn.Module; {type(model).__name__} brings its own: give the loss there."
         )
     if example is not None and hasattr(model, "with_example"):
         return model.with_example(example)
     return model
+
+
+def _made(factory: Any) -> Any:
+    """What a function given as model makes; one that wants arguments is refused."""
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise UsageError(
+            f"the function given as model cannot be called without arguments ({error}): wrap it in a lambda."
+        ) from None
+    except ValueError:
+        pass
+    return factory()
