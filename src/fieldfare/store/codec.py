@@ -98,9 +98,11 @@ class _Search:
         elif id(value) not in self.seen:
             self.seen[id(value)] = value
             own = is_dataclass(value) or root or type(value).__module__.startswith("fieldfare.")
-            module = sys.modules.get(str(getattr(value, "__module__", None)))
-            if module is not None and (own or isinstance(value, FunctionType)):
-                self.module(module)
+            homes = type(value).__mro__ if own else (value,) if isinstance(value, FunctionType) else ()
+            for home in homes:  # a subclass may use the state of the class it derives from
+                module = sys.modules.get(str(getattr(home, "__module__", None)))
+                if module is not None:
+                    self.module(module)
             if is_dataclass(value) and not isinstance(value, type):
                 self.hint(type(value))
                 for field in fields(value):
@@ -112,8 +114,9 @@ class _Search:
 def registry(*roots: Any) -> dict[str, type]:
     """Name -> frozen dataclass: core's, and all that `roots` lead to.
 
-    A root is a class, a module, or an object such as an algorithm. An object brings the classes of the module it is
-    defined in (its state among them) and of the objects it holds; a class brings those its fields are annotated with.
+    A root is a class, a module, or an object such as an algorithm. An object brings the classes of the module it
+    (or a class it derives from) is defined in, its state among them, and of the objects it holds; a class brings those
+    its fields are annotated with.
     Two classes of one name are refused.
     """
     search = _Search()

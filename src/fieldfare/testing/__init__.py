@@ -1,6 +1,6 @@
 """For tests of your own algorithms: a driver with faults, transcripts, laws, and tiny problems with known answers."""
 
-from fieldfare.testing.laws import laws
+from fieldfare.testing.checks import laws
 from fieldfare.testing.loopback import Loopback, loop
 from fieldfare.testing.script import Crash, Fault
 from fieldfare.testing.toys import Asking, Echo, Quadratics, Slots, Spoilt, quadratics, simulate

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.aggregate.gather import Gather
+from fieldfare.core import rng
 from fieldfare.core.block import Block
 from fieldfare.core.effects import Run
 from fieldfare.core.events import Gathered
@@ -102,12 +103,13 @@ def gathering(
     population: Population = world.population
     clients = np.sort(asked_clients(run, population, world.works, world.seed, own))
     seconds, down, up, _ = timings(run, clients, population, world.works[run.work])
-    if shuffle is not None:
-        seconds = seconds[np.random.default_rng((shuffle, number)).permutation(len(seconds))]
     ask = Ask("", run, now, now, clients, seconds, {}, 0.0, 0.0, 0.0, len(clients), own is not None)
     levels = run.view.plan(clients) if run.view is not None else None
     alive = population.fleet.survivors(clients, world.seed, cohort_key(run))
-    lost = set[int]() if alive is None else set(np.flatnonzero(~alive).tolist())
+    alive = np.ones(len(clients), np.bool_) if alive is None else alive
+    if shuffle is not None:
+        seconds[alive] = rng.stream(shuffle, "replies", number).permutation(seconds[alive])
+    lost = set(np.flatnonzero(~alive).tolist())
     order = np.argsort(np.lexsort((clients, seconds)))
     if run.quorum.deadline_s is not None:
         order = np.where(seconds > run.quorum.deadline_s, order + LAST + 1, order)

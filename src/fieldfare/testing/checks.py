@@ -106,10 +106,9 @@ def total(world: World, strange: Sequence[Event] = STRANGE) -> None:
         def check(state: Any, event: Event, ctx: Context, new: Any, effects: Sequence[Effect]) -> None:
             for one, odd in itertools.product((state, new), strange):
                 after, more = inner.step(one, odd, ctx)
-                assert not more, f"law 3: an unknown {_name(odd)} after {_name(event)} had effects: {more}."
-                assert digest(after) == digest(one), (
-                    f"law 3: an unknown {_name(odd)} after {_name(event)} changed state."
-                )
+                where = f"law 3: an unknown {_name(odd)} after {_name(event)}"
+                assert not more, f"{where} had effects: {more}."
+                assert digest(after) == digest(one), f"{where} changed the state."
 
         return Checked(inner, check)
 
