@@ -50,15 +50,15 @@ def load_job(path: str | Path, name: str | None = None, folder: str | Path | Non
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UsageError(f"{error.filename}, line {error.lineno}: {error.msg}.") from None
-    except (ImportError, AttributeError, TypeError) as error:
+    except (ImportError, AttributeError, TypeError, UsageError) as error:
         told = _told(error)
         if told is None:
             raise
-        where = next(
-            (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(file)), 0
-        )
+        frames = traceback.extract_tb(error.__traceback__)
+        where = next((f.lineno for f in reversed(frames) if Path(f.filename).resolve() == file.resolve()), 0)
         said = f"{path}, line {where}: {told}"
-        raise (MissingExtra(said) if isinstance(error, ImportError) else UsageError(said)) from error
+        kind = type(error) if isinstance(error, UsageError) else UsageError
+        raise (MissingExtra if isinstance(error, ImportError) else kind)(said) from error
     return _find(vars(module), name, path)
 
 
@@ -85,14 +85,17 @@ def _told(error: Exception) -> str | None:
             if library in _EXTRAS:
                 return f"{library} is not installed; run pip install 'fieldfare[{_EXTRAS[library]}]'."
             return f"there is no module {wanted!r} here; install it, or put it beside the job file."
-        case ImportError(name=str(module), name_from=str(wanted)) if module.partition(".")[0] == "fieldfare":
-            return _no_such(wanted, sys.modules.get(module))
+        case ImportError(name=str(module)) if _ours(module):
+            wanted = re.search(r"cannot import name '(\w+)'", str(error))
+            return _no_such(wanted[1], sys.modules.get(module)) if wanted else None
         case AttributeError(name=str(wanted), obj=ModuleType() as module) if _ours(module.__name__):
             return _no_such(wanted, module)
         case AttributeError() if str(error).startswith("module 'fieldfare"):
             return f"{error}."
         case TypeError():
             return _bad_call(error)
+        case UsageError():
+            return str(error)
         case _:
             return None
 

@@ -23,6 +23,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Local
 from fieldfare.core.params import Params
 from fieldfare.core.quorum import Sample
+from fieldfare.core.settings import unknown_key
 from fieldfare.core.work import Work
 from fieldfare.fleet.fleet import Phones
 from fieldfare.job import Job
@@ -100,6 +101,7 @@ def assemble(job: Job) -> Assembly:
     if job.stop_at is not None:
         if not evaluations:
             raise UsageError("Job(stop_at=...) needs a central test set: give the data a test part.")
+        _check_metric(net, job, model)
         algorithm = Stopping(algorithm, job.stop_at.metric, job.stop_at.at_least, job.stop_at.at_most)
     fleet = job.simulated.fleet
     if isinstance(fleet, Phones):
@@ -131,6 +133,16 @@ def _central(net: Any, test: Mapping[str, Any]) -> Callable[[Params], Mapping[st
         return net.central(test)
     measure = central_evaluation(net, test)
     return lambda model: measure(model.vector)
+
+
+def _check_metric(net: Any, job: Job, model: Params) -> None:
+    """Refuse to stop at a metric that the model does not give, found out on one row."""
+    assert job.stop_at is not None
+    assert job.data.test is not None
+    if not hasattr(net, "central"):
+        known = _central(net, {name: column[:1] for name, column in job.data.test.items()})(model)
+        if job.stop_at.metric not in known:
+            raise UsageError(unknown_key(job.stop_at.metric, known, "StopAt(metric=...)"))
 
 
 def _expects(job: Job) -> Callable[[int], set[str]]:
@@ -217,6 +229,11 @@ class Saver:
         for name, value in saved["progress"].items():
             setattr(self.simulator.progress, name, value)
         r, back = self.recorder, saved["recorder"]
+        if back["model"] is not None and back["model"].layout != self.simulator.world.model.layout:
+            raise UsageError(
+                f"the run {self.folder.id} was made with a model of other tensors than its job file makes now: "
+                "put that file, and what it imports, back as it was, or start a new run."
+            )
         r.open = [(row, set(waiting)) for row, waiting in back["open"]]
         r.training, r.evaluations, r.clients_done = back["training"], back["evaluations"], back["clients_done"]
         r.before_s, r.model = back["wall_s"], back["model"]

@@ -20,6 +20,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Fold, Folded
 from fieldfare.core.local import Dynamic
+from fieldfare.core.settings import settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Dynamics:
         return Folded(moved - h / np.float32(self.alpha), delta.weight), h
 
 
+@settings
 def FedDyn(
     rounds: int, cohort: int | On, *, alpha: float = 0.1, server: Chain = chain(mean(weighted=False)),
     **common: Unpack[Common],

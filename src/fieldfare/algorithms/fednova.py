@@ -18,6 +18,7 @@ from fieldfare.core.effects import On
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Fold, Folded, Mean
 from fieldfare.core.local import Normalised
+from fieldfare.core.settings import settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Normalise:
         return Folded(np.asarray(delta.value, np.float32) * tau, delta.weight), None
 
 
+@settings
 def FedNova(rounds: int, cohort: int | On, *, server: Chain = chain(mean()), **common: Unpack[Common]) -> FedAvg:
     """FedNova; with equal local steps it is FedAvg. tau is averaged with weights if `server` folds with weights."""
     rule = Normalise(not isinstance(server.fold, Mean) or server.fold.weighted)

@@ -13,8 +13,10 @@ from fieldfare.aggregate.chain import Chain, chain, mean
 from fieldfare.aggregate.optimise import adagrad, adam, momentum, scale, yogi
 from fieldfare.algorithms.fedavg import Common, FedAvg
 from fieldfare.core.effects import On
+from fieldfare.core.settings import settings
 
 
+@settings
 def FedAvgM(
     rounds: int, cohort: int | On, *, lr: float = 1.0, beta: float = 0.9, nesterov: bool = False,
     weighted: bool = True, **common: Unpack[Common],
@@ -23,6 +25,7 @@ def FedAvgM(
     return _with(chain(mean(weighted), momentum(beta, nesterov), scale(lr)), "fedavgm", rounds, cohort, common)
 
 
+@settings
 def FedAdam(
     rounds: int, cohort: int | On, *, lr: float = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3,
     weighted: bool = True, **common: Unpack[Common],
@@ -31,6 +34,7 @@ def FedAdam(
     return _with(chain(mean(weighted), adam(b1, b2, tau), scale(lr)), "fedadam", rounds, cohort, common)
 
 
+@settings
 def FedYogi(
     rounds: int, cohort: int | On, *, lr: float = 0.1, b1: float = 0.9, b2: float = 0.99, tau: float = 1e-3,
     weighted: bool = True, **common: Unpack[Common],
@@ -39,6 +43,7 @@ def FedYogi(
     return _with(chain(mean(weighted), yogi(b1, b2, tau), scale(lr)), "fedyogi", rounds, cohort, common)
 
 
+@settings
 def FedAdagrad(
     rounds: int, cohort: int | On, *, lr: float = 0.1, b1: float = 0.0, tau: float = 1e-3,
     weighted: bool = True, **common: Unpack[Common],

@@ -13,8 +13,10 @@ from fieldfare.algorithms.fedavg import Common, FedAvg
 from fieldfare.core.effects import On
 from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Proximal
+from fieldfare.core.settings import settings
 
 
+@settings
 def FedProx(
     rounds: int, cohort: int | On, *, mu: float = 0.01, server: Chain = chain(mean()), **common: Unpack[Common]
 ) -> FedAvg:

@@ -14,8 +14,10 @@ from fieldfare.algorithms.fedavg import Common, FedAvg
 from fieldfare.core.effects import On
 from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Personal, Twin
+from fieldfare.core.settings import settings
 
 
+@settings
 def FedPer(
     rounds: int, cohort: int | On, *, personal: Sequence[str], server: Chain = chain(mean()), **common: Unpack[Common]
 ) -> FedAvg:
@@ -23,6 +25,7 @@ def FedPer(
     return _kept("fedper", rounds, cohort, personal, 0, server, common)
 
 
+@settings
 def FedRep(
     rounds: int, cohort: int | On, *, personal: Sequence[str], head_epochs: int = 1, server: Chain = chain(mean()),
     **common: Unpack[Common],
@@ -35,6 +38,7 @@ def FedRep(
     return _kept("fedrep", rounds, cohort, personal, head_epochs, server, common)
 
 
+@settings
 def FedBN(
     rounds: int, cohort: int | On, *, norms: Sequence[str], server: Chain = chain(mean()), **common: Unpack[Common]
 ) -> FedAvg:
@@ -42,6 +46,7 @@ def FedBN(
     return _kept("fedbn", rounds, cohort, norms, 0, server, common)
 
 
+@settings
 def Ditto(
     rounds: int, cohort: int | On, *, lam: float = 1.0, server: Chain = chain(mean()), **common: Unpack[Common]
 ) -> FedAvg:

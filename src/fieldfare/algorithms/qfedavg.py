@@ -20,6 +20,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Fold, Folded, Mean
 from fieldfare.core.local import Fair
+from fieldfare.core.settings import settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Fairness:
         return Folded(np.asarray(delta.value, np.float32) * factor, delta.weight), None
 
 
+@settings
 def QFedAvg(rounds: int, cohort: int | On, *, q: float = 1.0, lr: float = 1.0, **common: Unpack[Common]) -> FedAvg:
     """q-FedAvg; `q=0` is FedAvg without weights, a larger `q` evens the losses out. `lr` is a server rate (paper: 1).
 

@@ -13,13 +13,16 @@ from fieldfare.aggregate.optimise import scale
 from fieldfare.aggregate.robust import krum, median, mixed, trimmed_mean
 from fieldfare.algorithms.fedavg import Common, FedAvg
 from fieldfare.core.effects import On
+from fieldfare.core.settings import settings
 
 
+@settings
 def FedMedian(rounds: int, cohort: int | On, *, lr: float = 1.0, mix: int = 0, **common: Unpack[Common]) -> FedAvg:
     """The median of each coordinate (Yin et al., ICML 2018); `mix` > 0 mixes neighbours first against `mix` liars."""
     return _robust(median(), "fedmedian", rounds, cohort, lr, mix, common)
 
 
+@settings
 def FedTrimmedMean(
     rounds: int, cohort: int | On, *, fraction: float = 0.2, lr: float = 1.0, mix: int = 0, **common: Unpack[Common]
 ) -> FedAvg:
@@ -27,6 +30,7 @@ def FedTrimmedMean(
     return _robust(trimmed_mean(fraction), "fedtrimmedmean", rounds, cohort, lr, mix, common)
 
 
+@settings
 def Krum(
     rounds: int, cohort: int | On, *, byzantine: int, keep: int = 1, lr: float = 1.0, mix: int = 0,
     **common: Unpack[Common],

@@ -19,6 +19,7 @@ from fieldfare.core.effects import On
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Fold, Folded, Mean
 from fieldfare.core.local import ControlVariate
+from fieldfare.core.settings import settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Variates:
         return delta, c
 
 
+@settings
 def Scaffold(
     rounds: int, cohort: int | On, *, server: Chain = chain(mean(weighted=False)), **common: Unpack[Common]
 ) -> FedAvg:

@@ -1,6 +1,6 @@
 """Settings that say what is wrong with them: an unknown name or a value of a wrong type is one line, at construction.
 
-Here: the class decorator `settings`, and what it is made of for those who turn text into settings (`accepts`, `words`).
+Here: the decorator `settings`, and what it is made of for those who turn text into settings (`accepts`, `words`).
 Not here: the range of a value, which every class checks itself. Invariant: a value that was accepted is of its declared
 type; numbers of NumPy have become Python's, so that they compare, print and are stored alike.
 """
@@ -14,7 +14,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, Unpack, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from fieldfare.core.errors import UsageError
 T = TypeVar("T")
 
 
-def settings(cls: type[T]) -> type[T]:
-    """A dataclass that refuses unknown, missing and wrongly typed settings with a `UsageError`.
+def settings(made: T) -> T:
+    """A dataclass, or a function that makes something, which refuses unknown, missing and wrongly typed settings.
 
     >>> @settings
     ... @dataclasses.dataclass(frozen=True)
@@ -34,50 +34,69 @@ def settings(cls: type[T]) -> type[T]:
     Traceback (most recent call last):
     fieldfare.core.errors.UsageError: Oven(degrees='hot'): use a number.
     """
-    init = cast(Callable[..., None], cls.__init__)
-    signature = inspect.signature(init)
+    if isinstance(made, type):
+        init = cast(Callable[..., None], made.__init__)
+        cast(Any, made).__init__ = _guarded(init, made, skip=1)
+        return cast(T, made)
+    return cast(T, _guarded(cast(Callable[..., Any], made), made, skip=0))
 
-    @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **given: Any) -> None:
-        names = list(signature.parameters)[1:]
-        for name in given:
-            if name not in names:
-                raise UsageError(unknown_key(name, names, f"{cls.__name__}(...)"))
+
+def _guarded(call: Callable[..., Any], owner: Any, skip: int) -> Callable[..., Any]:
+    """`call` behind checks of its arguments, the first `skip` (self) left alone."""
+    signature = inspect.signature(call)
+    name = str(owner.__name__)
+
+    @functools.wraps(call)
+    def guarded(*args: Any, **given: Any) -> Any:
+        hints = hints_of(owner)
+        known = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD][skip:]
+        known += [key for key in hints if key not in known and not isinstance(owner, type)]
+        for key in given:
+            if key not in known:
+                raise UsageError(unknown_key(key, known, f"{name}(...)"))
         try:
-            bound = signature.bind(self, *args, **given).arguments
+            bound = signature.bind(*args, **given)
         except TypeError as error:
-            raise UsageError(f"{cls.__name__}(...): {error}; it takes {', '.join(names)}.") from None
-        hints = hints_of(cls)
-        for name in names:
-            if name in bound and name in hints:
-                bound[name] = _checked(cls, name, bound[name], hints[name])
-        init(**bound)
+            raise UsageError(f"{name}(...): {error}; it takes {', '.join(known)}.") from None
+        inside = [bound.arguments]
+        inside += [bound.arguments[p.name] for p in signature.parameters.values()
+                   if p.kind is p.VAR_KEYWORD and p.name in bound.arguments]  # fmt: skip
+        for values in inside:
+            for key in values.keys() & hints.keys() & set(known):
+                values[key] = _checked(owner, key, values[key], hints[key])
+        return call(*bound.args, **bound.kwargs)
 
-    cls.__init__ = __init__
-    return cls
+    return guarded
 
 
-def _checked(cls: type[Any], name: str, value: Any, hint: Any) -> Any:
+def _checked(owner: Any, name: str, value: Any, hint: Any) -> Any:
     if not accepts(value, hint):
         told = repr(value)
         told = told if len(told) <= 60 else f"<{type(value).__name__}>"
-        raise UsageError(f"{cls.__name__}({name}={told}): use {needed(cls, name)}.")
+        raise UsageError(f"{owner.__name__}({name}={told}): use {needed(owner, name)}.")
     return cast(Any, value).item() if isinstance(value, np.integer | np.floating) else value
 
 
 @functools.cache
-def hints_of(cls: type[Any]) -> Mapping[str, Any]:
+def hints_of(owner: Any) -> Mapping[str, Any]:
     """The declared type of every setting; {} where a name in them is known to type checkers alone."""
     try:
-        return get_type_hints(cls)
+        found = get_type_hints(owner)
     except NameError:
         return {}
+    found.pop("return", None)
+    for name, hint in list(found.items()):
+        if get_origin(hint) is Unpack:  # **common: Unpack[TypedDict]
+            del found[name]
+            found |= get_type_hints(get_args(hint)[0])
+    return found
 
 
-def needed(cls: type[Any], name: str) -> str:
-    """What setting `name` of `cls` takes: the words in its field's metadata under "use", else those of its type."""
-    told = [field.metadata.get("use") for field in dataclasses.fields(cls) if field.name == name]
-    return told[0] if told and told[0] else words(hints_of(cls).get(name, Any))
+def needed(owner: Any, name: str) -> str:
+    """What setting `name` takes: the words in its field's metadata under "use", else those of its type."""
+    fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+    told = [field.metadata.get("use") for field in fields if field.name == name]
+    return told[0] if told and told[0] else words(hints_of(owner).get(name, Any))
 
 
 def unknown_key(given: str, known: Iterable[str], where: str) -> str:
