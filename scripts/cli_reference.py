@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import typer
-import typer.main
+import click
 
 from fieldfare.cli import EXIT, app
 
@@ -22,7 +21,7 @@ def commands(command: Any, words: str) -> list[str]:
         for name, inside in subcommands.items():
             lines += commands(inside, f"{words} {name}")
         return lines
-    context = typer.Context(command, info_name=words)
+    context = click.Context(command, info_name=words)
     usage = " ".join(command.collect_usage_pieces(context))
     lines += [f"## `{words}`", "", (command.help or "").strip(), "", f"    {words} {usage}", ""]
     rows = [p.get_help_record(context) for p in command.get_params(context) if p.name != "help"]
@@ -38,8 +37,8 @@ def page() -> str:
     """The whole reference."""
     lines = ["# Command line", "", "Made by `scripts/cli_reference.py` from the command itself.", ""]
     lines += ["Every command takes `--json`: its result is one JSON object on the last line of standard output.", ""]
-    lines += ["Shell completion: `fieldfare --install-completion`.", ""]
-    lines += commands(typer.main.get_command(app), "fieldfare")
+    lines += ['Shell completion: `eval "$(fieldfare completion bash)"` (or zsh, fish).', ""]
+    lines += commands(app, "fieldfare")
     lines += ["## Exit codes", "", "| code | meaning |", "| --- | --- |"]
     lines += [f"| {code} | {text} |" for code, text in EXIT.items()]
     return "\n".join(lines) + "\n"

@@ -50,7 +50,7 @@ def test_the_last_line_of_json_is_the_summary(done):
     assert outcome.result["algorithm"] == "fedavg"
     assert 0 <= outcome.result["final"]["accuracy"] <= 1
     assert outcome.result["bytes_up"] == 4 * 4 * 4 * (6 * 5 + 5 + 5 * 3 + 3)
-    assert (folder / outcome.result["report"]).is_file()
+    assert (folder / "runs" / outcome.result["run"] / outcome.result["report"]).is_file()
     assert {**outcome.result, "report": "report.html"} == json.loads(
         (folder / "runs" / "latest" / "summary.json").read_text()
     )

@@ -10,9 +10,9 @@ import errno
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, cast
 
-import typer
+import click
 
 from fieldfare import __version__
 from fieldfare.core.errors import PeerError, UsageError
@@ -27,48 +27,42 @@ EXIT = {
     130: "interrupted: `fieldfare resume` goes on",
 }
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
-    help="Federated learning in the field: simulate a job, compare algorithms, see what it costs.",
-)  # fmt: skip
-data_app = typer.Typer(no_args_is_help=True, help="Look at federated data.")
-app.add_typer(data_app, name="data")
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on the last line.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Where run folders are kept.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override, e.g. training.lr=0.05."),
-]
+class _Commands(click.Group):
+    """Commands in the order they are written."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"fieldfare {__version__}")
-        raise typer.Exit()
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="fieldfare", message="%(prog)s %(version)s")
+def app() -> None:
+    """Federated learning in the field: simulate a job, compare algorithms, see what it costs."""
 
 
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    pass
+as_json_ = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on the last line.")
+runs_ = click.option("--runs", type=click.Path(path_type=Path), default="runs", help="Where run folders are kept.")
+quiet_ = click.option("--quiet", "-q", is_flag=True, help="No progress display.")
+name_ = click.option("--job", "name", metavar="NAME", help="Which job of the file.")
+which_ = click.argument("which", metavar="[RUN]", default="latest")
+job_ = click.argument("job", metavar="JOB.py", type=click.Path(path_type=Path))
 
 
 @app.command()
+@job_
+@click.option("--set", "-s", "set_", metavar="KEY=VALUE", multiple=True, help="Override, e.g. training.lr=0.05.")
+@click.option("--rounds", type=int, help="Short for --set algorithm.rounds=N.")
+@click.option("--seed", type=int, help="Short for --set seed=N.")
+@click.option("--workers", type=int, help="Worker processes (default: as many as cores).")
+@name_
+@runs_
+@quiet_
+@as_json_
 def run(
-    job: Annotated[Path, typer.Argument(help="A Python file that makes a fieldfare.Job called job.")],
-    set_: Set = None,
-    rounds: Annotated[int | None, typer.Option(help="Short for --set algorithm.rounds=N.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Short for --set seed=N.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes (default: as many as cores).")] = None,
-    name: Annotated[str | None, typer.Option("--job", help="Which job of the file.")] = None,
-    runs: Runs = Path("runs"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
-    as_json: Json = False,
-) -> None:
+    job: Path, set_: tuple[str, ...], rounds: int | None, seed: int | None, workers: int | None, name: str | None,
+    runs: Path, quiet: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Simulate a job (or a study) and write runs/<id>/ with model, metrics and report."""
     from fieldfare.load import load_job
 
@@ -82,12 +76,11 @@ def run(
 
 
 @app.command()
-def resume(
-    which: Annotated[str, typer.Argument(metavar="RUN", help="Folder or id of the run.")] = "latest",
-    runs: Runs = Path("runs"),
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")] = False,
-    as_json: Json = False,
-) -> None:
+@which_
+@runs_
+@quiet_
+@as_json_
+def resume(which: str, runs: Path, quiet: bool, as_json: bool) -> None:
     """Go on with a run that was stopped or killed; it ends with the same bits."""
     from fieldfare.resume import resume_run
 
@@ -96,12 +89,11 @@ def resume(
 
 
 @app.command()
-def report(
-    which: Annotated[str, typer.Argument(metavar="RUN")] = "latest",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: in the run folder.")] = None,
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
+@which_
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Where to write it (default: in the run folder).")
+@runs_
+@as_json_
+def report(which: str, out: Path | None, runs: Path, as_json: bool) -> None:
     """Write the HTML report of a run again."""
     from fieldfare.report.html import write_report
     from fieldfare.store.runs import RunFolder
@@ -111,12 +103,18 @@ def report(
 
 
 @app.command()
-def compare(
-    which: Annotated[list[str], typer.Argument(metavar="RUN RUN...")],
-    out: Annotated[Path, typer.Option("--out", "-o")] = Path("comparison.html"),
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
+@click.argument("which", metavar="RUN RUN...", nargs=-1)
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    default="comparison.html",
+    show_default=True,
+    help="Where to write it.",
+)
+@runs_
+@as_json_
+def compare(which: tuple[str, ...], out: Path, runs: Path, as_json: bool) -> None:
     """Lay runs over each other: one report, aligned curves."""
     from fieldfare.report.html import write_comparison
     from fieldfare.store.runs import RunFolder
@@ -136,11 +134,10 @@ def compare(
 
 
 @app.command()
-def inspect(
-    which: Annotated[str, typer.Argument(metavar="RUN|JOB.py", help="A run, or a job file.")] = "latest",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
+@click.argument("which", metavar="[RUN|JOB.py]", default="latest")
+@runs_
+@as_json_
+def inspect(which: str, runs: Path, as_json: bool) -> None:
     """Say what a run was, how far it came, and how its model is computed; or the same of a job file."""
     from fieldfare.show import inspect_job, inspect_run, show_tree
 
@@ -148,13 +145,17 @@ def inspect(
     _print(facts, True, "") if as_json else show_tree(facts)
 
 
-@data_app.command("describe")
-def data_describe(
-    job: Annotated[Path, typer.Argument(help="A job file: its data is described.")],
-    picture: Annotated[Path | None, typer.Option(help="Write the label map here (PNG or SVG).")] = None,
-    name: Annotated[str | None, typer.Option("--job", help="Which job of the file.")] = None,
-    as_json: Json = False,
-) -> None:
+@app.group(cls=_Commands)
+def data() -> None:
+    """Look at federated data."""
+
+
+@data.command("describe")
+@job_
+@click.option("--picture", type=click.Path(path_type=Path), help="Write the label map here (PNG or SVG).")
+@name_
+@as_json_
+def data_describe(job: Path, picture: Path | None, name: str | None, as_json: bool) -> None:
     """Statistics and picture of a federation: sizes, Gini, label skew, effective clients."""
     from fieldfare.config import describe_data
     from fieldfare.show import data_of, draw_partition, show_data
@@ -166,7 +167,8 @@ def data_describe(
 
 
 @app.command()
-def algorithms(as_json: Json = False) -> None:
+@as_json_
+def algorithms(as_json: bool) -> None:
     """The catalogue of algorithms: one line and the paper each."""
     from fieldfare.algorithms.catalogue import ALGORITHMS
     from fieldfare.show import catalogue
@@ -175,7 +177,8 @@ def algorithms(as_json: Json = False) -> None:
 
 
 @app.command()
-def partitioners(as_json: Json = False) -> None:
+@as_json_
+def partitioners(as_json: bool) -> None:
     """The catalogue of partitioners: one line and the paper each."""
     from fieldfare.data import PARTITIONERS
     from fieldfare.show import catalogue
@@ -184,11 +187,10 @@ def partitioners(as_json: Json = False) -> None:
 
 
 @app.command()
-def new(
-    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("job.py"),
-    force: Annotated[bool, typer.Option(help="Overwrite a file that is there.")] = False,
-    as_json: Json = False,
-) -> None:
+@click.argument("path", metavar="[JOB.py]", type=click.Path(path_type=Path), default="job.py")
+@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+@as_json_
+def new(path: Path, force: bool, as_json: bool) -> None:
     """Write a commented starter job that runs offline."""
     from fieldfare.starter import write_starter
 
@@ -197,9 +199,10 @@ def new(
 
 
 @app.command()
-def claims(
-    which: Annotated[str, typer.Argument(metavar="RUN")] = "latest", runs: Runs = Path("runs"), as_json: Json = False
-) -> None:
+@which_
+@runs_
+@as_json_
+def claims(which: str, runs: Path, as_json: bool) -> None:
     """Recompute a study's claims from its stored tables; exit code 4 if one does not hold."""
     from fieldfare.report.claims import compute_claims
     from fieldfare.show import show_claims
@@ -212,25 +215,44 @@ def claims(
     else:
         show_claims(found)
     if not all(claim["holds"] for claim in found):
-        raise typer.Exit(4)
+        raise click.exceptions.Exit(4)
 
 
 @app.command()
-def export(
-    which: Annotated[str, typer.Argument(metavar="RUN")] = "latest",
-    out: Annotated[Path, typer.Option("--out", "-o", help="*.safetensors or *.npz")] = Path("model.safetensors"),
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
+@which_
+@click.option(
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    default="model.safetensors",
+    show_default=True,
+    help="*.safetensors or *.npz",
+)
+@runs_
+@as_json_
+def export(which: str, runs: Path, out: Path, as_json: bool) -> None:
     """Write a run's final model (or its newest snapshot's) as a file of its own."""
     from fieldfare.resume import export_model
 
     _print(export_model(which, runs, out), as_json, str(out))
 
 
-def _changes(pairs: list[str] | None, **short: Any) -> dict[str, Any]:
+@app.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@as_json_
+def completion(shell: str, as_json: bool) -> None:
+    """Print the shell's completion script: eval "$(fieldfare completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(app, {}, "fieldfare", "_FIELDFARE_COMPLETE").source()
+    _print({"shell": shell, "script": script}, as_json, script)
+
+
+def _changes(pairs: tuple[str, ...], **short: Any) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    for pair in pairs or []:
+    for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UsageError(f"--set {pair!r}: write KEY=VALUE, for example --set training.lr=0.05.")
@@ -240,7 +262,7 @@ def _changes(pairs: list[str] | None, **short: Any) -> dict[str, Any]:
 
 def _show_result(summary: Any, path: Path | None, as_json: bool) -> None:
     if as_json:
-        _print({**summary, "report": str(path / summary["report"]) if path else ""}, True, "")
+        _print(dict(summary), True, "")
         return
     from fieldfare.show import show_summary
 
@@ -260,10 +282,10 @@ def main() -> None:
     """Entry point: runs the command and tells errors in one line; only a defect shows a traceback."""
     as_json = "--json" in sys.argv
     try:
-        code = app(standalone_mode=False)
-    except typer.Exit as stop:
+        code = cast(Any, app(standalone_mode=False))
+    except click.exceptions.Exit as stop:
         code = stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         code = 130
     except UsageError as error:
         code = _fail(str(error), 5 if type(error).__name__ == "DiskFull" else 2, as_json)
@@ -286,6 +308,9 @@ def _other(error: Exception, as_json: bool) -> int:
     show = getattr(error, "format_message", None)
     if show is not None:
         message = str(show())
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(message)
+            return 2
         return _fail(message, getattr(error, "exit_code", 2), as_json) if message.strip() else 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return _fail(f"the disk is full ({error}): free some space and `fieldfare resume`", 5, as_json)
