@@ -35,10 +35,16 @@ class _Commands(click.Group):
         return list(self.commands)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Commands, invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)  # fmt: skip
 @click.version_option(__version__, prog_name="fieldfare", message="%(prog)s %(version)s")
-def app() -> None:
+@click.pass_context
+def app(context: click.Context) -> None:
     """Federated learning in the field: simulate a job, compare algorithms, see what it costs."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 as_json_ = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on the last line.")
@@ -308,9 +314,6 @@ def _other(error: Exception, as_json: bool) -> int:
     show = getattr(error, "format_message", None)
     if show is not None:
         message = str(show())
-        if type(error).__name__ == "NoArgsIsHelpError":
-            print(message)
-            return 2
         return _fail(message, getattr(error, "exit_code", 2), as_json) if message.strip() else 2
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return _fail(f"the disk is full ({error}): free some space and `fieldfare resume`", 5, as_json)
