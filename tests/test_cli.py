@@ -290,15 +290,21 @@ def test_version_help_and_the_entry_point(tmp_path):
 
 
 def test_without_a_command_the_help_is_shown_and_no_error(tmp_path):
-    told = fieldfare(tmp_path)
-    assert told.code == 0
-    assert "Usage" in told.out + told.err
-    assert "error" not in told.err
+    for words, code in (((), 0), (("data",), 2)):
+        told = fieldfare(tmp_path, *words)
+        assert told.code == code
+        assert "Usage" in told.out + told.err
+        assert "error" not in told.err
 
 
 def test_shells_are_offered_completion(tmp_path):
-    for shell in ("bash", "zsh", "fish"):
-        assert "_FIELDFARE_COMPLETE" in fieldfare(tmp_path, "completion", shell).out
+    for shell, word in (("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete ")):
+        assert word in fieldfare(tmp_path, "completion", shell).out
+        assert word in fieldfare(tmp_path, "completion", shell, "--json").result["script"]
+    fieldfare(tmp_path, "completion", "cmd").refused("cmd", "bash")
+    words = {"_FIELDFARE_COMPLETE": "bash_complete", "COMP_WORDS": "fieldfare re", "COMP_CWORD": "1"}
+    told = program(tmp_path, env=environment(tmp_path, **words))
+    assert told.out.split() == ["plain,resume", "plain,report"]
 
 
 def test_every_command_gives_one_json_object_on_its_last_line(done, tmp_path):

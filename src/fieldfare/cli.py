@@ -268,7 +268,7 @@ def _changes(pairs: tuple[str, ...], **short: Any) -> dict[str, Any]:
 
 def _show_result(summary: Any, path: Path | None, as_json: bool) -> None:
     if as_json:
-        _print(dict(summary), True, "")
+        _print({**summary, "report": str(path / summary["report"]) if path else ""}, True, "")
         return
     from fieldfare.show import show_summary
 
@@ -312,9 +312,11 @@ def _interrupted(as_json: bool) -> int:
 def _other(error: Exception, as_json: bool) -> int:
     """What the command line's parser refused, in one line; any other error with its traceback."""
     show = getattr(error, "format_message", None)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return 2
     if show is not None:
-        message = str(show())
-        return _fail(message, getattr(error, "exit_code", 2), as_json) if message.strip() else 2
+        return _fail(str(show()), getattr(error, "exit_code", 2), as_json)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return _fail(f"the disk is full ({error}): free some space and `fieldfare resume`", 5, as_json)
     if isinstance(
