@@ -82,25 +82,25 @@ def add_rows(into: Sum, rows: F32, weights: I64, step: float) -> None:
     magic = np.float64(1.5 * 2.0**52 * step)
     bias = int(np.asarray(magic).view(np.int64))
     wsum = int(weights.sum())
+    correction = np.array([(bias * wsum) & ((1 << 64) - 1)], np.uint64).view(np.int64)
     if n * p <= _BLOCK * 4 and n > 1:
         q = (rows + magic).view(np.int64)
         if not bool((weights == 1).all()):
             q *= weights[:, None]
-        into.total += np.add.reduce(q, axis=0)
+        into.total += np.add.reduce(q, axis=0) - correction
     else:
         buf = np.empty(min(p, _BLOCK))
         for at in range(0, p, _BLOCK):
             stop = min(p, at + _BLOCK)
             acc, b = into.total[at:stop], buf[: stop - at]
             q = b.view(np.int64)
+            np.subtract(acc, correction, out=acc)
             for i in range(n):
                 b[...] = rows[i, at:stop]
                 np.add(b, magic, out=b)
                 if weights[i] != 1:
                     np.multiply(q, weights[i], out=q)
                 np.add(acc, q, out=acc)
-    correction = (bias * wsum) & ((1 << 64) - 1)
-    into.total -= np.array([correction], np.uint64).view(np.int64)
     into.weight += wsum
 
 
