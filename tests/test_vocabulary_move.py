@@ -24,7 +24,7 @@ from fieldfare.core.work import Cost, Output
 from fieldfare.sim.simulator import Links
 from fieldfare.testing import digest, laws, loop, quadratics, simulate
 
-DIM, HIDDEN, BATCH, LR = 4, 3, 2, np.float32(0.05)
+DIM, HIDDEN, BATCH, LR = 4, 3, 2, np.float32(0.005)
 PROBLEM = quadratics(n=3, dim=DIM)
 CUT = DIM * HIDDEN
 MODEL = Params(np.linspace(-1, 1, CUT + HIDDEN).astype(np.float32), Layout.of({"first": (CUT,), "second": (HIDDEN,)}))

@@ -2,10 +2,12 @@
 
 Here: `quadratics` (data, model, local training with every declaration, closed-form optimum), `Slots` (client state in
 memory), `Spoilt` (some clients send NaN), `simulate`. Not here: real data and networks. Everything fits in a few kB.
+Invariant: all numbers are made by exact or correctly rounded operations, so they are the same bits on every machine.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -46,8 +48,7 @@ class Parabola:
     layout: Layout
 
     def init(self, seed: int) -> Params:
-        key = np.array([rng.derive(seed, "init")], np.uint64)
-        return Params(rng.normals(key, np.arange(self.layout.size)).astype(np.float32), self.layout)
+        return Params(((_words(seed, "init", self.layout.size) % 257 - 128) / 64).astype(np.float32), self.layout)
 
     def fit(
         self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
@@ -63,7 +64,7 @@ class Parabola:
             for at, stop in pairwise(bounds):
                 assert x is not None
                 away = w - x[plan.rows[at:stop]].mean(axis=0)
-                loss[i] += 0.5 * float(away @ away) / int(plan.steps[i])
+                loss[i] += 0.5 * _square(away) / int(plan.steps[i])
                 if ref is not None:
                     away = away + np.float32(drift.mu) * (w - ref)
                 if drift.a is not None:
@@ -86,7 +87,18 @@ class Parabola:
 
 
 def _loss(w: F32, x: F32) -> float:
-    return 0.5 * float(np.mean(np.sum((x - w) ** 2, axis=1))) if len(x) else 0.0
+    return 0.5 * _square(x - w) / len(x) if len(x) else 0.0
+
+
+def _words(seed: int, what: str, *shape: int) -> I64:
+    """Integers of 62 random bits."""
+    key = np.array([rng.derive(seed, "toy", what)], np.uint64)
+    return (rng.bits(key, np.arange(math.prod(shape))) >> np.uint64(2)).astype(np.int64).reshape(shape)
+
+
+def _square(away: F32) -> float:
+    """The squared length of all of `away`, summed exactly, so that it is the same on every machine."""
+    return math.fsum((away.astype(np.float64) ** 2).ravel().tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,13 +155,14 @@ def quadratics(n: int = 8, dim: int = 5, seed: int = 0, *, examples: tuple[int, 
     >>> quadratics(n=3, dim=2).data.n_clients
     3
     """
-    g = rng.stream(seed, "quadratics")
-    sizes = g.integers(examples[0], examples[1] + 1, n)
+    low, high = examples
+    sizes = low + _words(seed, "sizes", n) % (high - low + 1)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    centre = np.repeat(g.normal(size=(n, dim)), sizes, axis=0)
-    x = (centre + 0.3 * g.normal(size=(offsets[-1], dim))).astype(np.float32)
+    total = int(offsets[-1])
+    centre = np.repeat(_words(seed, "centre", n, dim) % 129 - 64, sizes, axis=0) / 32
+    x = (centre + (_words(seed, "noise", total, dim) % 65 - 32) / 64).astype(np.float32)
     layout = Layout.of({"body": (dim - dim // 2,), "head": (dim // 2,)})
-    return Quadratics(Federated({"x": x}, offsets, np.arange(offsets[-1])), Parabola(layout), seed)
+    return Quadratics(Federated({"x": x}, offsets, np.arange(total)), Parabola(layout), seed)
 
 
 def _local(algorithm: Any) -> tuple[Local, ...]:
