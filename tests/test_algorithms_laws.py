@@ -16,7 +16,8 @@ from fieldfare.core.events import Evaluated, Gathered, Joined, Left, Moved, Rece
 
 N, COHORT = 8, 6
 
-every = pytest.mark.parametrize("entry", ALGORITHMS, ids=lambda entry: entry.name)
+VECTORS = [entry for entry in ALGORITHMS if entry.model == "vector"]
+every = pytest.mark.parametrize("entry", VECTORS, ids=lambda entry: entry.name)
 few = settings(max_examples=8, deadline=None)
 
 

@@ -1,5 +1,6 @@
 """One paper per file: pure reducers over the vocabulary of `core`."""
 
+from fieldfare.algorithms.bagging import Bagging
 from fieldfare.algorithms.catalogue import ALGORITHMS, Entry, build, entry
 from fieldfare.algorithms.check import check
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, StopAt, innermost
@@ -14,7 +15,7 @@ from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
 from fieldfare.algorithms.scaffold import Scaffold
 
 __all__ = [
-    "ALGORITHMS", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam", "FedAvg", "FedAvgM",
-    "FedBN", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx", "FedRep", "FedTrimmedMean", "FedYogi", "Krum",
-    "QFedAvg", "Scaffold", "State", "StopAt", "build", "check", "entry", "innermost",
+    "ALGORITHMS", "Bagging", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam", "FedAvg",
+    "FedAvgM", "FedBN", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx", "FedRep", "FedTrimmedMean", "FedYogi",
+    "Krum", "QFedAvg", "Scaffold", "State", "StopAt", "build", "check", "entry", "innermost",
 ]  # fmt: skip

@@ -10,8 +10,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
+from fieldfare.algorithms.bagging import Bagging
 from fieldfare.algorithms.fedavg import FedAvg
 from fieldfare.algorithms.feddyn import FedDyn
 from fieldfare.algorithms.fednova import FedNova
@@ -23,33 +24,37 @@ from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
 from fieldfare.algorithms.scaffold import Scaffold
 from fieldfare.core.effects import On
 from fieldfare.core.errors import UsageError
-from fieldfare.core.folds import Fold
+from fieldfare.core.folds import Collect, Fold
 from fieldfare.core.quorum import ALL
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One registered algorithm: `factory(rounds, cohort, **options)`, with `example` options that work on a model of
-    tensors "body" and "head". `needs` is what it asks of the rest, in words of the documentation."""
+    tensors "body" and "head". `needs` is what it asks of the rest, in words of the documentation; `model`: whether it
+    trains a vector, or grows a model of bytes."""
 
     name: str
     summary: str
     paper: str
-    factory: Callable[..., FedAvg]
+    factory: Callable[..., FedAvg | Bagging]
     example: Mapping[str, Any] = field(default_factory=dict[str, Any])
     needs: tuple[str, ...] = ()
+    model: Literal["vector", "bytes"] = "vector"
 
     @property
     def options(self) -> dict[str, Any]:
         """Options besides rounds and cohort, with their defaults (`inspect.Parameter.empty`: must be given)."""
         found = list(inspect.signature(self.factory).parameters.values())[2:]
         own = {p.name: p.default for p in found if p.kind is not p.VAR_KEYWORD}
-        return own | {"quorum": ALL, "work": "train", "view": None}
+        return own | {"quorum": ALL, "work": "train"} | ({"view": None} if self.model == "vector" else {})
 
     @property
     def folds(self) -> dict[str, Fold]:
         """The fold of every leaf its clients send."""
         made = self.factory(1, 1, **self.example)
+        if isinstance(made, Bagging):
+            return {made.leaf: Collect()}
         return {"delta": made.server.reduce(), **made.rule.folds()}
 
 
@@ -85,6 +90,8 @@ ALGORITHMS: tuple[Entry, ...] = (
           needs=(_ROWS,)),
     Entry("krum", "the delta nearest its neighbours, or several", "Blanchard et al., NeurIPS 2017", Krum,
           {"byzantine": 1}, needs=(_ROWS,)),
+    Entry("bagging", "clients add trees to one model", "Breiman, 1996; Flower's FedXgbBagging, 2023", Bagging,
+          needs=("a model of bytes: opaque(...)", _ROWS), model="bytes"),
 )  # fmt: skip
 
 
@@ -99,7 +106,7 @@ def entry(name: str) -> Entry:
     raise UsageError(f"no algorithm is called {name!r}: {hint}")
 
 
-def build(name: str, rounds: int, cohort: int | On, **options: Any) -> FedAvg:
+def build(name: str, rounds: int, cohort: int | On, **options: Any) -> FedAvg | Bagging:
     """The algorithm called `name`; an option it does not have, or one it lacks, is refused in one line."""
     found = entry(name)
     known = found.options
