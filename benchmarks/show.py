@@ -43,7 +43,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def agreement(found: Sequence[tuple[str, str, float | None, str]], against: str) -> Table:
     """How far each arm's model is from the hand-written loop's: (workload, arm, difference, what is wrong)."""
-    out = Table(title=f"Models after the check rounds, against the {against}")
+    out = Table(title=f"Models after the check rounds, against the {against}", min_width=72)
     for heading in ("", "arm", "differs by", ""):
         out.add_column(heading)
     for name, arm, difference, reason in found:
