@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fieldfare.core.errors import UsageError
+from fieldfare.job import Job
 from fieldfare.load import load_job
 from fieldfare.run import Result, run
 from fieldfare.store.models import write_model
@@ -16,27 +17,39 @@ from fieldfare.store.snapshot import Snapshots
 from fieldfare.study import Study
 
 
-def resume_run(which: str | Path = "latest", runs: str | Path = "runs", *, progress: bool | None = None) -> Result:
-    """Go on with the run `which` from its newest snapshot; a complete run is returned as it is."""
+def resume_run(
+    which: str | Path = "latest", runs: str | Path = "runs", *, progress: bool | None = None,
+    job: Job | Study | None = None,
+) -> Result:  # fmt: skip
+    """Go on with the run `which` from its newest snapshot; a complete run is returned as it is.
+
+    `job`: the same job again, where it was made in a session and no file of it was kept.
+    """
     folder = RunFolder.find(str(which), runs)
     if folder.complete:
         summary = folder.read_json("summary.json")
         return Result(summary["final"], folder.read_model(), folder.read_lines("rounds.jsonl"), summary, folder.path)
-    source = folder.path / "job.py"
-    if not source.is_file():
-        raise UsageError(
-            f"the run {folder.id} keeps no job file (it was started from a session, not a file): "
-            "call fieldfare.run(job, folder=RunFolder.open(path)) with the same job."
-        )
-    kept = folder.read_json("config.json").get("source", {})
-    original = Path(str(kept.get("file") or ".")).parent
-    job = load_job(source, kept.get("job"), original)
-    if kept.get("overrides"):
-        job = job.with_overrides(kept["overrides"])
+    if job is None:
+        job = _job_of(folder)
     opened = RunFolder.open(folder.path)
     if isinstance(job, Study):
         return job.run(progress=progress, folder=opened)
     return run(job, folder=opened, progress=progress)
+
+
+def _job_of(folder: RunFolder) -> Job | Study:
+    """The job that the file kept in a run folder makes, with what the command line changed."""
+    if not (folder.path / "config.json").is_file():
+        raise UsageError(f"the run {folder.id} stopped before it began: nothing is lost, start it again.")
+    source = folder.path / "job.py"
+    if not source.is_file():
+        raise UsageError(
+            f"the run {folder.id} keeps no job file (it was started in a session, not from a file): "
+            f"make the same job and call fieldfare.resume_run({folder.id!r}, job=job)."
+        )
+    kept = folder.read_json("config.json").get("source", {})
+    job = load_job(source, kept.get("job"), Path(str(kept.get("file") or ".")).parent)
+    return job.with_overrides(kept["overrides"]) if kept.get("overrides") else job
 
 
 def export_model(which: str, runs: str | Path, out: Path) -> dict[str, Any]:
