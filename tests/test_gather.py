@@ -158,6 +158,14 @@ def test_no_accepted_cohort_overflows(seed, n):
     assert gather.finish()["x"].value[0] == pytest.approx(exact, rel=1e-5, abs=1e-9 * float(np.abs(rows).max()))
 
 
+@pytest.mark.parametrize("weight", [1.0, 4.0])
+def test_a_row_that_would_overflow_if_all_sent_the_like_is_refused(weight):
+    cap = 2.0**62 / 20_000 * 2.0**-32 / weight
+    rows, weights = np.array([[0.999 * cap], [1.001 * cap], [-1.001 * cap]], np.float32), np.full(3, weight)
+    assert Gather({"x": Mean()}, 20_000).check({"x": rows}, weights).tolist() == [False, True, True]
+    assert not Gather({"x": Mean()}, 3).check({"x": rows}, weights).any()
+
+
 def test_masks_cancel_in_a_sum_modulo_a_power_of_two():
     g = np.random.default_rng(0)
     values, mask = g.integers(0, 2**20, (3, 5)), g.integers(0, 2**32, 5)

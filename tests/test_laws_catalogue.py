@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -28,10 +28,11 @@ from fieldfare.aggregate import (
     yogi,
 )
 from fieldfare.algorithms import ALGORITHMS, Evaluate, EvaluateOnClients, FedAvg, StopAt
+from fieldfare.core.params import Layout, Params
 from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
 from fieldfare.fleet.fleet import Fleet
+from fieldfare.testing import Echo, loop, quadratics, simulate
 from fieldfare.testing import laws as all_laws
-from fieldfare.testing import loop, quadratics, simulate
 from fieldfare.testing.checks import conserved, deaf_to_duplicates, onward, orderless, pure, same_everywhere, total
 
 NAMES = [entry.name for entry in ALGORITHMS]
@@ -40,12 +41,41 @@ entries = pytest.mark.parametrize("name", NAMES)
 
 
 def make(name: str, rounds: int, cohort, **options):
+    if BY_NAME[name].model == "bytes":
+        options["merge"] = Append()
     return BY_NAME[name].factory(rounds, cohort, **BY_NAME[name].example, **options)
+
+
+def world_of(name: str, algorithm, problem=None, **more):
+    """The world an algorithm wants: quadratics, or for a model of bytes clients that send bytes."""
+    world = (problem or quadratics()).world(algorithm, **more)
+    if BY_NAME[name].model != "bytes":
+        return world
+    start = Params(np.empty(0, np.float32), Layout((), ()), opaque=b"start")
+    evaluations = {"test": (lambda model: {"loss": float(len(model.opaque))}, 0.25)}
+    return replace(world, model=start, works={"train": Planting(), "evaluate": Echo()}, evaluations=evaluations)
+
+
+@dataclass(frozen=True)
+class Append:
+    """A merge for models of bytes: what clients sent, behind one another."""
+
+    def __call__(self, model, updates, weights):
+        return model + b"".join(updates[client] for client in sorted(updates))
+
+
+@dataclass(frozen=True)
+class Planting(Echo):
+    """A client's "trees": its key, and the size of the model it was sent."""
+
+    def __call__(self, cohort):
+        trees = [b"%d %d;" % (key, len(cohort.opaque)) for key in cohort.keys.tolist()]
+        return replace(super().__call__(cohort), leaves={"trees": trees})
 
 
 @entries
 def test_a_registered_algorithm_keeps_all_laws(name):
-    all_laws(make(name, 3, 6))
+    all_laws(world_of(name, make(name, 3, 6)))
 
 
 @entries
@@ -60,7 +90,7 @@ def test_it_keeps_them_for_any_cohort_quorum_and_drop_outs(name, n, dim, seed, c
     quorum = replace(quorum, need=min(quorum.need, count) if quorum.need else None)
     fleet = Fleet(overhead_s=(0.5 + 0.1 * (np.arange(n) * 7 % 11)).astype(np.float32), drop_out=drop_out)
     on = Sample(count) if seed % 3 else np.arange(count)
-    world = problem.world(make(name, 2, on, quorum=quorum), fleet=fleet)
+    world = world_of(name, make(name, 2, on, quorum=quorum), problem, fleet=fleet)
     for law in (pure, total, deaf_to_duplicates, orderless, onward, conserved, same_everywhere):
         law(world)
     whole = simulate(world).transcript.lines()
@@ -96,13 +126,13 @@ def test_every_fold_keeps_all_laws(fold):
 def test_it_keeps_them_inside_every_wrapper(name):
     inner = make(name, 2, 5)
     wrapped = StopAt(EvaluateOnClients(Evaluate(inner), Sample(2), every=2), metric="loss", patience=9)
-    world = quadratics().world(wrapped)
+    world = world_of(name, wrapped)
     for law in (pure, total, deaf_to_duplicates, orderless, onward, conserved, same_everywhere):
         law(world)
 
 
 @entries
 def test_clients_are_trained_once_per_round_they_are_asked_in(name):
-    end = loop(quadratics().world(make(name, 3, 5)))
+    end = loop(world_of(name, make(name, 3, 5)))
     assert len(end.driver.devices.computed) == 15
     assert set(end.driver.devices.computed.values()) == {1}

@@ -75,6 +75,7 @@ def test_what_arrives_late_or_twice_changes_times_and_nothing_else(name, faults)
     assert faulty.transcript.timeless() == plain.transcript.timeless()
     assert digest(faulty.slots.rows) == digest(plain.slots.rows)
     assert faulty.slots.puts == plain.slots.puts
+    assert (faulty.driver.bytes_down, faulty.driver.bytes_up) == (plain.driver.bytes_down, plain.driver.bytes_up)
     assert set(faulty.driver.devices.computed.values()) == {1}
 
 

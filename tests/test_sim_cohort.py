@@ -13,7 +13,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Collect, Mean
 from fieldfare.core.params import Params
-from fieldfare.core.quorum import Everyone, Sample
+from fieldfare.core.quorum import Everyone, Quorum, Sample
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.observe import Answered, Progressed, Published, Stopped
@@ -78,6 +78,21 @@ def test_a_client_that_sends_nan_is_refused_and_named_and_the_run_goes_on(driver
     assert end.reason == "rounds"
     without = np.array([c for c in range(12) if c not in (4, 7)])
     assert digest(end.model) == digest(driver(PROBLEM.world(FedAvg(3, without)), **options).model)
+
+
+def test_how_large_a_value_may_be_is_settled_by_who_is_asked_not_by_who_replies():
+    class Large(Echo):
+        def __call__(self, cohort):
+            value = np.float32(2.0**62 / 12 * 2.0**-44 * 1.5)
+            return replace(super().__call__(cohort), leaves={"id": np.full((cohort.n, 1), value)})
+
+    fold = {"id": Mean(step=2.0**-44)}
+    run = Run("large", Everyone(), 1, reduce=fold, quorum=Quorum(need=2))
+    for driver in (simulate, loop):
+        (event,) = driver(PROBLEM.world(Asking((run,)), works={"large": Large()}), keep=True).transcript.events(
+            Gathered
+        )
+        assert (len(event.clients), len(event.missing["refused"]), len(event.missing["late"])) == (0, 2, 10)
 
 
 def test_client_state_of_a_refused_reply_is_not_committed():

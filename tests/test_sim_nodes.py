@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,19 @@ def test_answers_nobody_waits_for_change_nothing(driver, shift):
 
 
 @both
+def test_the_first_answer_of_a_node_counts_and_a_second_one_changes_nothing(driver):
+    class Twice(Answering):
+        def step(self, state, event, ctx):
+            state, effects = super().step(state, event, ctx)
+            again = [replace(e, output={"x": np.zeros(3, np.float32)}) for e in effects if isinstance(e, Answer)]
+            return state, (*effects, *again)
+
+    nodes = {"a": Twice(value(1.0)), "b": Answering(value(4.0), 3.0)}
+    event, _ = gathered(driver, ask("a", "b"), nodes)
+    assert event.output["x"].value.tolist() == [2.5] * 3
+
+
+@both
 def test_an_answer_counts_when_it_arrives_over_a_slow_link(driver):
     """Twelve bytes take 12 s; asks of no model arrive at once."""
     links = Links(bytes_per_s=1.0)
@@ -209,6 +222,23 @@ def test_scripted_happenings_reach_their_nodes_at_their_time(driver):
     end = driver(PROBLEM.world(nodes, happenings=[(2.0, Joined(1), ("a", "b")), (1.0, Joined(0), ("b",))]), keep=True)
     found = [(step.node, step.now) for step in end.transcript.steps if step.kind == "Joined"]
     assert found == [("b", 1.0), ("a", 2.0), ("b", 2.0)]
+
+
+@both
+def test_a_happening_for_a_node_that_does_not_exist_is_refused(driver):
+    with pytest.raises(UsageError, match="no node is called 'z': this run has a"):
+        driver(PROBLEM.world({"a": ("a", Chatting())}, happenings=[(1.0, Joined(0), ("z",))]))
+
+
+def test_a_deadline_that_came_to_nothing_does_not_move_the_clock():
+    class Leaving(Asking):
+        def step(self, state, event, ctx):
+            return state, self.runs if isinstance(event, Started) else ()
+
+    run = ask("a", quorum=Quorum(deadline_s=100.0))
+    world = PROBLEM.world({"central": ("central", Leaving((run,))), "a": ("edge", Answering(value(1.0), 2.0))})
+    end = simulate(world)
+    assert (end.reason, end.driver.progress.now) == ("nothing left to happen", 2.0)
 
 
 @both

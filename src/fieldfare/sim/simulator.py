@@ -100,6 +100,7 @@ class Simulator:
             self._push(0.0, node, Started(roster, world.population.size))
         for at, event, nodes in world.happenings:
             for node in nodes:
+                self._live(node)
                 self._push(at, node, event)
 
     def run(self) -> str:
@@ -116,15 +117,15 @@ class Simulator:
     def advance(self) -> None:
         """Take the next event off the heap and perform what the step returns."""
         p = self.progress
-        p.now, seq, node, event = heapq.heappop(p.heap)
+        at, seq, node, event = heapq.heappop(p.heap)
+        if isinstance(event, Deadline) and event.gather not in p.hosted:
+            return
+        p.now = at
         match event:
             case None:
                 event = self._gathered(seq)
             case Deadline(gather):
-                hosted = p.hosted.pop(gather, None)
-                if hosted is None:
-                    return
-                event = hosted.finish()
+                event = p.hosted.pop(gather).finish()
             case Answer():
                 event = self._arrived(event)
                 if event is None:

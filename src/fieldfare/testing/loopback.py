@@ -90,6 +90,7 @@ class Loopback:
             self._send(0.0, Message(("started", node), node, Started(roster, world.population.size)))
         for place, (at, event, nodes) in enumerate(world.happenings):
             for node in nodes:
+                self._live(node)
                 self._send(at, Message(("happening", place, node), node, event))
 
     # Messages and their faults
