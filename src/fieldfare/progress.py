@@ -5,6 +5,7 @@ Invariant: writes to standard error only, so that standard output stays for prog
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -53,21 +54,30 @@ class Quiet:
 
 
 class Lines(Quiet):
-    """One plain line now and then: for logs, pipes and notebooks."""
+    """One plain line now and then, and the last: for logs, pipes and notebooks."""
 
     def __init__(self, rounds: int | None, every_s: float = 2.0) -> None:
         self.rounds, self.every_s = rounds, every_s
-        self._last, self._began, self._clients = 0.0, time.monotonic(), 0
+        self._last, self._began, self._clients = -math.inf, time.monotonic(), 0
+        self._untold: str | None = None
 
     def row(self, row: Mapping[str, Any]) -> None:
         self._clients += int(row.get("clients", 0))
         now = time.monotonic()
-        if now - self._last < self.every_s and row["round"] != self.rounds:
-            return
-        self._last = now
         facts = facts_of(row, self._clients / max(now - self._began, 1e-9))
         total = f"/{self.rounds}" if self.rounds else ""
-        print(f"round {row['round']}{total}  " + "  ".join(f"{k} {v}" for k, v in facts.items()), file=sys.stderr)
+        self._untold = f"round {row['round']}{total}  " + "  ".join(f"{k} {v}" for k, v in facts.items())
+        if now - self._last >= self.every_s or row["round"] == self.rounds:
+            self._last = now
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._untold is not None:
+            print(self._untold, file=sys.stderr)
+            self._untold = None
+
+    def __exit__(self, *_: object) -> None:
+        self._tell()
 
     def doing(self, text: str) -> None:
         print(text, file=sys.stderr)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
@@ -23,10 +24,12 @@ def _console() -> Console:
 def show_summary(summary: Mapping[str, Any], path: Path | None) -> None:
     """A finished run in a small table, and where its report is."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("run", f"[bold]{summary['run'] or '-'}[/]  ({summary['algorithm']}, seed {summary['seed']})")
+    algorithm = escape(str(summary["algorithm"]))
+    table.add_row("run", f"[bold]{escape(summary['run'] or '-')}[/]  ({algorithm}, seed {summary['seed']})")
     for name, value in summary["final"].items():
-        table.add_row(name, f"[bold]{value:.4f}[/]" if name == "accuracy" else f"{value:.4f}")
-    table.add_row("rounds", f"{summary['rounds']}  ({summary['stopped']})")
+        text = number(value)
+        table.add_row(escape(name), f"[bold]{text}[/]" if name == "accuracy" else text)
+    table.add_row("rounds", f"{summary['rounds']}  ({escape(str(summary['stopped']))})")
     table.add_row("virtual time", duration(summary["virtual_s"]))
     table.add_row("bytes", f"{size(summary['bytes_down'])} down, {size(summary['bytes_up'])} up")
     table.add_row("wall time", f"{duration(summary['wall_s'])}  ({summary['clients_per_s']:,.0f} clients/s)")
@@ -35,7 +38,16 @@ def show_summary(summary: Mapping[str, Any], path: Path | None) -> None:
     if summary.get("claims"):
         show_claims(summary["claims"])
     if path is not None:
-        console.print(f"report: {path / 'report.html'}", soft_wrap=True)
+        console.print(f"report: {path / 'report.html'}", soft_wrap=True, markup=False)
+
+
+def number(value: float | None) -> str:
+    """A metric with four decimals; one that is not finite was stored as null.
+
+    >>> number(0.51234), number(None)
+    ('0.5123', 'not finite')
+    """
+    return "not finite" if value is None or value != value else f"{value:.4f}"
 
 
 def size(count: float) -> str:
@@ -67,9 +79,9 @@ def show_claims(claims: Sequence[Mapping[str, Any]]) -> None:
 def finals_table(finals: Mapping[str, Mapping[str, float]]) -> None:
     """Final metrics of several runs side by side."""
     names = list(dict.fromkeys(name for final in finals.values() for name in final))
-    table = Table("run", *names)
+    table = Table("run", *map(escape, names))
     for run, final in finals.items():
-        table.add_row(run, *(f"{final[name]:.4f}" if name in final else "-" for name in names))
+        table.add_row(escape(run), *(number(final[name]) if name in final else "-" for name in names))
     _console().print(table)
 
 
@@ -131,10 +143,10 @@ def show_tree(facts: Mapping[str, Any]) -> None:
 def _grow(tree: Tree, value: Mapping[str, Any]) -> None:
     for key, inside in value.items():
         if isinstance(inside, Mapping) and inside:
-            _grow(tree.add(f"[bold]{key}[/]"), inside)
+            _grow(tree.add(f"[bold]{escape(str(key))}[/]"), inside)
         else:
             text = f"{inside:.6g}" if isinstance(inside, float) else str(inside)
-            tree.add(f"{key}: {text if len(text) < 200 else text[:200] + '...'}")
+            tree.add(escape(f"{key}: {text if len(text) < 200 else text[:200] + '...'}"))
 
 
 def data_of(path: str | Path, name: str | None) -> Any:
