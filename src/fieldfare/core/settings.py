@@ -169,7 +169,7 @@ def words(hint: Any) -> str:
     kind: Any = origin or hint
     name = str(getattr(kind, "__name__", kind))
     known = {"Callable": "a function", "ndarray": "an array", "Any": "a value"}
-    return known.get(name, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
+    return known.get(name, f"{'an' if name[0] in 'AEIO' else 'a'} {name}")
 
 
 def _either(names: list[str]) -> str:

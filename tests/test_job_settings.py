@@ -1,0 +1,151 @@
+"""Settings: types that are accepted or refused, in words a person understands."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import FrozenInstanceError, dataclass, field, replace
+from typing import Any, Literal, Protocol, TypedDict, Unpack
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fieldfare.core.errors import UsageError
+from fieldfare.core.settings import accepts, hints_of, settings, unknown_key, words
+
+
+class Shape(Protocol):
+    def area(self) -> float: ...
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fits"),
+    [
+        (1, int, True), (1.0, int, False), (True, int, False), (np.int32(1), int, True), (np.bool_(1), int, False),
+        (1, float, True), (1.5, float, True), (np.float32(1), float, True), ("1", float, False), (True, float, False),
+        (None, float, False), (None, None, True), (None, int | None, True), (2, int | None, True),
+        ("x", int | None, False),
+        (True, bool, True), (1, bool, False), ("a", str, True), (b"a", str, False),
+        ("sgd", Literal["sgd", "adam"], True), ("SGD", Literal["sgd", "adam"], False), (1, Literal[True], False),
+        ((0.9, 1), tuple[float, float], True), ((0.9,), tuple[float, float], False),
+        ([0.9, 1.0], tuple[float, float], False),
+        ((), tuple[int, ...], True), ((1, 2, 3), tuple[int, ...], True), ((1, "2"), tuple[int, ...], False),
+        (len, Callable[[Any], int], True), (3, Callable[[Any], int], False),
+        ({}, Mapping[str, int], True), ([], Mapping[str, int], False), (["a"], Sequence[str], True),
+        (np.zeros(3), NDArray[np.int64], True), ([0], NDArray[np.int64], False),
+        (object(), Any, True), (object(), Shape, True),
+    ],
+)  # fmt: skip
+def test_types(value, hint, fits):
+    assert accepts(value, hint) is fits
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        (int, "a whole number"), (float | None, "a number or None"), (int | float, "a whole number or a number"),
+        (Literal["a", "b", "c"], "'a', 'b' or 'c'"), (tuple[int, ...], "a tuple of a whole number"),
+        (Callable[[], None], "a function"), (NDArray[np.int64], "an array"), (Mapping[str, int], "a Mapping"),
+        (str | str, "text"), (Any, "a value"), (UsageError, "a UsageError"),
+    ],
+)  # fmt: skip
+def test_words(hint, said):
+    assert words(hint) == said
+
+
+class More(TypedDict, total=False):
+    loud: bool
+
+
+@settings
+@dataclass(frozen=True, slots=True)
+class Horn:
+    pitch: float
+    name: str = "horn"
+    holes: tuple[int, ...] = ()
+    case: Any = field(default=None, metadata={"use": "a box"})
+    lid: int = field(default=1, metadata={"use": "a count of lids"})
+
+    def __post_init__(self) -> None:
+        if self.pitch < 0:
+            raise UsageError("low")
+
+
+@settings
+def horn(pitch: float, *, holes: int = 0, **more: Unpack[More]) -> tuple[float, int, dict[str, Any]]:
+    """Makes a horn."""
+    return pitch, holes, dict(more)
+
+
+def test_a_class_is_still_a_frozen_dataclass_with_its_own_checks():
+    assert Horn(1.0) == Horn(pitch=1.0)
+    assert replace(Horn(1.0), holes=(1, 2)).holes == (1, 2)
+    with pytest.raises(FrozenInstanceError):
+        Horn(1.0).pitch = 2.0  # type: ignore[misc]
+    with pytest.raises(UsageError, match=r"^low$"):
+        Horn(-1.0)
+    assert list(inspect.signature(Horn).parameters) == ["pitch", "name", "holes", "case", "lid"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Horn(), "Horn(...): missing a required argument: 'pitch'; it takes pitch, name, holes, case, lid."),
+        (
+            lambda: Horn(1.0, "a", (), None, 1, 7),
+            "Horn(...): too many positional arguments; it takes pitch, name, holes,",
+        ),
+        (lambda: Horn(pich=1.0), "unknown key 'pich' in Horn(...): did you mean 'pitch'?"),
+        (lambda: Horn(1.0, xyz=1), "unknown key 'xyz' in Horn(...): it has pitch, name, holes, case, lid."),
+        (lambda: Horn("high"), "Horn(pitch='high'): use a number."),
+        (lambda: Horn(1.0, lid="x"), "Horn(lid='x'): use a count of lids."),
+        (lambda: Horn(1.0, "x" * 80), ""),
+        (lambda: Horn(1.0, holes="y" * 80), "Horn(holes=<str>): use a tuple of a whole number."),
+        (lambda: horn("high"), "horn(pitch='high'): use a number."),
+        (lambda: horn(1.0, loud=3), "horn(loud=3): use True or False."),
+        (lambda: horn(1.0, lout=True), "unknown key 'lout' in horn(...): did you mean 'loud'?"),
+        (lambda: horn(), "horn(...): missing a required argument: 'pitch'; it takes pitch, holes, loud."),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(make, said):
+    if not said:
+        assert make().name == "x" * 80
+        return
+    with pytest.raises(UsageError) as caught:
+        make()
+    assert str(caught.value).startswith(said)
+
+
+def test_a_function_gets_what_it_was_given():
+    assert horn(1, holes=np.int64(3), loud=False) == (1, 3, {"loud": False})
+    assert type(horn(np.float32(1.5))[0]) is float
+    assert horn.__doc__ == "Makes a horn."
+    assert horn.__name__ == "horn"
+
+
+def test_types_that_cannot_be_looked_up_are_not_checked():
+    @settings
+    @dataclass
+    class Odd:
+        x: Nowhere  # type: ignore[name-defined]  # noqa: F821
+
+    assert hints_of(Odd) == {}
+    assert Odd(3).x == 3
+
+
+def test_the_nearest_name_is_suggested_or_all_are_listed():
+    assert unknown_key("lerning", ["learning", "data"], "Job(...)").endswith("did you mean 'learning'?")
+    assert unknown_key("zzz", ["learning", "data"], "Job(...)").endswith("it has learning, data.")
+    assert unknown_key("zzz", [], "Job(...)").endswith("it has none.")
+
+
+@given(st.one_of(st.integers(), st.floats(), st.text(), st.booleans(), st.none(), st.tuples(st.integers())))
+def test_every_value_is_accepted_by_one_of_the_plain_types_that_name_it(value):
+    kinds = [kind for kind in (bool, str, type(None), tuple[int, ...]) if accepts(value, kind)]
+    number = accepts(value, float)
+    assert len(kinds) + number == 1
+    assert accepts(value, Any)
+    assert not accepts(value, int) or number

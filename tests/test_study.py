@@ -1,0 +1,133 @@
+"""Studies: several jobs in one folder, each a run of its own, and what is claimed of them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from command_line import HELLO, fieldfare, job_file
+
+import fieldfare as ff
+from fieldfare.store.runs import RunFolder
+
+STUDY = (
+    HELLO.replace('if __name__ == "__main__":', "if False:")
+    + """
+prox = ff.Job(**{**vars(job), "algorithm": ff.FedProx(rounds=4, cohort=4, mu=0.5)})
+study = ff.Study(
+    {"fedavg": {seed: job.with_overrides({"seed": seed}) for seed in (0, 1)}, "fedprox": prox},
+    claims="claims.toml",
+    name="avg or prox",
+)
+"""
+)
+
+CLAIMS = """
+[[claim]]
+name = "prox is near"
+measure = "difference"
+of = { measure = "final", arm = "fedprox", metric = "accuracy" }
+to = { measure = "final", arm = "fedavg", metric = "accuracy" }
+sense = "<="
+target = 1.0
+
+[[claim]]
+name = "four rounds"
+measure = "total"
+arm = "fedavg"
+axis = "round"
+sense = "<="
+target = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    job_file(folder, STUDY)
+    (folder / "claims.toml").write_text(CLAIMS)
+    return folder, fieldfare(folder, "run", "hello.py", "--json")
+
+
+def test_every_arm_is_a_complete_run_and_the_first_is_the_headline(done):
+    folder, outcome = done
+    assert outcome.code == 0, outcome.err
+    run = RunFolder.find("latest", folder / "runs")
+    assert run.id == outcome.result["run"]
+    assert "avg-or-prox" in run.id
+    finals = {}
+    for arm in ("fedavg/0", "fedavg/1", "fedprox"):
+        one = RunFolder.open(run.path / "arms" / arm, write=False)
+        assert one.complete
+        assert len(one.read_lines("rounds.jsonl")) == 4
+        finals[arm] = one.read_json("summary.json")["final"]
+    assert outcome.result["final"] == finals["fedavg/0"]
+    assert finals["fedavg/0"] != finals["fedavg/1"]
+    assert outcome.result["arms"] == ["fedavg", "fedprox"]
+    assert np.array_equal(
+        run.read_model().vector, RunFolder.open(run.path / "arms" / "fedavg/0", write=False).read_model().vector
+    )
+
+
+def test_an_arm_is_the_run_that_its_job_would_be_alone(done, tmp_path):
+    folder, _ = done
+    job_file(tmp_path, STUDY.replace("claims=", "# "))
+    told = fieldfare(tmp_path, "run", "hello.py", "--job", "prox", "--json")
+    arm = RunFolder.open(folder / "runs" / "latest" / "arms" / "fedprox", write=False)
+    assert told.result["final"] == arm.read_json("summary.json")["final"]
+    assert np.array_equal(arm.read_model().vector, RunFolder.find("latest", tmp_path / "runs").read_model().vector)
+
+
+def test_claims_are_recomputed_from_the_arms_tables(done):
+    folder, outcome = done
+    told = fieldfare(folder, "claims", "--json")
+    assert told.code == 0
+    assert told.result["claims"] == outcome.result["claims"]
+    near, rounds = told.result["claims"]
+    arms = folder / "runs" / "latest" / "arms"
+    final = {a: json.loads((arms / a / "summary.json").read_text())["final"]["accuracy"]
+             for a in ("fedavg/0", "fedavg/1", "fedprox")}  # fmt: skip
+    assert near["ours"] == pytest.approx(final["fedprox"] - np.median([final["fedavg/0"], final["fedavg/1"]]))
+    assert (rounds["ours"], rounds["holds"]) == (4, True)
+
+
+def test_the_claims_file_may_lie_beside_the_job_file(done):
+    folder, _ = done
+    (folder / "elsewhere").mkdir()
+    told = fieldfare(folder / "elsewhere", "run", "../hello.py", "--json", "--rounds", 1)
+    assert told.code == 0, told.err
+    assert [claim["holds"] for claim in told.result["claims"]] == [True, True]
+
+
+def test_overrides_reach_every_arm(done):
+    folder, _ = done
+    told = fieldfare(folder, "run", "hello.py", "--json", "--rounds", 2, "--set", "training.lr=0.3", "--runs", "other")
+    assert told.code == 0, told.err
+    for arm in ("fedavg/0", "fedavg/1", "fedprox"):
+        config = json.loads((folder / "other" / "latest" / "arms" / arm / "config.json").read_text())
+        assert (config["job"]["algorithm"]["rounds"], config["job"]["training"]["lr"]) == (2, 0.3)
+
+
+def test_commands_take_a_study_like_any_run(done):
+    folder, outcome = done
+    assert fieldfare(folder, "inspect", "--json").result["summary"]["final"] == outcome.result["final"]
+    jobs = fieldfare(folder, "inspect", "hello.py", "--json").result
+    assert list(jobs) == ["fedavg/0", "fedavg/1", "fedprox"]
+    assert fieldfare(folder, "data", "describe", "hello.py", "--json").result["clients"] == 12
+    assert fieldfare(folder, "export", "-o", "m.npz").code == 0
+    assert fieldfare(folder, "report", "--json").code == 0
+    assert fieldfare(folder, "resume", "--json").result["final"] == outcome.result["final"]
+    text = fieldfare(folder, "run", "hello.py", "-q", "--runs", "third")
+    assert "prox is near" in text.out
+
+
+def test_a_study_runs_from_python_without_a_command(tmp_path):
+    data = ff.data.synthetic(clients=8, classes=3, features=4, max_examples=60, seed=1)
+    jobs = {
+        name: ff.Job(model=ff.mlp(4, 3), data=data, algorithm=make(rounds=2, cohort=3))
+        for name, make in {"a": ff.FedAvg, "b": ff.FedAdam}.items()
+    }
+    result = ff.Study(jobs).run(tmp_path, progress=False)
+    assert result.final == jobs["a"].run(runs=None, progress=False).final
+    assert (tmp_path / "latest" / "arms" / "b" / "summary.json").exists()
