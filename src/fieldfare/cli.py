@@ -268,7 +268,7 @@ def _changes(pairs: tuple[str, ...], **short: Any) -> dict[str, Any]:
 
 def _show_result(summary: Any, path: Path | None, as_json: bool) -> None:
     if as_json:
-        _print({**summary, "report": str(path / summary["report"]) if path else ""}, True, "")
+        _print(dict(summary), True, "")  # the object of summary.json: `report` stays relative to the run folder
         return
     from fieldfare.show import show_summary
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -52,7 +53,10 @@ class Pool:
             process = context.Process(
                 target=_serve, args=(theirs, self._next, self._down, up, works, data), daemon=True
             )
-            process.start()
+            with warnings.catch_warnings():
+                # JAX, if loaded, warns of any fork; no work that uses it is computed in a fork (`forks = False`).
+                warnings.filterwarnings("ignore", message=".*fork.*")
+                process.start()
             theirs.close()
             self._pipes.append(mine)
             self._processes.append(process)
