@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from torch_cases import by_hand as loop
 
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
+from fieldfare.work import torch_resident
 from fieldfare.work.net import Drift, Training
 from fieldfare.work.torch_net import torch_net
 
@@ -263,3 +266,18 @@ def test_what_is_told_of_a_net_is_plain_and_says_which_path_and_why() -> None:
     assert torch_net(module("cnn")).describe()["path"] == "dense end by hand"
     with pytest.raises(UsageError, match="'auto' or 'graph'"):
         torch_net(module("cnn"), path="magic")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc")
+def test_the_allocator_is_told_to_keep_memory_by_training_only_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda what, value: told.append((what, value)))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    torch_resident.keep_memory.cache_clear()
+    one, net = case("lstm"), torch_net(module("lstm"))
+    start = net.init(0).vector[None]
+    net.evaluate(start, np.zeros(5, np.int64), one.data)
+    assert told == []
+    for _ in range(2):
+        one.fit(net, start)
+    assert told == [(-1, 256 << 20), (-3, 32 << 20)]

@@ -144,6 +144,7 @@ class TorchNet:
         by_hand = self._by_hand(inputs)
         if self._dense is not None and by_hand and self._stacks(training):
             return self._dense.fit(start, row, data, plan, keys, training, lr, drift)
+        resident_.keep_memory()
         batches = Batches(plan, inputs, target, self._transform if callable(self._transform) else None)
         resident = self._held()
         with resident_.one_thread(), resident_.own_randomness() as reseed, torch.no_grad():
