@@ -33,7 +33,7 @@ def evaluate(model, data):
 job = ff.Job(
     model=ff.opaque(train, evaluate, init=b""),
     data=ff.data.digits(clients=10, partition=ff.dirichlet(0.5)),
-    algorithm=ff.Bagging(rounds=15, cohort=5),
+    algorithm=ff.Bagging(rounds=10, cohort=5),
     name="xgboost-bagging",
 )
 

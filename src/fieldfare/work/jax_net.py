@@ -8,6 +8,7 @@ and whatever is compiled or padded is so for shapes of that client.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -45,14 +46,16 @@ def jax_net(
     """A net from JAX functions.
 
     `init`: the parameters as a pytree of float32 arrays, or a function key -> pytree, called with a key of the run's
-    seed. `loss(params, x, y)`: the mean over a batch, one number; with a fourth parameter `key` it gets a fresh key
-    at every step, None when measured. `predict(params, x)`: logits or outputs, for `accuracy` (labels) or `mse`.
-    `optimizer`: an optax transformation, or a function of the learning rate such as `optax.adam`; its state is new at
-    every ask. Without one, Training's own. `x`, `y`: columns of the data; of several `x` the functions get a tuple.
-    `flops`: of one training step on one example; 6 per parameter unless given.
+    seed. `loss(params, x, y)`: the mean over a batch, one number; or a number per example `[B]`, of which we take the
+    mean. With a fourth parameter `key` it gets a fresh key at every step, None when measured. `predict(params, x)`:
+    logits or outputs, for `accuracy` (labels) or `mse`. `optimizer`: an optax transformation, or a function of the
+    learning rate such as `optax.adam`; its state is new at every ask. Without one, Training's own. `x`, `y`: columns of
+    the data; of several `x` the functions get a tuple. `flops`: of one training step on one example; 6 per parameter
+    unless given.
 
-    JAX holds threads, so the simulator computes in its own process. Every batch size and number of steps (to a power
-    of two) is compiled once, about 0.2 s each. Errors: `MissingExtra` without jax, `UsageError` for other leaves.
+    JAX holds threads, so the simulator computes in its own process. Compiling takes about 0.3 s: with a number per
+    example a few times in all, since short batches are filled up; with a mean once for every size of a batch. Errors:
+    `MissingExtra` without jax, `UsageError` for other leaves.
     """
     need_jax()
     return JaxNet(init, loss, predict, optimizer, (x,) if isinstance(x, str) else tuple(x), y, flops)
@@ -85,6 +88,7 @@ class JaxNet:
         self._start = None if self._init else vector
         self.loss, self._loss, self._predict = _name(loss), Loss.of(loss), predict
         self._optimizer, self.x, self.y, self._given_flops = optimizer, x, y, flops
+        self._told_each: bool | None = None
         self._loops: dict[Recipe, tuple[Any, Any]] = {}
         self._measure = measure(self._shape, self._loss, predict)
 
@@ -125,22 +129,23 @@ class JaxNet:
                 correction = (None if drift.a is None else np.asarray(drift.a[i]), pull, mask)
                 words = _words(keys[i], int(plan.steps[i])) if self._loss.keyed else None
                 slots, at, told = begin(w, rate), 0, []
-                for count, xs, ys in self._groups(data, plan, i):
+                for count, sizes, xs, ys in self._groups(data, plan, i):
                     chance = None if words is None else _padded(words[at : at + count], len(ys))
                     with _Noted(self, xs, ys):
                         w, slots, part = steps(
-                            w, slots, np.int32(at), np.int32(count), xs, ys, chance, rate, correction
+                            w, slots, np.int32(at), np.int32(count), sizes, xs, ys, chance, rate, correction
                         )
                     told.append((part, count))
                     at += count
-                losses[i] = sum(np.asarray(part[:count], np.float64).sum() for part, count in told) / at
+                losses[i] = sum(np.asarray(part)[:count].sum(dtype=np.float64) for part, count in told) / at
             out[i] = w
         return Fit(out, losses, {})
 
     def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
         """`loss` and, with `predict`, `accuracy` or `mse`, `[n]`; 0 for a client without examples.
 
-        A client's examples go through in blocks of 256 and then of every smaller power of two that is left.
+        A client's examples go through in blocks of 256; what is left is filled up to a power of two where the loss is
+        a number per example, else cut into powers of two.
         """
         import jax.numpy as jnp
 
@@ -153,12 +158,14 @@ class JaxNet:
             rows = data.rows[data.offsets[i] : data.offsets[i + 1]]
             if len(rows) and row[i] != held:
                 held, w = int(row[i]), jnp.asarray(models[row[i]])
-            for a, b in _blocks(len(rows)):
-                xs, ys = self._batch(data, rows[a:b], (b - a,), 1)
+            for a, b in _blocks(len(rows), self._each(data)):
+                pick = np.minimum(np.arange(a, b), len(rows) - 1)
+                real = min(b, len(rows)) - a
+                xs, ys = self._batch(data, rows[pick])
                 with _Noted(self, xs, ys):
-                    found = self._measure(w, xs, ys)
+                    found = self._measure(w, xs, ys, np.int32(real) if self._each(data) else None)
                 for name, value in found.items():
-                    out[name][i] += float(value) * ((b - a) / len(rows))
+                    out[name][i] += float(value) * (real / len(rows))
         return out
 
     def flops(self) -> float:
@@ -182,7 +189,8 @@ class JaxNet:
                 "jax_net has an optimizer of its own and Training(...) names one, momentum or weight_decay too: say it "
                 "in one place."
             )
-        recipe = Recipe(training, drift.a is not None, float(drift.mu), drift.mask is not None, self._optimizer)
+        same = replace(training, lr=0.0, epochs=1, steps=None, batch_size=1, schedule="constant", shuffle=True)
+        recipe = Recipe(same, drift.a is not None, float(drift.mu), drift.mask is not None, self._optimizer)
         if recipe not in self._loops:
             from fieldfare.work.jax_step import compiled
 
@@ -190,32 +198,46 @@ class JaxNet:
             self._loops[recipe] = first, loop(recipe, self._shape, self._loss)
         return self._loops[recipe]
 
-    def _groups(self, data: Block, plan: Plan, i: int) -> Iterator[tuple[int, Any, NDArray[Any]]]:
-        """(count, xs, ys) of client i: runs of steps of one size, `[K, size, ...]`, K a power of two >= count."""
-        bounds = plan.step_bounds(i)
+    def _each(self, data: Block) -> bool:
+        """Whether the loss is a number per example; asked of it once."""
+        if self._told_each is None:
+            x, y = self._batch(data, np.zeros(2, np.int64))
+            with _Noted(self, x, y):
+                self._told_each = self._loss.each(self._shape.unravel(np.zeros(self.layout.size, np.float32)), x, y)
+        return self._told_each
+
+    def _groups(self, data: Block, plan: Plan, i: int) -> Iterator[tuple[int, Any, Any, NDArray[Any]]]:
+        """(count, sizes, xs, ys) of client i: runs of steps `[K, B, ...]`, K a power of four >= count.
+
+        Of a loss with a number per example all batches are filled up to one B, by repeating the last example; else a
+        run has batches of one size.
+        """
+        bounds, each = plan.step_bounds(i), self._each(data)
         inputs, target = self._columns(data)
         row_bytes = sum(column[:1].nbytes for column in (*inputs, target))
         sizes = np.diff(bounds)
-        cuts = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
+        whole = min(plan.batch_size, 1 << (int(plan.per_epoch[i]) - 1).bit_length())
+        cuts = [0, len(sizes)] if each else [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
         for a, b in pairwise(cuts):
-            size = int(sizes[a])
-            most = 1 << max(_GATHERED // max(size * row_bytes, 1), 1).bit_length() - 1
+            batch = whole if each else int(sizes[a])
+            most = _four(max(_GATHERED // max(batch * row_bytes, 1), 1))
             for first in range(a, b, most):
-                last = min(first + most, b)
-                rows = plan.rows[bounds[first] : bounds[last]]
-                count = last - first
-                yield count, *self._batch(data, rows, (count, size), 1 << (count - 1).bit_length())
+                pick = slice(first, min(first + most, b))
+                count = pick.stop - first
+                length = _four(count)
+                column = np.minimum(np.arange(batch), sizes[pick, None] - 1)
+                xs, ys = self._batch(data, plan.rows[bounds[:-1][pick, None] + column], length)
+                yield count, _padded(sizes[pick].astype(np.int32), length) if each else None, xs, ys
 
-    def _batch(self, data: Block, rows: I64, shape: tuple[int, ...], length: int) -> tuple[Any, NDArray[Any]]:
-        """The columns at `rows` as arrays of `shape`, the first axis filled up to `length`, in JAX's own dtypes."""
+    def _batch(self, data: Block, rows: I64, length: int | None = None) -> tuple[Any, NDArray[Any]]:
+        """The columns at `rows`, in JAX's own dtypes, the first axis filled up to `length`."""
         import jax
 
         inputs, target = self._columns(data)
         taken: list[NDArray[Any]] = []
         for column in (*inputs, target):
-            kind = jax.dtypes.canonicalize_dtype(column.dtype)
-            part = column[rows].astype(kind, copy=False).reshape(*shape, *column.shape[1:])
-            taken.append(_padded(part, length) if len(shape) > 1 else part)
+            part = column[rows].astype(jax.dtypes.canonicalize_dtype(column.dtype), copy=False)
+            taken.append(part if length is None else _padded(part, length))
         xs = tuple(taken[:-1])
         return (xs[0] if len(xs) == 1 else xs), taken[-1]
 
@@ -296,11 +318,21 @@ def _padded(part: NDArray[Any], length: int) -> NDArray[Any]:
     return out
 
 
-def _blocks(size: int) -> Iterator[tuple[int, int]]:
-    """Bounds of the blocks of `size` examples: as many of 256 as there are, then falling powers of two."""
+def _four(count: int) -> int:
+    """The power of four, from 4, that is at least `count`."""
+    return max(4, 1 << 2 * -(-(count - 1).bit_length() // 2))
+
+
+def _blocks(size: int, fill: bool) -> Iterator[tuple[int, int]]:
+    """Bounds of the blocks of `size` examples: as many of 256 as there are, then the rest.
+
+    `fill`: as one block of a power of two, from 16, that may end beyond; else as falling powers of two.
+    """
     at = 0
     while at < size:
-        step = min(_EVALUATED, 1 << (size - at).bit_length() - 1)
+        left = size - at
+        step = max(16, 1 << (left - 1).bit_length()) if fill else 1 << left.bit_length() - 1
+        step = min(_EVALUATED, step)
         yield at, at + step
         at += step
 

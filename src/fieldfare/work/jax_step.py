@@ -60,7 +60,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Loss:
-    """The user's function (params, x, y) -> scalar, or (params, x, y, key) where chance plays a part."""
+    """The user's function (params, x, y) -> the mean over a batch, or numbers per example `[B]`; it may take a key."""
 
     function: Callable[..., Any]
     keyed: bool
@@ -69,22 +69,38 @@ class Loss:
     def of(cls, function: Callable[..., Any]) -> Loss:
         return cls(function, "key" in inspect.signature(function).parameters)
 
-    def __call__(self, params: Tree, x: Any, y: Array, words: Array | None) -> Array:
-        """`words` uint32 `[2]` seed the step; None: no chance (a measurement)."""
+    def told(self, params: Tree, x: Any, y: Array, words: Array | None) -> Array:
+        """What the function returns; `words` uint32 `[2]` seed the step, None: no chance (a measurement)."""
         import jax
-        import jax.numpy as jnp
 
-        if self.keyed:
-            key = None if words is None else jax.random.wrap_key_data(words, impl="threefry2x32")
-            value = self.function(params, x, y, key=key)
-        else:
-            value = self.function(params, x, y)
-        if jnp.shape(value) != ():
+        if not self.keyed:
+            return self.function(params, x, y)
+        key = None if words is None else jax.random.wrap_key_data(words, impl="threefry2x32")
+        return self.function(params, x, y, key=key)
+
+    def each(self, params: Tree, x: Any, y: Array) -> bool:
+        """Whether it gives a number per example; found without computing."""
+        import jax
+
+        shape = getattr(jax.eval_shape(lambda *given: self.told(*given, None), params, x, y), "shape", None)
+        if shape not in ((), y.shape[:1]):
             raise UsageError(
-                f"the loss given to jax_net returned shape {jnp.shape(value)}: return one number, the mean over the "
-                "batch."
+                f"the loss given to jax_net returned shape {shape} for a batch of {len(y)}: return one number, the "
+                f"mean over the batch, or one per example, {y.shape[:1]}."
             )
-        return value
+        return shape != ()
+
+    def __call__(self, params: Tree, x: Any, y: Array, words: Array | None, size: Array | None) -> Array:
+        """The mean over the batch; `size`: of the first `size` examples, for a number per example."""
+        value = self.told(params, x, y, words)
+        return value if size is None else first_mean(value, size)
+
+
+def first_mean(values: Array, size: Array) -> Array:
+    """The mean of the first `size` of `values` `[B]`; what stands behind is not looked at."""
+    import jax.numpy as jnp
+
+    return jnp.sum(jnp.where(jnp.arange(len(values)) < size, values, 0)) / size
 
 
 @dataclass(frozen=True)
@@ -149,18 +165,20 @@ class Recipe:
 
 
 def loop(recipe: Recipe, shape: Shape, loss: Loss) -> Callable[..., Any]:
-    """A compiled function of (w, slots, first, count, xs, ys, words, lr, drift) to (w, slots, losses).
+    """A compiled function of (w, slots, first, count, sizes, xs, ys, words, lr, drift) to (w, slots, losses).
 
     Takes steps `first + 1 .. first + count` on the batches `xs[k]`, `ys[k]`, k < count <= K; `losses` float32 `[K]`.
+    `sizes` int32 `[K]`: how many examples of each batch are real; None: all.
     """
     import jax
     import jax.numpy as jnp
 
-    def steps(w: Array, slots: Any, first: Array, count: Array, xs: Any, ys: Array, words: Any, lr: Array,
+    def steps(w: Array, slots: Any, first: Array, count: Array, sizes: Any, xs: Any, ys: Array, words: Any, lr: Array,
               drift: Any) -> Any:  # fmt: skip
         def of(w: Array, k: Array) -> Array:
             x = jax.tree_util.tree_map(lambda column: column[k], xs)
-            return loss(shape.unravel(w), x, ys[k], None if words is None else words[k])
+            chance, size = None if words is None else words[k], None if sizes is None else sizes[k]
+            return loss(shape.unravel(w), x, ys[k], chance, size)
 
         def body(k: Array, carry: Any) -> Any:
             w, slots, losses = carry
@@ -175,19 +193,21 @@ def loop(recipe: Recipe, shape: Shape, loss: Loss) -> Callable[..., Any]:
 
 
 def measure(shape: Shape, loss: Loss, predict: Callable[..., Any] | None) -> Callable[..., Mapping[str, Any]]:
-    """A compiled function of (w, x, y) to `loss` and what `predict` allows: `accuracy`, or `mse` for numbers."""
+    """A compiled function of (w, x, y, size) to `loss` and what `predict` allows: `accuracy`, or `mse` for numbers."""
     import jax.numpy as jnp
 
-    def block(w: Array, x: Any, y: Array) -> Mapping[str, Any]:
+    def block(w: Array, x: Any, y: Array, size: Array | None) -> Mapping[str, Any]:
         params = shape.unravel(w)
-        out = {"loss": loss(params, x, y, None)}
+        out = {"loss": loss(params, x, y, None, size)}
         if predict is None:
             return out
         said = predict(params, x)
         if jnp.issubdtype(y.dtype, jnp.integer):
-            out["accuracy"] = jnp.mean((_labels(said, y) == y).astype(jnp.float32))
+            name, score = "accuracy", (_labels(said, y) == y).astype(jnp.float32)
         else:
-            out["mse"] = jnp.mean((said.reshape(y.shape) - y) ** 2)
+            name, score = "mse", (said.reshape(y.shape) - y) ** 2
+        score = jnp.mean(score.reshape(len(y), -1), axis=1)
+        out[name] = jnp.mean(score) if size is None else first_mean(score, size)
         return out
 
     return compiled(block)
