@@ -234,6 +234,14 @@ def test_a_process_with_jax_is_never_forked():
     assert Executor({"train": Train(DENSE)}, None, workers=2).workers == 2
 
 
+def test_other_nets_are_computed_by_workers_although_jax_is_there():
+    jnp.ones(2).block_until_ready()
+    made = replace(job(workers=2, chunk=2), model=DENSE)
+    alone = replace(job(workers=1), model=DENSE)
+    first, second = (one.run(None, progress=False).model.vector.tobytes() for one in (made, alone))
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -248,8 +256,7 @@ def test_a_process_with_jax_is_never_forked():
         (lambda: ends(ff.jax_net(start(), each, x="pixels"), cohort(DENSE, [4])), "no column 'pixels'"),
         (lambda: ends(ff.jax_net(start(), each, optimizer=optax.adam), cohort(DENSE, [4]),
                       replace(PLAIN, momentum=0.5)), "in one place"),
-        (lambda: ff.jax_net(start(), lambda p, x, y: x.sum(axis=1), lambda p, x: x).evaluate(DENSE.init(0).vector[None], np.zeros(1, int),
-                                                                   replace(block([3]), columns=odd())), "logits"),
+        (lambda: strange.evaluate(DENSE.init(0).vector[None], np.zeros(1, int), odd()), "logits"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(make, says):
@@ -263,8 +270,12 @@ def predict_only(params, x, y):
 
 
 def odd():
-    columns = block([3]).columns
-    return {"x": columns["x"], "y": np.zeros((len(columns["x"]), 2), np.int64)}
+    data = block([3])
+    x = data.columns["x"]
+    return replace(data, columns={"x": x, "y": np.zeros((len(x), 2), np.int64)})
+
+
+strange = ff.jax_net(start(), lambda params, x, y: x.sum(axis=1), lambda params, x: x)
 
 
 def test_an_error_of_the_users_functions_says_what_they_were_called_with():
