@@ -200,7 +200,7 @@ def comparison_section(arms: Sequence[Arm], *, draw: bool) -> Section:
 
 
 def comparison_pictures(arms: Sequence[Arm]) -> list[Picture | None]:
-    """Draw the main metric on rounds, time and bytes, its final values, and up to six others on rounds."""
+    """Draw the main metric on rounds, time and bytes, its final values, and up to six others on rounds (loss: on time)."""
     tables = {arm.name: arm.tables for arm in arms}
     metrics = [name for name in shared_metrics(arms) if any(t.series(name)[0].size > 1 for a in arms for t in a.tables)]
     if not metrics:
@@ -208,7 +208,10 @@ def comparison_pictures(arms: Sequence[Arm]) -> list[Picture | None]:
     main, others = metrics[0], metrics[1:7]
     drawn = [plots_arms.comparison(tables, main, axis) for axis in ("round", "virtual_s", "bytes")]
     drawn.append(plots_arms.final_values(tables, main))
-    drawn += [plots_arms.comparison(tables, metric, "round") for metric in others]
+    for metric in others:
+        drawn.append(plots_arms.comparison(tables, metric, "round"))
+        if metric == "loss":
+            drawn.append(plots_arms.comparison(tables, metric, "virtual_s"))
     return drawn
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,8 @@ def _study_page(run: Run, *, draw: bool) -> str:
     first = next((one for arm in arms for one in arm.runs if one.data is not None), None)
     if first is not None and (data := _data(first, draw=draw)) is not None:
         sections.insert(len(sections) - 1, data)
+    if arms and arms[0].runs:
+        sections[-1:-1] = _headline_arm(arms[0], draw=draw)
     notes = [note for arm in arms for one in arm.runs for note in _notes(one, named=True)]
     about = [f"a study of {', '.join(arm.name for arm in arms)}"]
     if first is not None and first.data is not None:
@@ -141,6 +144,14 @@ def _study_page(run: Run, *, draw: bool) -> str:
         notes=notes[:8] + ([] if draw else [NO_PLOTS]),
         footer=_foot(run),
     )
+
+
+def _headline_arm(arm: Arm, *, draw: bool) -> list[Section]:
+    """Who took part and what was moved in a study's first arm."""
+    run = arm.runs[0]
+    part = read_participation(run.path)
+    found = (_participation(run, part, draw=draw), _cost(run, part, draw=draw))
+    return [replace(one, title=f"{one.title}: {arm.name}") for one in found if one is not None]
 
 
 def _arm_sections(arms: Sequence[Arm], *, draw: bool) -> list[Section]:
