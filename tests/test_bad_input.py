@@ -314,6 +314,29 @@ def fieldfare_without(folder, *libraries):
     return program(folder, "run", "hello.py", env=environment(folder, libraries))
 
 
+BATCH_NORM = """
+import torch
+import fieldfare as ff
+
+data = ff.data.synthetic(clients=6, classes=3, features=4, max_examples=60)
+norm = torch.nn.BatchNorm1d(5)
+job = ff.Job(
+    data=data, algorithm=ff.FedAvg(rounds=1, cohort=2),
+    model=torch.nn.Sequential(torch.nn.Linear(4, 5), norm, torch.nn.Linear(5, 3)),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_with_running_statistics_is_refused_and_told_what_to_use(tmp_path):
+    pytest.importorskip("torch")
+    job_file(tmp_path, BATCH_NORM)
+    told = fieldfare(tmp_path, "run", "hello.py", "-q").refused("running statistics", "BatchNorm1d")
+    assert "GroupNorm" in told or "track_running_stats" in told
+    job_file(tmp_path, BATCH_NORM.replace("BatchNorm1d(5)", "BatchNorm1d(5, track_running_stats=False)"))
+    assert fieldfare(tmp_path, "run", "hello.py", "-q").code == 0
+
+
 # Runs that lie on the disk.
 
 
@@ -435,6 +458,26 @@ def test_when_every_client_diverges_the_model_stays_and_each_round_says_so(tmp_p
     assert [row["clients"] for row in rows] == [0] * 8
     assert [row["missing"] for row in rows] == [{"refused": 4}] * 8
     assert len({row["loss"] for row in rows}) == 1
+
+
+def test_a_worker_process_that_dies_is_one_line_with_what_to_do(tmp_path):
+    fatal = """
+import os, signal
+import fieldfare as ff
+
+class Fatal:
+    def __init__(self, net):
+        self.net, self.layout = net, net.layout
+
+    def fit(self, *given):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __getattr__(self, name):
+        return getattr(self.net, name)
+"""
+    job_file(tmp_path, fatal + HELLO.replace("ff.mlp(6, 5, 3)", "Fatal(ff.mlp(6, 5, 3))"))
+    told = fieldfare(tmp_path, "run", "hello.py", "-q", "--workers", 2)
+    told.refused("worker", "memory", "resume", code=1)
 
 
 def test_every_message_ends_as_a_sentence():
