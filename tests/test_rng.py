@@ -28,7 +28,19 @@ def test_the_streams_are_those_of_the_first_release():
 
 
 def test_keys_of_other_types_or_other_cuts_are_other_streams():
-    parts = [(1, "a"), ("1", "a"), (1, "b"), ("a", 1), ("1a",), (1, "a", 0), ("", 1, "a"), (), ("a", "b"), ("a\x1fsb",), ("asb",)]
+    parts = [
+        (1, "a"),
+        ("1", "a"),
+        (1, "b"),
+        ("a", 1),
+        ("1a",),
+        (1, "a", 0),
+        ("", 1, "a"),
+        (),
+        ("a", "b"),
+        ("a\x1fsb",),
+        ("asb",),
+    ]
     found = {rng.derive(0, *key) for key in parts}
     assert len(found) == len(parts)
     assert rng.derive(1, 2) != rng.derive(2, 1) != rng.derive(12)

@@ -73,7 +73,7 @@ class Assembly:
 
 def assemble(job: Job) -> Assembly:
     """Bind the job's names; every refusal that can be known before the start is raised here."""
-    net = as_net(job.model, loss=job.loss)
+    net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
     local = tuple(getattr(job.algorithm, "local", ()))
     model = net.init(job.seed)
     if job.start_from is not None:

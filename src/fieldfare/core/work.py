@@ -28,8 +28,8 @@ class Cohort:
 
     `models` float32 `[v, P]` with `row` int64 `[n]` saying which one a client starts from; `keys` uint64 `[n]`, a
     random stream per client; `state` float32 `[n, S]` of the slot with `fresh` bool `[n]` (never written before);
-    `inputs` for all; `each` `{position: {name: value}}`; `config` small scalars. `held`: the clients' held-out rows, for
-    a work that declares `needs_held = True`.
+    `inputs` for all; `each` `{position: {name: value}}`; `config` small scalars. `held`: the held-out rows, for a
+    work that declares `needs_held = True`.
     """
 
     models: F32

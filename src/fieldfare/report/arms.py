@@ -200,7 +200,7 @@ def comparison_section(arms: Sequence[Arm], *, draw: bool) -> Section:
 
 
 def comparison_pictures(arms: Sequence[Arm]) -> list[Picture | None]:
-    """Draw the main metric on rounds, time and bytes, its final values, up to six others on rounds (loss also on time)."""
+    """Draw the main metric on rounds, time, bytes and at the end; six others on rounds, loss also on time."""
     tables = {arm.name: arm.tables for arm in arms}
     metrics = [name for name in shared_metrics(arms) if any(t.series(name)[0].size > 1 for a in arms for t in a.tables)]
     if not metrics:
