@@ -62,7 +62,8 @@ class World:
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """All of a run that changes: the clock, the heap, the nodes' states, what is outstanding."""
+    """All of a run that changes: the clock, the heap, the nodes' states, what is outstanding, bytes by direction
+    (`bytes_between`: sent from node to node)."""
 
     now: float = 0.0
     seq: int = 0
@@ -73,6 +74,7 @@ class Progress:
     steps: int = 0
     bytes_down: float = 0.0
     bytes_up: float = 0.0
+    bytes_between: float = 0.0
     stopped: str = ""
 
 
@@ -152,7 +154,9 @@ class Simulator:
                         self._evaluate(node, model, version, name)
                 case Send(to, body):
                     self._live(to)
-                    self._push(p.now + self.world.links.seconds(size_of(body)), to, Received(node, body))
+                    size = size_of(body)
+                    p.bytes_between += size
+                    self._push(p.now + self.world.links.seconds(size), to, Received(node, body))
                 case Answer():
                     self._answer(node, effect)
                 case Wake(after, tag):
