@@ -5,7 +5,6 @@ Invariant: what one gather says does not depend on which others were computed be
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -77,10 +76,7 @@ class Executor:
     def compute(self, request: Request, flops: float) -> list[Share]:
         if self.workers > 1 and request.n > 1 and (self._eager or flops >= _WORTH_FORKING):
             if self._pool is None:
-                with warnings.catch_warnings():
-                    # JAX and Python warn of a fork beside threads; works that use such threads are never computed here.
-                    warnings.filterwarnings("ignore", r".*fork\(\)")
-                    self._pool = Pool(self.works, self.data, self.workers)
+                self._pool = Pool(self.works, self.data, self.workers)
             return self._pool.compute(request, self.chunk)
         return compute_inline(request, self.works, self.data, self.chunk)
 
