@@ -13,7 +13,7 @@ from fieldfare.core.effects import Publish, Run, Send
 from fieldfare.core.events import Gathered, Received, Started
 from fieldfare.core.folds import Mean, Total
 from fieldfare.core.params import Params
-from fieldfare.sim.simulator import Links
+from fieldfare.sim.simulator import Links, size_of
 from fieldfare.testing import Fault, digest, laws, loop, quadratics, simulate
 
 PROBLEM = quadratics(n=5, dim=7)
@@ -134,6 +134,12 @@ def test_each_peer_sends_two_models_less_two_chunks_a_round(driver):
         sent = [e for me, _, effects in end.transcript.kept if me == node for e in effects if isinstance(e, Send)]
         assert len(sent) == 2 * 4
         assert all(abs(len(e.body[3].sum) - 7 / 5) < 1 for e in sent)
+
+
+def test_bytes_between_peers_are_those_of_the_messages():
+    end = simulate(world(rounds=2), keep=True)
+    sent = [e.body for _, _, effects in end.transcript.kept for e in effects if isinstance(e, Send)]
+    assert end.driver.progress.bytes_between == sum(size_of(body) for body in sent) > 2 * 5 * 8 * 8
 
 
 def test_messages_in_any_order_give_the_same_models():
