@@ -11,6 +11,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.job import Job
 from fieldfare.load import load_job
 from fieldfare.run import Result, run
+from fieldfare.store.files import write_atomic
 from fieldfare.store.models import write_model
 from fieldfare.store.runs import RunFolder
 from fieldfare.store.snapshot import Snapshots
@@ -53,7 +54,7 @@ def _job_of(folder: RunFolder) -> Job | Study:
 
 
 def export_model(which: str, runs: str | Path, out: Path) -> dict[str, Any]:
-    """Write the final model of a run to `out` (.safetensors or .npz)."""
+    """Write the final model of a run to `out`: .safetensors, .npz, or for a model of bytes any suffix: the bytes."""
     folder = RunFolder.find(which, runs)
     if not folder.complete:
         held = Snapshots(folder.path / "snapshots").paths()
@@ -64,8 +65,15 @@ def export_model(which: str, runs: str | Path, out: Path) -> dict[str, Any]:
     match out.suffix:
         case ".safetensors":
             write_model(out, model)
-        case ".npz":
+        case ".npz" if not model.opaque:
             np.savez(out, **model.tensors())  # type: ignore[arg-type]
-        case other:
-            raise UsageError(f"--out {out}: {other or 'no suffix'} is not known; use .safetensors or .npz.")
+        case other if other in ("", ".npz") or not model.opaque:
+            known = (
+                ".safetensors, or the suffix of its own format, such as .json"
+                if model.opaque
+                else ".safetensors or .npz"
+            )
+            raise UsageError(f"--out {out}: {other or 'no suffix'} is not known; use {known}.")
+        case _:
+            write_atomic(out, [model.opaque])
     return {"model": str(out), "parameters": model.size, "tensors": list(model.layout.names)}

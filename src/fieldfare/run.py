@@ -88,7 +88,7 @@ def assemble(job: Job) -> Assembly:
     if job.evaluate.clients is not None:
         on = Sample(job.evaluate.clients) if isinstance(job.evaluate.clients, int) else job.evaluate.clients
         every = job.evaluate.clients_every
-        _held(job)
+        _measurable(job, works)
         algorithm = EvaluateOnClients(algorithm, on, every, "evaluate", "federated")
         if job.evaluate.fine_tune:
             algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "fine_tuned")
@@ -158,8 +158,15 @@ def _expects(job: Job) -> Callable[[int], set[str]]:
     return expects
 
 
-def _held(job: Job) -> None:
-    if getattr(job.data, "held_offsets", None) is None:
+def _measurable(job: Job, works: Mapping[str, Work]) -> None:
+    """Refuse an evaluation on clients that the model, or the data, cannot give."""
+    wanted = ["evaluate", *(["personalise"] if job.evaluate.personal or job.evaluate.fine_tune else [])]
+    if lacking := [name for name in wanted if name not in works]:
+        raise UsageError(
+            f"Evaluation(clients=...) asks for the work {lacking[0]!r} and this model binds {', '.join(works)}: "
+            "give it (opaque(evaluate=...)), or leave this evaluation out."
+        )
+    if getattr(works["evaluate"], "needs_held", True) and getattr(job.data, "held_offsets", None) is None:
         raise UsageError(
             "Evaluation(clients=...) measures on the clients' held-out data and this data has none: "
             "use data.holdout(0.2)."
