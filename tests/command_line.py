@@ -117,10 +117,10 @@ def environment(folder: Path, absent: Sequence[str] = ("matplotlib",), **more: s
 PROGRAM = (str(Path(sys.executable).with_name("fieldfare")),)
 
 
-def program(folder: Path, *args: Any, env: dict[str, str] | None = None, **options: Any) -> Done:
+def program(folder: Path, *args: Any, env: dict[str, str] | None = None) -> Done:
     """Run `fieldfare ARGS` as a program of its own, in `folder`."""
     done = subprocess.run(
         [*PROGRAM, *map(str, args)], cwd=folder, env=env or environment(folder), capture_output=True, text=True,
-        check=False, timeout=120, **options,
+        check=False, timeout=120,
     )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)

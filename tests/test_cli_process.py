@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pty
-import resource
 import select
 import signal
 import subprocess
@@ -110,19 +109,25 @@ def test_a_run_that_is_being_written_is_not_resumed_by_a_second_process(tmp_path
     assert program(tmp_path, "inspect", "--json").result["status"] == "incomplete"
 
 
-def limited(size: int):
-    """Called in a new process: no file it writes grows beyond `size` bytes, as on a disk that is full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+def limited(folder: Path, size: int, *words: str) -> Done:
+    """The command where no file can grow beyond `size` bytes, as on a disk that is full."""
+    limit = "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
+    limit += "os.execv(sys.argv[2], sys.argv[2:])"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, str(size), *PROGRAM, *words], cwd=folder, env=environment(folder),
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [9_000, 14_000])
 def test_a_full_disk_ends_with_code_5_and_resume_completes_with_the_same_bits(tmp_path, size):
     job_file(tmp_path, HELLO.replace("rounds=4", "rounds=120"))
-    stopped = program(tmp_path, "run", "hello.py", "-q", preexec_fn=limited(size))
+    stopped = limited(tmp_path, size, "run", "hello.py", "-q")
     stopped.refused("disk is full", "resume", code=5)
     assert RunFolder.find("latest", tmp_path / "runs").status == "incomplete"
-    again = program(tmp_path, "resume", "-q", preexec_fn=limited(size))
+    again = limited(tmp_path, size, "resume", "-q")
     again.refused("disk is full", code=5)
     resumed = program(tmp_path, "resume", "--json")
     assert resumed.code == 0, resumed.err
@@ -133,7 +138,7 @@ def test_a_full_disk_ends_with_code_5_and_resume_completes_with_the_same_bits(tm
 
 def test_no_room_for_the_folder_of_a_run_is_one_line(tmp_path):
     job_file(tmp_path)
-    program(tmp_path, "run", "hello.py", "-q", preexec_fn=limited(0)).refused("disk is full", code=5)
+    limited(tmp_path, 0, "run", "hello.py", "-q").refused("disk is full", code=5)
 
 
 @pytest.mark.slow
