@@ -212,3 +212,26 @@ def test_a_step_that_is_no_power_of_two_in_range_is_refused(step):
     for fold in (Mean, Coverage):
         with pytest.raises(UsageError, match="use a power of two"):
             fold(step=step)
+
+
+@pytest.mark.parametrize("leaves", [("a",), ("a", "b")])
+def test_long_rows_folded_in_one_pass_give_the_bits_of_check_and_add(leaves):
+    rng = np.random.default_rng(0)
+    n, p = 6, (1 << 15) + 7
+    rows = {leaf: rng.standard_normal((n, p)).astype(np.float32) for leaf in leaves}
+    rows[leaves[-1]][1, 5] = np.nan
+    rows[leaves[0]][2, p - 1] = np.inf
+    rows[leaves[0]][5, 0] = 3e9
+    weight = np.array([3.0, 2.0, 5.0, -1.0, 7.0, 1.0])
+    known = np.zeros(n, np.bool_)
+    known[0] = True
+    fold = {leaf: Mean() for leaf in leaves}
+    quick = Gather(fold, n)
+    bad = quick.take(np.arange(n), rows, weight, known)
+    assert bad.tolist() == [True, True, True, True, False, True]
+    plain = Gather(fold, n)
+    plain.add(np.array([4]), {leaf: value[4:5] for leaf, value in rows.items()}, weight[4:5])
+    for leaf in leaves:
+        ours, theirs = quick.finish()[leaf], plain.finish()[leaf]
+        assert ours.weight == theirs.weight == 7.0
+        assert np.array_equal(ours.value, theirs.value)

@@ -30,11 +30,22 @@ _BLOCK = 1 << 15
 
 @dataclass(eq=False)
 class Sum:
-    """A partial exact sum of rows: int64 `[P]` (or `[P]` with per-coordinate weights), and the integer weight."""
+    """A partial exact sum of rows: int64 `[P]` (or `[P]` with per-coordinate weights), and the integer weight.
+
+    `total` is still `bias` (modulo 2**64) too large in every coordinate, from rounding; `settled` takes it off.
+    """
 
     total: I64
     weight: int = 0
     coverage: I64 | None = None
+    bias: int = 0
+
+    def settled(self) -> I64:
+        """The sum itself, `[P]`."""
+        if self.bias:
+            self.total -= np.array([self.bias], np.uint64).view(np.int64)
+            self.bias = 0
+        return self.total
 
 
 @dataclass(eq=False)
@@ -59,12 +70,16 @@ def refused(rows: F32, weights: I64, step: float, cohort: int) -> NDArray[np.boo
 
     A row's norm bounds its largest value, so one dot product settles nearly every row; the others are looked at.
     """
-    heavy = np.maximum(weights, 1).astype(np.float64)
-    cap = np.minimum(2.0**62 / max(cohort, 1) * step / heavy, 2.0**51 * step)
     if rows.shape[1] <= _BLOCK:
         norm2 = np.einsum("np,np->n", rows, rows).astype(np.float64)
     else:
         norm2 = np.array([_norm2(row) for row in rows])
+    return _exceeding(rows, norm2, weights, step, cohort)
+
+
+def _exceeding(rows: F32, norm2: F64, weights: I64, step: float, cohort: int) -> NDArray[np.bool_]:
+    heavy = np.maximum(weights, 1).astype(np.float64)
+    cap = np.minimum(2.0**62 / max(cohort, 1) * step / heavy, 2.0**51 * step)
     bad = ~(norm2 <= 0.5 * cap * cap) | (weights < 0)
     for i in np.flatnonzero(bad):
         bad[i] = weights[i] < 0 or not np.isfinite(rows[i]).all() or bool(np.abs(rows[i]).max() > cap[i])
@@ -76,32 +91,37 @@ def _norm2(row: F32) -> float:
     return float(sum(float(np.dot(part, part)) for part in parts))
 
 
-def add_rows(into: Sum, rows: F32, weights: I64, step: float) -> None:
-    """Add `weights[i] * rows[i]` for all i, exactly, in place. Rows must have passed `refused`."""
+def add_rows(into: Sum, rows: F32, weights: I64, step: float) -> F64:
+    """Add `weights[i] * rows[i]` for all i, exactly, in place; gives the squared norm of each row, `[n]`.
+
+    Rows must have passed `refused`, or be taken off again by their negative weights: that is exact for any bits.
+    """
     n, p = rows.shape
     magic = np.float64(1.5 * 2.0**52 * step)
-    bias = int(np.asarray(magic).view(np.int64))
-    wsum = int(weights.sum())
-    correction = np.array([(bias * wsum) & ((1 << 64) - 1)], np.uint64).view(np.int64)
+    norm2 = np.zeros(n)
     if n * p <= _BLOCK * 4 and n > 1:
         q = (rows + magic).view(np.int64)
         if not bool((weights == 1).all()):
             q *= weights[:, None]
-        into.total += np.add.reduce(q, axis=0) - correction
+        into.total += np.add.reduce(q, axis=0)
     else:
         buf = np.empty(min(p, _BLOCK))
         for at in range(0, p, _BLOCK):
             stop = min(p, at + _BLOCK)
             acc, b = into.total[at:stop], buf[: stop - at]
             q = b.view(np.int64)
-            np.subtract(acc, correction, out=acc)
             for i in range(n):
-                b[...] = rows[i, at:stop]
+                x = rows[i, at:stop]
+                norm2[i] += np.dot(x, x)
+                b[...] = x
                 np.add(b, magic, out=b)
                 if weights[i] != 1:
                     np.multiply(q, weights[i], out=q)
                 np.add(acc, q, out=acc)
-    into.weight += wsum
+    behind = int(weights.sum())
+    into.bias = (into.bias + int(np.asarray(magic).view(np.int64)) * behind) & ((1 << 64) - 1)
+    into.weight += behind
+    return norm2
 
 
 def _bad_leaf(leaf: str, reduce: Mapping[str, Fold]) -> UsageError:
@@ -136,6 +156,49 @@ class Gather:
                 bad |= refused(rows, w, fold.step, self.cohort)
             elif isinstance(fold, Stack):
                 bad |= ~np.isfinite(_before(fold.before, _rows(leaves[leaf]))).all(axis=1)
+        return bad
+
+    def take(
+        self, clients: I64, leaves: Mapping[str, Any], weight: F64, bad: NDArray[np.bool_], index: I64 | None = None,
+        size: int | None = None,
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """Fold the clients that are neither `bad` `[n]` nor refused by `check`; gives all that were left out."""
+        if index is None and self._long(leaves):
+            return self._take_long(leaves, weight, bad)
+        bad = bad | self.check(leaves, weight)
+        if bad.any():
+            keep = np.flatnonzero(~bad)
+            leaves = {leaf: [v[i] for i in keep] if isinstance(v, list) else v[keep] for leaf, v in leaves.items()}
+            clients, weight = clients[keep], weight[keep]
+        if len(clients):
+            self.add(clients, leaves, weight, index, size)
+        return bad
+
+    def _long(self, leaves: Mapping[str, Any]) -> bool:
+        """Whether every leaf is a plain mean of rows so long that reading them twice costs."""
+        return all(
+            isinstance(fold, Mean) and not fold.before and leaf in leaves and _width(leaves[leaf]) > _BLOCK
+            for leaf, fold in self.reduce.items()
+        )
+
+    def _take_long(self, leaves: Mapping[str, Any], weight: F64, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """`take` in one pass: rows are added unseen, and those that turn out bad are taken off again, exactly."""
+        bad = bad | ~np.isfinite(weight) | (weight < 0)
+        added: list[tuple[Sum, F32, I64, float]] = []
+        for leaf, fold in self.reduce.items():
+            assert isinstance(fold, Mean)
+            rows, part = _rows(leaves[leaf]), self.partials[leaf]
+            if fold.weighted:
+                bad |= ~(weight <= 2.0**62 / max(self.cohort, 1) * fold.weight_step)
+            w = integer_weights(np.where(bad, 0.0, weight), fold.weighted, fold.weight_step)
+            if part.sum is None:
+                part.sum = Sum(_zeros(rows.shape[1]))
+            norm2 = add_rows(part.sum, rows, w, fold.step)
+            bad |= _exceeding(rows, norm2, w, fold.step, self.cohort)
+            added.append((part.sum, rows, w, fold.step))
+        if bad.any():
+            for total, rows, w, step in added:
+                add_rows(total, rows[bad], -w[bad], step)
         return bad
 
     def add(
@@ -193,7 +256,7 @@ class Gather:
             part.sum = Sum(_zeros(size), 0, _zeros(size))
         small = Sum(_zeros(rows.shape[1]))
         add_rows(small, rows, w, fold.step)
-        part.sum.total[index] += small.total
+        part.sum.total[index] += small.settled()
         part.sum.weight += small.weight
         assert part.sum.coverage is not None
         part.sum.coverage[index] += small.weight
@@ -233,6 +296,7 @@ class Gather:
                     mine.sum = other.sum
                 else:
                     mine.sum.total += other.sum.total
+                    mine.sum.bias = (mine.sum.bias + other.sum.bias) & ((1 << 64) - 1)
                     mine.sum.weight += other.sum.weight
                     if mine.sum.coverage is not None and other.sum.coverage is not None:
                         mine.sum.coverage += other.sum.coverage
@@ -266,8 +330,8 @@ class Gather:
 
 def _finish_sum(total: Sum, fold: Mean | Coverage) -> Folded:
     behind = total.weight if total.coverage is None else total.coverage
-    exact = Total(total.total, behind, fold.step, fold.weight_step) if fold.total else None
-    return Folded(_quotient(total.total, fold.step, behind), behind * fold.weight_step, exact)
+    exact = Total(total.settled(), behind, fold.step, fold.weight_step) if fold.total else None
+    return Folded(_quotient(total.settled(), fold.step, behind), behind * fold.weight_step, exact)
 
 
 def _quotient(total: I64, step: float, weight: Any) -> F32:
@@ -285,6 +349,11 @@ def _quotient(total: I64, step: float, weight: Any) -> F32:
 
 def _zeros(size: int) -> I64:
     return np.zeros(size, np.int64)
+
+
+def _width(value: Any) -> int:
+    shape = np.shape(value) if isinstance(value, np.ndarray) else (0,)  # type: ignore[reportUnknownArgumentType]
+    return int(np.prod(shape[1:], dtype=np.int64)) if shape[0] else 0
 
 
 def _rows(value: Any) -> F32:

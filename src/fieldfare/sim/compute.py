@@ -24,7 +24,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-CHUNK_BYTES = 1 << 25
+CHUNK_BYTES = 160 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,15 +147,7 @@ class Tally:
             self.share.partials[number] = gather.partials
         whole = where == slice(0, len(weight))
         rows = leaves if whole else {leaf: value[where] for leaf, value in leaves.items()}
-        weights = weight[where]
-        bad[where] |= gather.check(rows, weights)
-        ok = ~bad[where]
-        if not ok.all():
-            keep = np.flatnonzero(ok)
-            rows = {leaf: [v[i] for i in keep] if isinstance(v, list) else v[keep] for leaf, v in rows.items()}
-            clients, weights = clients[keep], weights[keep]
-        if len(clients):
-            gather.add(clients, rows, weights, segment.index, segment.size)
+        bad[where] = gather.take(clients, rows, weight[where], bad[where], segment.index, segment.size)
 
 
 def compute_inline(request: Request, works: Mapping[str, Work], data: Any, chunk: int | None) -> list[Share]:
