@@ -93,6 +93,14 @@ def test_rows_keep_their_order_when_evaluations_come_in_another():
     assert [(row["round"], row["loss"]) for row in recorder.rows] == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
 
+def test_a_row_does_not_wait_for_those_that_come_after_it():
+    recorder = Recorder(None)
+    recorder(published(1))
+    recorder(published(2))
+    recorder(measured(1, loss=1.0))
+    assert [row["round"] for row in recorder.rows] == [1]
+
+
 def test_a_row_waits_for_all_that_was_announced():
     recorder = Recorder(None, expects=lambda version: {"federated", "personal"} if version == 2 else set())
     for version in (1, 2):

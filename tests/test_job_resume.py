@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
 import numpy as np
 import pytest
 from command_line import HELLO, fieldfare, job_file
 
 import fieldfare as ff
+from fieldfare.run import Saver
 from fieldfare.store.runs import RunFolder
 
 STOPPING = (
@@ -48,6 +50,19 @@ def left(folder, name="runs"):
     return (run.path / "model.safetensors").read_bytes(), lines, kept
 
 
+@pytest.fixture
+def at_every_moment(monkeypatch):
+    """Snapshots after every published version, however long they take."""
+    call = Saver.__call__
+
+    def always(saver, seen):
+        saver._next = 0.0
+        call(saver, seen)
+
+    monkeypatch.setattr(Saver, "__call__", always)
+
+
+@pytest.mark.usefixtures("at_every_moment")
 @pytest.mark.parametrize("algorithm", ["ff.FedAvg(rounds=4, cohort=4)", "ff.Ditto(rounds=4, cohort=4, lam=0.3)"])
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_a_run_stopped_after_any_round_is_resumed_to_the_same_bits_and_lines(tmp_path, monkeypatch, algorithm, at):
@@ -60,6 +75,36 @@ def test_a_run_stopped_after_any_round_is_resumed_to_the_same_bits_and_lines(tmp
     assert resumed.code == 0, resumed.err
     assert fieldfare(tmp_path, "run", "hello.py", "-q", "--runs", "whole").code == 0
     assert left(tmp_path) == left(tmp_path, "whole")
+
+
+def test_a_run_whose_snapshots_are_rare_is_resumed_to_the_same_bits_and_lines(tmp_path, monkeypatch):
+    job_file(tmp_path, EVALUATED)
+    monkeypatch.setenv("STOP_BY", "error")
+    monkeypatch.setenv("STOP_AT", "4")
+    assert fieldfare(tmp_path, "run", "hello.py", "-q").code == 1
+    for newest in sorted((tmp_path / "runs" / "latest" / "snapshots").glob("*.ffs"))[1:]:
+        newest.unlink()
+    monkeypatch.setenv("STOP_AT", "0")
+    assert fieldfare(tmp_path, "resume", "-q").code == 0
+    assert fieldfare(tmp_path, "run", "hello.py", "-q", "--runs", "whole").code == 0
+    assert left(tmp_path) == left(tmp_path, "whole")
+
+
+def test_a_job_that_imports_what_lies_beside_it_runs_and_resumes_from_its_copy(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "rates_beside.py").write_text("LR = 0.1\n")
+    (tmp_path / "sub" / "later_beside.py").write_text("ROUND = 1\n")
+    text = STOPPING.replace("lr=0.1", "lr=__import__('rates_beside').LR")
+    text = text.replace("def stop(row):\n", "def stop(row):\n    import later_beside\n\n    later_beside.ROUND\n")
+    job_file(tmp_path / "sub", text)
+    monkeypatch.setenv("STOP_BY", "error")
+    monkeypatch.setenv("STOP_AT", "2")
+    assert fieldfare(tmp_path, "run", "sub/hello.py", "-q").code == 1
+    for name in ("rates_beside", "later_beside"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setenv("STOP_AT", "0")
+    resumed = fieldfare(tmp_path, "resume", "-q")
+    assert resumed.code == 0, resumed.err
 
 
 def test_a_run_stopped_several_times_ends_the_same(tmp_path, monkeypatch):
@@ -148,6 +193,7 @@ def test_a_job_without_a_file_is_resumed_from_its_folder_in_python(tmp_path):
     assert [row["round"] for row in result.rounds] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.usefixtures("at_every_moment")
 def test_values_that_are_not_finite_survive_a_resume(tmp_path):
     wild = {"training": ff.Training(lr=3e37), "data": ff.data.from_numpy(
         np.full((40, 2), 1e4, np.float32), np.arange(40) % 2, client=np.arange(40) // 10,
@@ -164,7 +210,7 @@ def test_values_that_are_not_finite_survive_a_resume(tmp_path):
     write_model(tmp_path / "big.safetensors", Params(np.full(layout.size, 1e30, np.float32), layout))
 
     def stop(row):
-        if row["round"] == 3:
+        if row["round"] == 4:
             raise Stop
 
     whole = job().run(runs=None, progress=False)
