@@ -91,6 +91,14 @@ def test_every_class_keeps_its_trees():
     np.testing.assert_allclose(margins(merged, CLASSES), wanted, atol=1e-6)
 
 
+def test_a_model_of_no_trees_fixes_the_settings_before_anyone_replies():
+    own = boosted(1, rounds=0)
+    merged = MergeTrees()(own, {1: ONE}, {1: 1.0})
+    np.testing.assert_array_equal(margins(merged), margins(ONE))
+    with pytest.raises(PeerError, match="base_score"):
+        MergeTrees()(own, {1: boosted(1, parameters={**BINARY, "base_score": 0.4})}, {1: 1.0})
+
+
 @given(order=st.permutations([3, 1, 2]))
 @settings(max_examples=6, deadline=None)
 def test_the_order_of_replies_changes_no_bit(order):
@@ -118,7 +126,7 @@ def changed(edit, of=ONE):
 
 def put(name, value, at=0):
     def edit(model, booster, tree):
-        tree[name] = [value if i == at else old for i, old in enumerate(tree[name])]
+        tree[name][at] = value
 
     return edit
 
@@ -131,6 +139,9 @@ WRONG = {
     "empty object": (b"{}", "lacks .*learner"),
     "a number": (changed(lambda m, b, t: m.update(learner=3)), "merged"),
     "nan": (ONE.replace(b'"sum_hessian":[', b'"sum_hessian":[NaN,'), "NaN"),
+    "beyond float32": (changed(put("sum_hessian", 1e300)), "not finite"),
+    "another parent": (changed(put("parents", 0, at=-1)), "do not form one"),
+    "a strange split": (changed(put("split_type", 2)), "unknown kind"),
     "infinite": (changed(put("split_conditions", 1e400)), "merged"),
     "text": (changed(put("split_conditions", "x")), "not finite"),
     "another base score": (boosted(1, parameters={**BINARY, "base_score": 0.4}), r"base_score is \[4E-1\]"),

@@ -1,7 +1,7 @@
 """XGBoost models in JSON, appended tree by tree: what `algorithms.bagging` folds its replies by.
 
 Here: the format, read as data from strangers and checked before use. Not here: XGBoost. Invariant: nothing of a reply
-reaches the model that XGBoost could trip over: counts agree, and a tree is one, over features that exist.
+reaches the model but checked arrays, written anew: counts agree, and a tree is one, over features that exist.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Json = dict[str, Any]
 
 _INTEGERS = ("left_children", "right_children", "parents", "split_indices", "split_type", "default_left")
 _FLOATS = ("split_conditions", "base_weights", "loss_changes", "sum_hessian")
+_CATEGORIES = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
+_MALFORMED = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError)
 _ALIKE = ("num_class", "num_feature", "num_target", "base_score")
 
 
@@ -30,7 +32,8 @@ class MergeTrees:
     A reply holds new trees only (`booster[start:]`), or is empty for none. It is refused, by the client's number, where
     it is larger than `max_bytes`, is not such a model, has trees that are no trees, or other features, classes or
     `base_score` than the model: give every client the same `base_score`. An empty model takes the first reply's
-    settings. Cost: reading and writing the whole model as JSON, once a round.
+    settings; against strangers begin with a model of your own, of no trees (`xgb.train(..., num_boost_round=0)`).
+    Cost: reading and writing the whole model as JSON, once a round.
     """
 
     average: bool = True
@@ -49,10 +52,11 @@ class MergeTrees:
                     raise ValueError(f"it has {len(update)} bytes, more than max_bytes={self.max_bytes}")
                 new = _checked(_read(update))
                 share = (weights[client] / total if total > 0 else 1 / len(sent)) if self.average else 1.0
-                trees = [_scaled(tree, share) for tree in _booster(new)["trees"]]
+                features = int(new["learner"]["learner_model_param"]["num_feature"])
+                trees = [_tree(tree, features, share) for tree in _booster(new)["trees"]]
                 whole = _emptied(new) if whole is None else whole
                 _append(whole, new, trees)
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            except _MALFORMED as error:
                 said = str(error) if type(error) is ValueError else f"it lacks or misnames {error}"
                 raise PeerError(client, "trees", f"its reply cannot be merged: {said}") from None
         return json.dumps(whole, separators=(",", ":"), allow_nan=False).encode()
@@ -87,58 +91,89 @@ def _booster(model: Json) -> Json:
 
 
 def _checked(model: Json) -> Json:
-    """`model`, if its counts agree and every tree is one, over features that exist."""
-    inside, features = _booster(model), int(model["learner"]["learner_model_param"]["num_feature"])
-    trees, info, rounds = inside["trees"], inside["tree_info"], inside["iteration_indptr"]
+    """`model`, if its counts agree and its trees are of classes that exist."""
+    inside = _booster(model)
+    trees, info, rounds = inside["trees"], _integers(inside["tree_info"]), _integers(inside["iteration_indptr"])
     count = int(inside["gbtree_model_param"]["num_trees"])
     groups = max(int(model["learner"]["learner_model_param"]["num_class"]), 1)
-    if not count == len(trees) == len(info) == rounds[-1] or rounds[0] != 0 or min(np.diff(rounds), default=0) < 0:
+    if not count == len(trees) == len(info) == rounds[-1] or rounds[0] != 0 or (np.diff(rounds) < 0).any():
         raise ValueError(f"it says it has {count} trees and holds {len(trees)}")
-    if not all(type(group) is int and 0 <= group < groups for group in info):
+    if (info < 0).any() or (info >= groups).any():
         raise ValueError("a tree is of a class that does not exist")
-    for tree in trees:
-        _check_tree(tree, features)
     return model
 
 
-def _check_tree(tree: Json, features: int) -> None:
-    """Arrays of one length, finite numbers, and from node 0 no way leads to a node twice."""
+def _integers(given: Any) -> NDArray[np.int64]:
+    """A flat array of whole numbers of 32 bits."""
+    array = np.asarray(given)
+    if array.size == 0 and isinstance(given, list):
+        return np.zeros(0, np.int64)
+    if array.dtype.kind not in "iu" or array.ndim != 1 or (array < -1).any() or (array >= 1 << 31).any():
+        raise ValueError("a tree has nodes that are no whole numbers")
+    return array.astype(np.int64)
+
+
+def _floats(given: Any) -> NDArray[np.float32]:
+    """A flat array of finite float32."""
+    array = np.asarray(given)
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32) if array.dtype.kind in "iuf" and array.ndim == 1 else None
+    if narrow is None or not np.isfinite(narrow).all():
+        raise ValueError("a tree has numbers that are not finite")
+    return narrow
+
+
+def _tree(tree: Json, features: int, share: float) -> Json:
+    """The tree written anew, its leaves times `share` in float32; from node 0 no way leads to a node twice."""
     size = int(tree["tree_param"]["num_nodes"])
     if int(tree["tree_param"].get("size_leaf_vector", 1)) > 1:
         raise ValueError("its leaves are vectors; use multi_strategy='one_output_per_tree'")
-    arrays = {name: np.asarray(tree[name]) for name in (*_INTEGERS, *_FLOATS)}
-    if size < 1 or any(array.shape != (size,) for array in arrays.values()):
+    whole = {name: _integers(tree[name]) for name in _INTEGERS}
+    numbers = {name: _floats(tree[name]) for name in _FLOATS}
+    if size < 1 or any(len(array) != size for array in (*whole.values(), *numbers.values())):
         raise ValueError(f"the arrays of a tree are not all of its {size} nodes")
-    if any(arrays[name].dtype.kind not in "iu" for name in _INTEGERS):
-        raise ValueError("a tree has nodes that are no whole numbers")
-    if any(arrays[name].dtype.kind not in "iuf" or not np.isfinite(arrays[name]).all() for name in _FLOATS):
-        raise ValueError("a tree has numbers that are not finite")
-    left, right, split = arrays["left_children"], arrays["right_children"], arrays["split_indices"]
+    _check_shape(whole, size, features)
+    if share != 1.0:
+        factor, leaf = np.float32(share), whole["left_children"] == -1
+        values = numbers["split_conditions"]
+        numbers["split_conditions"] = np.where(leaf, values * factor, values)
+        numbers["base_weights"] = numbers["base_weights"] * factor
+    deleted = int(tree["tree_param"].get("num_deleted", 0))
+    counts = {"num_deleted": deleted, "num_feature": features, "num_nodes": size, "size_leaf_vector": 1}
+    return {
+        **{name: array.tolist() for name, array in whole.items()},
+        **{name: _numbers(array) for name, array in numbers.items()},
+        **_categories(tree, size), "tree_param": {name: str(count) for name, count in counts.items()},
+    }  # fmt: skip
+
+
+def _check_shape(tree: Mapping[str, NDArray[np.int64]], size: int, features: int) -> None:
+    """Every child is one node's, node 0 is none's, and every split is on a feature that exists."""
+    left, right, split = tree["left_children"], tree["right_children"], tree["split_indices"]
     children = np.concatenate([left, right])
     children = children[children != -1]
     once = len(np.unique(children)) == len(children)
     if not once or (children < 1).any() or (children >= size).any() or ((left == -1) != (right == -1)).any():
         raise ValueError("a tree has nodes that do not form one")
+    inner = np.flatnonzero(left != -1)
+    if (tree["parents"][left[inner]] != inner).any() or (tree["parents"][right[inner]] != inner).any():
+        raise ValueError("a tree has nodes that do not form one")
     if (split < 0).any() or (split >= max(features, 1)).any():
         raise ValueError(f"a tree asks for a feature beyond its {features}")
-    nodes, starts, sizes = (tree[f"categories_{name}"] for name in ("nodes", "segments", "sizes"))
-    if not len(nodes) == len(starts) == len(sizes):
+    if any((tree[name] < 0).any() or (tree[name] > 1).any() for name in ("split_type", "default_left")):
+        raise ValueError("a tree has splits of an unknown kind")
+
+
+def _categories(tree: Json, size: int) -> Json:
+    """The categories of a tree's splits, each within bounds."""
+    values, nodes, starts, sizes = (_integers(tree[name]) for name in _CATEGORIES)
+    if not len(nodes) == len(starts) == len(sizes) or (values < 0).any():
         raise ValueError("the categories of a tree do not match its nodes")
-    for node, start, length in zip(nodes, starts, sizes, strict=True):
-        if not 0 <= node < size or start < 0 or length < 0 or start + length > len(tree["categories"]):
-            raise ValueError("the categories of a tree do not match its nodes")
-
-
-def _scaled(tree: Json, share: float) -> Json:
-    """The tree with what its leaves say times `share`, in float32 as XGBoost reads it."""
-    if share == 1.0:
-        return tree
-    leaf = np.asarray(tree["left_children"]) == -1
-    factor = np.float32(share)
-    values = np.asarray(tree["split_conditions"], np.float32)
-    values = np.where(leaf, values * factor, values)
-    means = np.asarray(tree["base_weights"], np.float32) * factor
-    return {**tree, "split_conditions": _numbers(values), "base_weights": _numbers(means)}
+    if (nodes < 0).any() or (nodes >= size).any() or (starts < 0).any() or (sizes < 0).any():
+        raise ValueError("the categories of a tree do not match its nodes")
+    if (starts + sizes > len(values)).any():
+        raise ValueError("the categories of a tree do not match its nodes")
+    return {name: array.tolist() for name, array in zip(_CATEGORIES, (values, nodes, starts, sizes), strict=True)}
 
 
 def _numbers(values: NDArray[np.float32]) -> list[float]:
@@ -171,6 +206,6 @@ def _append(whole: Json, new: Json, trees: Sequence[Json]) -> None:
         raise ValueError("it codes categories otherwise than the model; code them as numbers the same everywhere")
     first = len(into["trees"])
     into["trees"] += [{**tree, "id": first + at} for at, tree in enumerate(trees)]
-    into["tree_info"] += added["tree_info"]
-    into["iteration_indptr"] += [first + at for at in added["iteration_indptr"][1:]]
+    into["tree_info"] += _integers(added["tree_info"]).tolist()
+    into["iteration_indptr"] += [first + at for at in _integers(added["iteration_indptr"])[1:].tolist()]
     into["gbtree_model_param"]["num_trees"] = str(len(into["trees"]))
