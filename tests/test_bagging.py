@@ -92,7 +92,7 @@ def test_every_class_keeps_its_trees():
 
 
 def test_a_model_of_no_trees_fixes_the_settings_before_anyone_replies():
-    own = boosted(1, rounds=0)
+    own = bytes(xgb.train(BINARY, xgb.DMatrix(np.zeros((1, 5)), [0]), 0).save_raw("json"))
     merged = MergeTrees()(own, {1: ONE}, {1: 1.0})
     np.testing.assert_array_equal(margins(merged), margins(ONE))
     with pytest.raises(PeerError, match="base_score"):
