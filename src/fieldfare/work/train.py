@@ -147,6 +147,12 @@ class Train:
             raise UsageError(f"Train(local={names}): {' and '.join(stateful)} each keep client state: use one of them.")
         if Fair in kinds and Normalised in kinds:
             raise UsageError(f"Train(local={names}): Fair and Normalised both rescale the delta: use one of them.")
+        sgd = [k.__name__ for k in kinds if k in (ControlVariate, Normalised, Fair)]
+        if sgd and getattr(self.net, "own_optimizer", False):
+            raise UsageError(
+                f"{sgd[0]} holds for SGD on the client, and this net brings an optimiser of its own: leave that out and "
+                "use Training(...)."
+            )
         t = self.training
         plain = t.optimizer == "sgd"
         if ControlVariate in kinds and not (plain and t.momentum == 0.0):
