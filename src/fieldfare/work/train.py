@@ -150,7 +150,7 @@ class Train:
         sgd = [k.__name__ for k in kinds if k in (ControlVariate, Normalised, Fair)]
         if sgd and getattr(self.net, "own_optimizer", False):
             raise UsageError(
-                f"{sgd[0]} holds for SGD on the client, and this net brings an optimiser of its own: leave that out and "
+                f"{sgd[0]} holds for SGD on the client, and this net brings an optimiser of its own: leave it out and "
                 "use Training(...)."
             )
         t = self.training
