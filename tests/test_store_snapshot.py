@@ -44,7 +44,7 @@ def test_arrays_start_at_multiples_of_64_bytes(tmp_path: Path) -> None:
     assert raw.index(struct.pack("<d", 7.25)) % 64 == raw.index(struct.pack("<d", 9.5)) % 64 == 0
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_snapshot_with_any_byte_changed_or_cut_anywhere_is_torn(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

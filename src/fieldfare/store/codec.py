@@ -172,8 +172,7 @@ class _Writer:
         self.names = names
         self.arrays: list[Array] = []
         self.places: dict[Any, int] = {}
-        self.objects: dict[int, int] = {}
-        self.held: list[Any] = []  # keeps ids unique while encoding
+        self.objects: dict[int, tuple[int, Any]] = {}  # the object is held, so that its id stays its own
 
     def tree(self, value: Any) -> Tree:
         kind = cast(Any, type(cast(object, value)))
@@ -196,9 +195,9 @@ class _Writer:
         if kind is MappingProxyType:
             return {"m": self.tree(dict(value))}
         if kind is bytes:
-            return {"b": self.place(np.frombuffer(value, np.uint8), value)}
+            return {"b": self.place(np.frombuffer(value, np.uint8))}
         if kind is np.ndarray:
-            return {"a": self.place(value, value)}
+            return {"a": self.place(value)}
         if isinstance(value, np.generic):
             scalar: Array = np.asarray(cast(Any, value))
             if scalar.dtype.kind in "biufc":
@@ -219,13 +218,12 @@ class _Writer:
 
     def object(self, value: Any, name: str) -> Tree:
         if id(value) in self.objects:
-            return {"r": self.objects[id(value)]}
+            return {"r": self.objects[id(value)][0]}
         inside = {f.name: self.tree(getattr(value, f.name)) for f in fields(value) if f.init}
-        self.objects[id(value)] = len(self.objects)
-        self.held.append(value)
+        self.objects[id(value)] = (len(self.objects), value)
         return {"c": [name, inside]}
 
-    def place(self, array: Array, owner: Any) -> int:
+    def place(self, array: Array) -> int:
         if array.dtype.kind not in _KINDS or array.dtype.itemsize == 0:
             raise UsageError(
                 f"an array of dtype {array.dtype} cannot be stored: use numbers, bools or fixed-width text."
@@ -235,7 +233,6 @@ class _Writer:
         if key not in self.places:
             self.places[key] = len(self.arrays)
             self.arrays.append(array)
-            self.held.append(owner)
         return self.places[key]
 
 

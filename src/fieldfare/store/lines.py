@@ -118,7 +118,7 @@ class LineFiles:
 
     def truncate(self, marks: Mapping[str, int]) -> None:
         """Back to `marks`; files that had no mark become empty, files with a mark must be there."""
-        present = {path.name for path in self.folder.glob("*.jsonl")} | set(self._open)
+        present = {path.name for path in self.folder.glob("*.jsonl")}
         for name in sorted(present | set(marks)):
             self._lines(name).truncate(marks.get(name, 0))
 

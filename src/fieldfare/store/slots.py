@@ -1,8 +1,8 @@
 """What clients keep between rounds: one matrix per slot in memory, one append-only log per slot on disk.
 
 Not here: who may write what when (the driver). A log is a chain of records: `FFSR`, CRC-32, n, S, then ids int64 `[n]`
-and rows float32 `[n, S]`, little endian. Invariant: a mark given by `flush` can be restored, to the bit, until two
-later marks have been made: so the snapshots that hold the last two are always good.
+and rows float32 `[n, S]`, little endian. Invariant: a mark given by `flush` can be restored, to the bit, until three
+later ones have been made: so the two snapshots that are kept stay good while the next one is being written.
 """
 
 from __future__ import annotations

@@ -178,6 +178,7 @@ class Snapshots:
     def write(self, tree: Any, arrays: Sequence[Array]) -> int:
         """Write the next snapshot, then remove those beyond `keep`; gives its number."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.sweep()
         number = max(self.paths(), default=-1) + 1
         write_snapshot(self.folder / f"snapshot-{number:06d}.ffs", tree, arrays)
         good = [path for path in self.paths().values() if path not in self._torn]
