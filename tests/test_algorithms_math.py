@@ -9,6 +9,7 @@ import pytest
 from algorithm_driver import CONTEXT, Quadratics, answer, drive
 
 from fieldfare.aggregate import chain, clip, coverage, mean, momentum, scale
+from fieldfare.aggregate.gather import Gather
 from fieldfare.algorithms import (
     Ditto,
     FedAdam,
@@ -260,5 +261,13 @@ def test_the_server_chain_works_behind_any_rule() -> None:
 
 
 def test_fednova_averages_tau_as_its_chain_averages_deltas() -> None:
-    assert FedNova(1, 1).rule.folds() == {"tau": Mean(weighted=True)}
-    assert FedNova(1, 1, server=chain(mean(weighted=False))).rule.folds() == {"tau": Mean(weighted=False)}
+    for weighted in (True, False):
+        fold = FedNova(1, 1, server=chain(mean(weighted=weighted))).rule.folds()["tau"]
+        assert isinstance(fold, Mean)
+        assert fold.weighted is weighted
+
+
+def test_fednova_takes_thousands_of_local_steps_from_large_cohorts() -> None:
+    fold = FedNova(1, 1).rule.folds()["tau"]
+    gather = Gather({"tau": fold}, 100)
+    assert not gather.check({"tau": np.full((100, 1), 5000.0, np.float32)}, np.full(100, 10_000.0)).any()

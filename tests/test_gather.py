@@ -235,3 +235,40 @@ def test_long_rows_folded_in_one_pass_give_the_bits_of_check_and_add(leaves):
         ours, theirs = quick.finish()[leaf], plain.finish()[leaf]
         assert ours.weight == theirs.weight == 7.0
         assert np.array_equal(ours.value, theirs.value)
+
+
+@pytest.mark.parametrize("p", [(1 << 15) - 1, 1 << 15, (1 << 15) + 1, 40_000, 1 << 16, 70_000])
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf, 1e20])
+def test_a_spoilt_row_of_any_length_in_any_chunk_is_refused_and_leaves_no_trace(p, spoilt):
+    n = 4
+    rows = np.random.default_rng(1).standard_normal((n, p)).astype(np.float32)
+    clean = Gather({"d": Mean()}, n)
+    clean.add(np.array([0, 2, 3]), {"d": rows[[0, 2, 3]]}, np.ones(3))
+    rows[1, p // 2] = spoilt
+    for chunk in (1, 2, 3, 4):
+        gather = Gather({"d": Mean()}, n)
+        for at in range(0, n, chunk):
+            part = rows[at : at + chunk]
+            bad = gather.take(np.arange(at, at + len(part)), {"d": part}, np.ones(len(part)), np.zeros(len(part), bool))
+            assert bad.tolist() == [i == 1 for i in range(at, at + len(part))]
+        assert np.array_equal(gather.finish()["d"].value, clean.finish()["d"].value)
+
+
+def test_a_weight_that_is_no_multiple_of_its_step_is_told_and_a_finer_step_takes_it():
+    rows = np.array([[1.0], [0.0]], np.float32)
+    weight = np.array([1.4, 0.6])
+    with pytest.raises(UsageError, match="no multiple of weight_step=1"):
+        Gather({"d": Mean()}, 2).check({"d": rows}, weight)
+    fine = Gather({"d": Mean(weight_step=2.0**-20)}, 2)
+    fine.add(np.arange(2), {"d": rows}, weight)
+    assert fine.finish()["d"].value[0] == pytest.approx(0.7, abs=1e-6)
+
+
+def test_rows_that_are_kept_are_counted_over_all_workers():
+    rows = np.zeros((10, 2), np.float32)
+    whole = Gather({"d": Stack(max_bytes=100)}, 20)
+    part = Gather({"d": Stack(max_bytes=100)}, 20)
+    part.add(np.arange(10), {"d": rows}, np.ones(10))
+    whole.merge(part.partials)
+    with pytest.raises(UsageError, match="max_bytes=100"):
+        whole.merge(part.partials)

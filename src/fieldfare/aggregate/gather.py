@@ -59,10 +59,20 @@ class Partial:
 
 
 def integer_weights(weight: F64, weighted: bool, step: float) -> I64:
-    """Weights as whole multiples of `step`, `[n]`; ones when not `weighted`."""
+    """Weights as whole multiples of `step`, `[n]`; ones when not `weighted`.
+
+    Errors: `UsageError` where rounding to a multiple would change a weight by more than a thousandth of it.
+    """
     if not weighted:
         return np.ones(len(weight), np.int64)
-    return np.rint(weight / step).astype(np.int64)
+    whole = np.rint(weight / step)
+    off = np.abs(whole * step - weight) > 1e-3 * np.abs(weight)
+    if off.any():
+        raise UsageError(
+            f"a weight of {weight[np.argmax(off)]:.6g} is no multiple of weight_step={step:g}: tell numbers of "
+            "examples, or fold with chain(mean(weight_step=2**-20), ...)."
+        )
+    return whole.astype(np.int64)
 
 
 def refused(rows: F32, weights: I64, step: float, cohort: int) -> NDArray[np.bool_]:
@@ -71,7 +81,8 @@ def refused(rows: F32, weights: I64, step: float, cohort: int) -> NDArray[np.boo
     A row's norm bounds its largest value, so one dot product settles nearly every row; the others are looked at.
     """
     if rows.shape[1] <= _BLOCK:
-        norm2 = np.einsum("np,np->n", rows, rows).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm2 = np.einsum("np,np->n", rows, rows).astype(np.float64)
     else:
         norm2 = np.array([_norm2(row) for row in rows])
     return _exceeding(rows, norm2, weights, step, cohort)
@@ -88,19 +99,25 @@ def _exceeding(rows: F32, norm2: F64, weights: I64, step: float, cohort: int) ->
 
 def _norm2(row: F32) -> float:
     parts = (row[at : at + _BLOCK] for at in range(0, len(row), _BLOCK))
-    return float(sum(float(np.dot(part, part)) for part in parts))
+    return sum(map(_square, parts))
+
+
+def _square(part: F32) -> float:
+    """The squared norm of a short row, infinite where float32 cannot hold it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.dot(part, part))
 
 
 def add_rows(into: Sum, rows: F32, weights: I64, step: float) -> F64:
-    """Add `weights[i] * rows[i]` for all i, exactly, in place; gives the squared norm of each row, `[n]`.
+    """Add `weights[i] * rows[i]` for all i, exactly, in place; gives long rows' squared norms, `[n]` (short ones: 0).
 
     Rows must have passed `refused`, or be taken off again by their negative weights: that is exact for any bits.
     """
     n, p = rows.shape
     magic = np.float64(1.5 * 2.0**52 * step)
     norm2 = np.zeros(n)
-    if n * p <= _BLOCK * 4 and n > 1:
-        q = (rows + magic).view(np.int64)
+    if p <= _BLOCK and n * p <= _BLOCK * 4 and n > 1:
+        q = np.add(rows, magic, dtype=np.float64).view(np.int64)
         if not bool((weights == 1).all()):
             q *= weights[:, None]
         into.total += np.add.reduce(q, axis=0)
@@ -112,7 +129,7 @@ def add_rows(into: Sum, rows: F32, weights: I64, step: float) -> F64:
             q = b.view(np.int64)
             for i in range(n):
                 x = rows[i, at:stop]
-                norm2[i] += np.dot(x, x)
+                norm2[i] += _square(x)
                 b[...] = x
                 np.add(b, magic, out=b)
                 if weights[i] != 1:
@@ -215,12 +232,7 @@ class Gather:
                     self._add_sum(part, fold, _before(fold.before, _rows(value)), weight, index, size)
                 case Stack():
                     rows = _before(fold.before, _rows(value))
-                    self._bytes += rows.nbytes
-                    if self._bytes > fold.max_bytes:
-                        raise UsageError(
-                            f"Stack({leaf!r}) would hold {self._bytes} bytes of rows, more than max_bytes="
-                            f"{fold.max_bytes}: use a smaller cohort, or raise max_bytes."
-                        )
+                    self._hold(leaf, fold, rows.nbytes)
                     part.clients.append(clients)
                     part.rows.append(rows)
                     part.weights.append(weight)
@@ -235,6 +247,15 @@ class Gather:
                     part.sum.total += total
                     part.sum.total &= (1 << bits) - 1
                     part.sum.weight += len(rows)
+
+    def _hold(self, leaf: str, fold: Stack, size: int) -> None:
+        """Count `size` more bytes of rows that are kept."""
+        self._bytes += size
+        if self._bytes > fold.max_bytes:
+            raise UsageError(
+                f"Stack({leaf!r}) would hold {self._bytes} bytes of rows, more than max_bytes={fold.max_bytes}: "
+                "use a smaller cohort, or raise max_bytes."
+            )
 
     def _add_sum(
         self, part: Partial, fold: Mean | Coverage, rows: F32, weight: F64, index: I64 | None, size: int | None
@@ -302,6 +323,8 @@ class Gather:
                         mine.sum.coverage += other.sum.coverage
                     if isinstance(fold, ModSum):
                         mine.sum.total &= (1 << fold.bits) - 1
+            if isinstance(fold, Stack):
+                self._hold(leaf, fold, sum(rows.nbytes for rows in other.rows))
             mine.clients.extend(other.clients)
             mine.rows.extend(other.rows)
             mine.weights.extend(other.weights)

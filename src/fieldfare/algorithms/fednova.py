@@ -31,7 +31,7 @@ class Normalise:
         return None
 
     def folds(self) -> Mapping[str, Fold]:
-        return {"tau": Mean(weighted=self.weighted)}
+        return {"tau": Mean(weighted=self.weighted, step=2.0**-16)}  # step counts are large, and need no fine step
 
     def inputs(self, state: None) -> Mapping[str, Any]:
         return {}
