@@ -10,13 +10,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fieldfare import __version__
 from fieldfare.algorithms.check import check
-from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients
+from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, innermost
 from fieldfare.algorithms.evaluate import StopAt as Stopping
 from fieldfare.config import describe_data, describe_job
 from fieldfare.core.errors import UsageError
@@ -26,7 +26,7 @@ from fieldfare.core.quorum import Sample
 from fieldfare.core.settings import unknown_key
 from fieldfare.core.work import Work
 from fieldfare.fleet.fleet import Phones
-from fieldfare.job import Job
+from fieldfare.job import Job, StopAt
 from fieldfare.progress import Display, display
 from fieldfare.record import Recorder
 from fieldfare.sim.asks import Ask
@@ -74,7 +74,7 @@ class Assembly:
 def assemble(job: Job) -> Assembly:
     """Bind the job's names; every refusal that can be known before the start is raised here."""
     net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
-    local = tuple(getattr(job.algorithm, "local", ()))
+    local = tuple(getattr(innermost(job.algorithm), "local", ()))
     model = net.init(job.seed)
     if job.start_from is not None:
         model = read_model(job.start_from, layout=model.layout)
@@ -102,7 +102,7 @@ def assemble(job: Job) -> Assembly:
         if not evaluations:
             raise UsageError("Job(stop_at=...) needs a central test set: give the data a test part.")
         _check_metric(net, job, model)
-        algorithm = Stopping(algorithm, job.stop_at.metric, job.stop_at.at_least, job.stop_at.at_most)
+        algorithm = Stopping(algorithm, **_settings_of(job.stop_at))
     fleet = job.simulated.fleet
     if isinstance(fleet, Phones):
         fleet = fleet.build(job.data.n_clients, job.seed)
@@ -135,6 +135,15 @@ def _central(net: Any, test: Mapping[str, Any]) -> Callable[[Params], Mapping[st
     return lambda model: measure(model.vector)
 
 
+def _name_of(algorithm: Any) -> str:
+    inner = innermost(algorithm)
+    return getattr(inner, "name", None) or type(inner).__name__.lower()
+
+
+def _settings_of(stop_at: StopAt) -> dict[str, Any]:
+    return {f.name: getattr(stop_at, f.name) for f in fields(stop_at)}
+
+
 def _check_metric(net: Any, job: Job, model: Params) -> None:
     """Refuse to stop at a metric that the model does not give, found out on one row."""
     assert job.stop_at is not None
@@ -150,7 +159,7 @@ def _expects(job: Job) -> Callable[[int], set[str]]:
     kinds = set[str]() if job.evaluate.clients is None else {"federated"}
     if kinds and (job.evaluate.personal or job.evaluate.fine_tune):
         kinds.add("fine_tuned" if job.evaluate.fine_tune else "personal")
-    last = getattr(job.algorithm, "rounds", None)
+    last = getattr(innermost(job.algorithm), "rounds", None)
 
     def expects(version: int) -> set[str]:
         return set(kinds) if version % job.evaluate.clients_every == 0 or version == last else set()
@@ -221,7 +230,8 @@ class Saver:
         progress = {name: getattr(p, name) for name in _PROGRESS}
         tree, arrays = self.codec.encode(
             {
-                "progress": progress, "recorder": recorder, "slots": self.slots.flush(), "files": self.folder.flush(),
+                "progress": progress, "computed": self.simulator.computed(), "recorder": recorder,
+                "slots": self.slots.flush(), "files": self.folder.flush(),
             }
         )  # fmt: skip
         self.snapshots.write(tree, arrays)
@@ -235,6 +245,7 @@ class Saver:
         saved = self.codec.decode(snapshot.tree, snapshot.arrays)
         for name, value in saved["progress"].items():
             setattr(self.simulator.progress, name, value)
+        self.simulator.restore_computed(saved.get("computed", {}))
         r, back = self.recorder, saved["recorder"]
         if back["model"] is not None and back["model"].layout != self.simulator.world.model.layout:
             raise UsageError(
@@ -267,7 +278,7 @@ def run(
     wrongly, `PeerError` with `bad_updates="stop"`.
     """
     assembly = assemble(job)
-    name = job.name or getattr(job.algorithm, "name", "run")
+    name = job.name or getattr(innermost(job.algorithm), "name", "run")
     resuming = folder is not None and not fresh
     if folder is None and runs is not None:
         folder = RunFolder.create(runs, name)
@@ -325,7 +336,7 @@ def _finish(
     wall = recorder.wall_s
     summary: dict[str, Any] = {
         "format": FORMAT, "fieldfare": __version__, "run": folder.id if folder else "", "name": job.name or name,
-        "algorithm": getattr(job.algorithm, "name", type(job.algorithm).__name__.lower()),
+        "algorithm": _name_of(job.algorithm),
         "rounds": recorder.rows[-1]["round"] if recorder.rows else 0, "seed": job.seed, "final": recorder.final(),
         "stopped": p.stopped, "virtual_s": p.now, "bytes_down": p.bytes_down, "bytes_up": p.bytes_up,
         "wall_s": wall, "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0, "report": "report.html",

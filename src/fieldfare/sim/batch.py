@@ -5,7 +5,7 @@ Invariant: what one gather says does not depend on which others were computed be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,7 +70,7 @@ class Executor:
             self.workers = 1
         self._eager = workers is not None
         self._pool: Pool | None = None
-        self._state: dict[int, tuple[str, I64, F32]] = {}
+        self._state: dict[int, list[tuple[str, I64, F32]]] = {}
         one_thread()
 
     def compute(self, request: Request, flops: float) -> list[Share]:
@@ -82,18 +82,22 @@ class Executor:
 
     def keep(self, ask: Ask, slot: str, clients: I64, rows: F32) -> None:
         """New client state, provisional until the gather is accepted."""
-        self._state.setdefault(id(ask), (slot, clients[:0], rows[:0]))
-        _, ids, old = self._state[id(ask)]
-        self._state[id(ask)] = (slot, np.concatenate([ids, clients]), np.concatenate([old, rows]) if len(old) else rows)
+        self._state.setdefault(id(ask), []).append((slot, clients, rows))
+
+    def provisional(self, ask: Ask) -> tuple[tuple[str, I64, F32], ...]:
+        """What `keep` was given for `ask`, as (slot, ids, rows)."""
+        return tuple(self._state.get(id(ask), ()))
+
+    def hold(self, ask: Ask, kept: Sequence[tuple[str, I64, F32]]) -> None:
+        """Take back, for `ask`, what `provisional` gave."""
+        self._state[id(ask)] = list(kept)
 
     def accept(self, ask: Ask, event: Gathered) -> None:
         """Commit the client state of the replies that counted."""
-        kept = self._state.pop(id(ask), None)
-        if kept is None or self.slots is None:
-            return
-        slot, clients, rows = kept
-        ok = np.isin(clients, event.clients)
-        self.slots.put(slot, clients[ok], rows[ok])
+        for slot, clients, rows in self._state.pop(id(ask), ()):
+            if self.slots is not None:
+                ok = np.isin(clients, event.clients)
+                self.slots.put(slot, *((clients, rows) if ok.all() else (clients[ok], rows[ok])))
 
     def close(self) -> None:
         if self._pool is not None:
@@ -195,12 +199,13 @@ def _compute(
     refused = _join([piece.refused for piece in found])
     named = dict.fromkeys(name for piece in found for name in piece.metrics)
     metrics = {name: _join([_metric(piece, name) for piece in found]) for name in named}
-    rows = None if found[0].state is None else _join([piece.state for piece in found])
     for share, segment in zip(shares, segments, strict=True):
         pick = slice(segment.start, segment.stop)
         parts[share.number].append((share.at, weight[pick], refused[pick], {k: v[pick] for k, v in metrics.items()}))
-        if rows is not None and run.state is not None:
-            executor.keep(share.ask, run.state, ids[pick], rows[pick])
+        for piece in found:
+            a, b = max(segment.start, piece.start), min(segment.stop, piece.stop)
+            if a < b and piece.state is not None and run.state is not None:
+                executor.keep(share.ask, run.state, ids[a:b], piece.state[a - piece.start : b - piece.start])
 
 
 def _metric(piece: Piece, name: str) -> F64:

@@ -246,6 +246,26 @@ class Simulator:
         self._tell(Answered(p.now, ask, event, p.bytes_down, p.bytes_up))
         return event
 
+    def computed(self) -> dict[int, Any]:
+        """`{ask: (event, new client state)}` of stateful asks computed and not yet delivered.
+
+        A snapshot keeps these: computed anew, they would read what a later commit has written. All others would
+        be computed to the same bits.
+        """
+        asks = self.progress.asks
+        return {
+            number: (event, self.executor.provisional(asks[number]))
+            for number, event in self._results.items()
+            if asks[number].run.state is not None
+        }
+
+    def restore_computed(self, kept: Mapping[int, Any]) -> None:
+        """Take back what `computed` gave, beside the `progress` of that moment."""
+        self._results = {}
+        for number, (event, state) in kept.items():
+            self._results[number] = event
+            self.executor.hold(self.progress.asks[number], state)
+
     def _read_before(self, ask: Ask) -> bool:
         """Whether an ask not computed yet reads the slot that `ask` is about to write: it reads as of its asking."""
         slot = ask.run.state
