@@ -46,7 +46,7 @@ def make_run(
         if r % every == 0 or r in (1, rounds):
             row |= {"accuracy": level, "loss": 2.3 * float(np.exp(-speed * r)) + 0.2}
         if r % 5 == 0:
-            row |= {"federated_accuracy_mean": level - 0.03, "federated_accuracy_p10": level - 0.14}
+            row |= {"federated_accuracy_mean": level - 0.03, "federated_accuracy_worst_decile": level - 0.14}
             row |= {"personal_accuracy_mean": min(0.99, level + 0.03)} if personal else {}
         rows.append(row)
         weight = rng.integers(20, 900, taken.size).astype(float)

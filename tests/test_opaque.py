@@ -182,7 +182,8 @@ def test_held_out_rows_are_measured_and_who_has_none_is_not_called():
     for i in (0, 2):
         told = centred(np.zeros(5, np.float32), whole.held.client(i))
         assert {name: out.metrics[name][i] for name in told} == told
-    assert out.metrics["loss"][1] == 0.0
+    assert np.isnan(out.metrics["loss"][1])
+    assert out.diverged.tolist() == [False] * 3
     assert out.metrics["examples"].tolist() == [3.0, 0.0, 5.0]
     assert model.central(block([30]).columns)(model.init(0))["loss"] > 0
 
@@ -248,10 +249,27 @@ def test_what_cannot_be_is_refused_in_one_line(make, says):
     assert "\n" not in str(refusal.value)
 
 
-def test_a_loss_told_by_some_only_is_refused():
+def test_a_loss_told_by_some_only_is_not_a_number_for_the_others_who_have_not_diverged():
     model = ff.opaque(lambda m, d, c, r: (m, 1, {"loss": 1.0} if len(d["y"]) > 5 else {}), init=np.zeros(2))
-    with pytest.raises(UsageError, match="return it for all"):
-        works(model)["train"](cohort(model))
+    out = works(model)["train"](cohort(model))
+    np.testing.assert_array_equal(out.metrics["loss"], [1.0, np.nan, 1.0])
+    assert not out.diverged.any()
+    model = ff.opaque(lambda m, d, c, r: (m, 1, {"loss": np.inf} if len(d["y"]) > 5 else {}), init=np.zeros(2))
+    assert works(model)["train"](cohort(model)).diverged.tolist() == [True, False, True]
+
+
+def told_by_some(model, data, config, rng):
+    size = len(data["y"])
+    return model + 1, size, {"loss": np.inf if size % 5 == 0 else 1.0} if size % 2 else {}
+
+
+def test_a_run_in_which_some_tell_their_loss_does_not_depend_on_the_chunk():
+    found = []
+    for chunk in (1, 100):
+        result = job(ff.opaque(told_by_some, init=np.zeros(3)), workers=1, chunk=chunk).run(runs=None, progress=False)
+        found.append((result.model.vector.tobytes(), [row["missing"] for row in result.rounds if "missing" in row]))
+    assert found[0] == found[1]
+    assert found[0][1]
 
 
 def gradient_step(model, data, config, rng):
@@ -278,7 +296,7 @@ def test_neither_chunks_nor_workers_change_a_bit_of_a_run():
         again = job(model, **simulated).run(None, progress=False)
         assert again.model.vector.tobytes() == first.model.vector.tobytes()
         assert again.final == first.final
-    assert {"federated_loss_mean", "federated_loss_p10"} <= first.final.keys()
+    assert {"federated_loss_mean", "federated_loss_worst_decile"} <= first.final.keys()
     assert first.model.vector.any()
 
 

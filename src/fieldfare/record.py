@@ -13,7 +13,8 @@ import numpy as np
 
 from fieldfare.core.errors import PeerError
 from fieldfare.core.params import Params
-from fieldfare.sim.observe import Answered, Measured, Observation, Published, Stopped
+from fieldfare.report import units
+from fieldfare.sim.observe import Answered, Measured, Observation, Progressed, Published, Stopped
 from fieldfare.store.runs import RunFolder
 
 Row = dict[str, Any]
@@ -24,7 +25,10 @@ TOLD = 5
 
 
 class Recorder:
-    """Builds one row per published version and writes it when its evaluations are in."""
+    """Builds one row per published version and writes it when its evaluations are in.
+
+    `expects(version)`: the evaluations still to come of a version, asked after each step: a step may ask for more.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,9 @@ class Recorder:
                         waiting.discard(event.name)
                         prefix = "" if event.name == "test" else f"{event.name}_"
                         row |= {prefix + name: float(value) for name, value in event.metrics.items()}
+            case Progressed():
+                for row, waiting in self.open:
+                    waiting |= self.expects(row["version"])
                 self._close_rows()
             case Stopped():
                 for _, waiting in self.open:
@@ -127,7 +134,7 @@ class Recorder:
             self.note(f"{error}{more}; the run goes on without it: {advice}{last}")
 
     def _evaluated(self, kind: str, version: int, event: Any) -> None:
-        """The mean over clients (each counts once) and the worst decile, of those that hold out anything."""
+        """The mean over clients (each counts once) and over the worst tenth, of those that hold out anything."""
         some = event.weights > 0
         metrics = {name: values[some] for name, values in event.metrics.items() if name != "examples"}
         row: Row = {}
@@ -135,7 +142,7 @@ class Recorder:
             if not values.size:
                 continue
             row[f"{kind}_{name}_mean"] = float(np.mean(values))
-            row[f"{kind}_{name}_p10"] = float(np.quantile(values, 0.1 if not name.endswith("loss") else 0.9))
+            row[f"{kind}_{name}_worst_decile"] = units.worst_decile(values, lower=units.lower_is_better(name))
         for target, waiting in self.open:
             if target["version"] == version:
                 target |= row
@@ -146,17 +153,19 @@ class Recorder:
             line |= {"examples": event.weights[some].tolist()}
             line |= {name: [_short(v) for v in values.tolist()] for name, values in metrics.items()}
             self.folder.append("evaluation.jsonl", line)
-        self._close_rows()
 
     def _published(self, seen: Published) -> None:
         if seen.node != "central":
             return
         self.model = seen.model
+        again = [waiting for row, waiting in self.open if row["version"] == seen.version]
+        if again:
+            again[0].update(seen.evaluate)
+            return
         row: Row = {"round": seen.version, "version": seen.version, "virtual_s": seen.now, "wall_s": self.wall_s}
         row |= self.training
         self.training = {k: v for k, v in self.training.items() if k.startswith("bytes_")}
-        self.open.append((row, {*seen.evaluate, *self.expects(seen.version)}))
-        self._close_rows()
+        self.open.append((row, {*seen.evaluate}))
 
     def _close_rows(self) -> None:
         while self.open and not self.open[0][1]:

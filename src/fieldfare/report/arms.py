@@ -19,8 +19,8 @@ from fieldfare.report.read import Run
 from fieldfare.report.style import Picture
 from fieldfare.report.table import Table, metrics_of
 
-_FIRST = ("accuracy", "loss", "train_loss", "federated_accuracy_mean", "federated_accuracy_p10",
-          "personal_accuracy_mean", "personal_accuracy_p10")  # fmt: skip
+_FIRST = ("accuracy", "loss", "train_loss", "federated_accuracy_mean", "federated_accuracy_worst_decile",
+          "personal_accuracy_mean", "personal_accuracy_worst_decile")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -205,8 +205,8 @@ def _headline(run: Run) -> list[Tile]:
             under = f"best {units.measured(metric, y[at])}, round {units.number(x[at])}"
         tiles.append(Tile(name, units.measured(metric, final[metric]), under))
         break
-    if "federated_accuracy_p10" in final:
-        tiles.append(Tile("Worst decile", units.share(final["federated_accuracy_p10"]), "of clients, shared model"))
+    if (worst := final.get("federated_accuracy_worst_decile")) is not None:
+        tiles.append(Tile("Worst decile", units.share(worst), "mean of its clients, shared model"))
     rounds = summary.get("rounds", table.n)
     stopped = summary.get("stopped")
     counted = table.column("clients")

@@ -37,9 +37,9 @@ ACCURACY = (
     Line("train_accuracy", "train", style.ORANGE),
     Line("accuracy", "central test", style.BLUE),
     Line("federated_accuracy_mean", "mean client", style.GREEN),
-    Line("federated_accuracy_p10", "worst decile", style.GREEN, dash=1),
+    Line("federated_accuracy_worst_decile", "worst decile", style.GREEN, dash=1),
     Line("personal_accuracy_mean", "personal, mean", style.PURPLE),
-    Line("personal_accuracy_p10", "personal, worst", style.PURPLE, dash=1),
+    Line("personal_accuracy_worst_decile", "personal, worst", style.PURPLE, dash=1),
 )
 LOSS = (
     Line("train_loss", "train", style.ORANGE),
@@ -110,8 +110,8 @@ def learning_curve(table: Table, lines: Sequence[Line], axis: str, *, what: str)
         _line(axes, x / scale.divisor, y, line.colour, line.dash)
     by_metric = {line.metric: (x, y) for line, x, y in drawn}
     for mean, worst, colour in (
-        ("federated_accuracy_mean", "federated_accuracy_p10", style.GREEN),
-        ("personal_accuracy_mean", "personal_accuracy_p10", style.PURPLE),
+        ("federated_accuracy_mean", "federated_accuracy_worst_decile", style.GREEN),
+        ("personal_accuracy_mean", "personal_accuracy_worst_decile", style.PURPLE),
     ):
         if mean in by_metric and worst in by_metric and by_metric[mean][0].size == by_metric[worst][0].size:
             x, upper = by_metric[mean]

@@ -36,8 +36,8 @@ class Served:
 
     @property
     def worst_decile(self) -> float:
-        """The accuracy that one client in ten does not exceed."""
-        return float(np.quantile(self.accuracy, 0.1))
+        """The mean accuracy of the tenth of clients that are served worst."""
+        return units.worst_decile(self.accuracy)
 
 
 def served(evaluations: Mapping[str, Evaluation]) -> list[Served]:
@@ -97,7 +97,7 @@ def accuracy_histogram(groups: Sequence[Served]) -> Picture | None:
         figure,
         name="clients-histogram",
         title="How the model serves each client",
-        note="Every client counts once. Worst decile: one client in ten has this accuracy or less.",
+        note="Every client counts once. Worst decile: the mean over the tenth of clients served worst.",
         alt=f"Histogram of the accuracy of clients; {told}.",
     )
 
@@ -119,9 +119,9 @@ def accuracy_sorted(groups: Sequence[Served]) -> Picture | None:
         x = (np.arange(ordered.size) + 0.5) / ordered.size
         axes.plot(x, ordered, color=group.colour, linestyle=style.DASHES[group.dash])
         tone = style.darker(group.colour)
-        p10 = group.worst_decile
-        axes.plot([0.1], [p10], marker="o", markersize=4.5, color=tone)
-        labels.append(Label(1.0, float(ordered[-1]), f"{name}{units.share(p10)}", group.colour))
+        worst = group.worst_decile
+        axes.plot([0, 0.1], [worst, worst], linewidth=2.2, color=tone)
+        labels.append(Label(1.0, float(ordered[-1]), f"{name}{units.share(worst)}", group.colour))
     metric_axis(axes, "accuracy", np.concatenate([group.accuracy for group in groups]))
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
@@ -138,7 +138,7 @@ def accuracy_sorted(groups: Sequence[Served]) -> Picture | None:
         name="clients-sorted",
         title="Clients from worst to best",
         note="A flat curve serves all clients alike; the shaded tenth is who is left behind. "
-        "At the right: the accuracy at its edge (dots), the worst decile.",
+        "At the right: its mean accuracy (bars), the worst decile.",
         alt=f"Accuracy of clients in order; {told}.",
     )
 

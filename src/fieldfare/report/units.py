@@ -7,6 +7,7 @@ Kept: a value that is absent or not finite is written as a dash, never as ``nan`
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 DASH = "–"
@@ -34,13 +35,17 @@ _LABELS = {
     "loss": "loss (central test)",
     "train_loss": "train loss (weighted over clients)",
     "federated_accuracy_mean": "accuracy over clients, mean",
-    "federated_accuracy_p10": "accuracy over clients, worst decile",
+    "federated_accuracy_worst_decile": "accuracy over clients, worst decile",
     "federated_loss_mean": "loss over clients, mean",
-    "federated_loss_p10": "loss over clients, worst decile",
+    "federated_loss_worst_decile": "loss over clients, worst decile",
     "personal_accuracy_mean": "personal accuracy, mean",
-    "personal_accuracy_p10": "personal accuracy, worst decile",
+    "personal_accuracy_worst_decile": "personal accuracy, worst decile",
     "personal_loss_mean": "personal loss, mean",
-    "personal_loss_p10": "personal loss, worst decile",
+    "personal_loss_worst_decile": "personal loss, worst decile",
+    "federated_accuracy_p10": "accuracy over clients, 10 % point",
+    "federated_loss_p10": "loss over clients, 90 % point",
+    "personal_accuracy_p10": "personal accuracy, 10 % point",
+    "personal_loss_p10": "personal loss, 90 % point",
     "virtual_s": "virtual time",
     "wall_s": "wall time",
     "round": "round",
@@ -54,11 +59,11 @@ _SHORT = {
     "loss": "loss",
     "train_loss": "train loss",
     "federated_accuracy_mean": "mean-client accuracy",
-    "federated_accuracy_p10": "worst-decile accuracy",
+    "federated_accuracy_worst_decile": "worst-decile accuracy",
     "federated_loss_mean": "mean-client loss",
-    "federated_loss_p10": "worst-decile loss",
+    "federated_loss_worst_decile": "worst-decile loss",
     "personal_accuracy_mean": "personal accuracy, mean",
-    "personal_accuracy_p10": "personal accuracy, worst decile",
+    "personal_accuracy_worst_decile": "personal accuracy, worst decile",
 }
 
 
@@ -136,7 +141,7 @@ def share(value: float | None) -> str:
 def short_label(metric: str) -> str:
     """Give the fewest words for a metric, for the head of a column.
 
-    >>> short_label("federated_accuracy_p10")
+    >>> short_label("federated_accuracy_worst_decile")
     'worst-decile accuracy'
     """
     return _SHORT.get(metric, label(metric))
@@ -167,6 +172,17 @@ def unit_of(metric: str) -> str:
 def lower_is_better(metric: str) -> bool:
     """Say whether a smaller value of ``metric`` is the better one: losses, errors, times and bytes."""
     return any(word in metric for word in ("loss", "error", "perplexity")) or unit_of(metric) in ("seconds", "bytes")
+
+
+def worst_decile(values: Iterable[float], *, lower: bool = False) -> float:
+    """Give the mean over the worst ``ceil(n / 10)`` of n values: the smallest, the largest where ``lower`` is better.
+
+    >>> worst_decile([0.9, 0.2, 0.8]), worst_decile(range(20)), worst_decile(range(20), lower=True)
+    (0.2, 0.5, 18.5)
+    """
+    ordered = sorted(map(float, values), reverse=lower)
+    worst = ordered[: math.ceil(len(ordered) / 10)]
+    return math.fsum(worst) / len(worst)
 
 
 def in_unit(unit: str, value: float | None) -> str:
