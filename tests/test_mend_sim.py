@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+
+import numpy as np
 import pytest
 
 import fieldfare as ff
 from fieldfare.run import Saver
+from fieldfare.sim.arena import Arena
 from fieldfare.sim.observe import Progressed
 from fieldfare.store.runs import RunFolder
 
@@ -65,3 +71,31 @@ def test_a_run_whose_stateful_asks_overlap_is_resumed_from_every_step_to_the_sam
         assert (result.model.vector == whole.model.vector).all()
     assert step > 10
     assert max(overlapped) > 0, "no step had a computed ask outstanding: this tests nothing"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory files are Linux's")
+def test_shared_memory_has_no_place_in_a_file_system_and_keeps_what_is_written_as_it_grows():
+    arena = Arena()
+    try:
+        assert os.readlink(f"/proc/self/fd/{arena._fd}").startswith("/memfd:")
+        for n in (3, 100_000, 7):
+            rows = np.arange(n, dtype=np.float32).reshape(n, 1)
+            read = arena.read(arena.write([rows, np.arange(2)]))
+            assert np.array_equal(read[0], rows)
+            assert np.array_equal(read[1], [0, 1])
+            del read
+    finally:
+        arena.close()
+
+
+def test_memory_that_is_not_to_be_had_is_no_full_disk(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    arena = Arena()
+    try:
+        with pytest.raises(ff.UsageError, match="bytes of memory shared with the worker processes"):
+            arena.write([np.zeros(8)])
+    finally:
+        arena.close()

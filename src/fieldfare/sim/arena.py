@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldfare.core.errors import UsageError
+
 Spec = tuple[str, tuple[int, ...], int]
 
 
@@ -21,9 +23,7 @@ class Arena:
     """A growing anonymous file, mapped by writer and readers; made before the fork so that children inherit it."""
 
     def __init__(self) -> None:
-        folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        self._fd, path = tempfile.mkstemp(prefix="fieldfare-", dir=folder)
-        os.unlink(path)
+        self._fd = _anonymous()
         self._map: mmap.mmap | None = None
         self._size = 0
 
@@ -31,7 +31,7 @@ class Arena:
         if self._map is None or self._size < size:
             if grow:
                 size = max(size, 2 * self._size, 1 << 16)
-                os.posix_fallocate(self._fd, 0, size)
+                _extend(self._fd, size)
             size = os.fstat(self._fd).st_size
             self._map = mmap.mmap(self._fd, size)
             self._size = size
@@ -61,3 +61,26 @@ class Arena:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _anonymous() -> int:
+    """A file without a name: of memory on Linux (bounded by the memory alone, not by the size of /dev/shm)."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("fieldfare")
+    file, path = tempfile.mkstemp(prefix="fieldfare-")
+    os.unlink(path)
+    return file
+
+
+def _extend(file: int, size: int) -> None:
+    """Reserve `size` bytes now, so that none is found missing when it is written."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+        else:
+            os.ftruncate(file, size)
+    except OSError as error:
+        raise UsageError(
+            f"{size} bytes of memory shared with the worker processes are not to be had ({error.strerror}): use fewer "
+            "workers, a smaller cohort, or Simulated(workers=1)."
+        ) from error
