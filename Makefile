@@ -16,7 +16,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.stamp-demo: pyproject.toml | $(BIN)/python
-	$(PIP) -e '.[demo]'
+	$(PIP) --no-compile -e '.[demo]'
 	@touch $@
 
 $(VENV)/.stamp-test: pyproject.toml Makefile | $(BIN)/python

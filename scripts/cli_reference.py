@@ -1,16 +1,18 @@
-"""Writes docs/cli.md from the command line itself; with --check, fails when the file is not in step."""
+"""Writes docs/cli.md and docs/algorithms.md from the code itself; with --check, fails when a page is not in step."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fieldfare.algorithms.catalogue import ALGORITHMS
 from fieldfare.cli import EXIT, app
 
-PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def commands(command: Any, words: str) -> list[str]:
@@ -44,10 +46,28 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def algorithms() -> str:
+    """The catalogue as a page: a table, then what each constructor's docstring says, departures included."""
+    lines = ["# Algorithms", "", "Made by `scripts/cli_reference.py` from the catalogue.", ""]
+    lines += ["| name | constructor | what it does | paper | needs |", "| --- | --- | --- | --- | --- |"]
+    for entry in ALGORITHMS:
+        constructor = f"`ff.{entry.factory.__name__}`"
+        needs = ", ".join(entry.needs) or "-"
+        lines.append(f"| {entry.name} | {constructor} | {entry.summary} | {entry.paper} | {needs} |")
+    lines += ["", "All take `rounds` and `cohort` first, then their own options, then `quorum`, `work` and `view`.", ""]
+    for entry in ALGORITHMS:
+        text = inspect.getdoc(entry.factory) or ""
+        module = inspect.getdoc(inspect.getmodule(entry.factory)) or ""
+        lines += [f"## {entry.name}", "", text, "", f"From its module: {module.split(chr(10) + chr(10))[0]}", ""]
+    return "\n".join(lines)
+
+
+PAGES = {"cli.md": page, "algorithms.md": algorithms}
+
 if __name__ == "__main__":
-    text = page()
-    if "--check" in sys.argv:
-        if not PAGE.exists() or PAGE.read_text() != text:
-            sys.exit("docs/cli.md is not in step with the command line: run python scripts/cli_reference.py")
-    else:
-        PAGE.write_text(text)
+    for name, make in PAGES.items():
+        path, text = DOCS / name, make()
+        if "--check" not in sys.argv:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"docs/{name} is not in step with the code: run python scripts/cli_reference.py")
