@@ -266,7 +266,8 @@ def told_by_some(model, data, config, rng):
 def test_a_run_in_which_some_tell_their_loss_does_not_depend_on_the_chunk():
     found = []
     for chunk in (1, 100):
-        result = job(ff.opaque(told_by_some, init=np.zeros(3)), workers=1, chunk=chunk).run(runs=None, progress=False)
+        made = job(ff.opaque(told_by_some, distance, init=np.zeros(4)), workers=1, chunk=chunk)
+        result = made.run(None, progress=False)
         found.append((result.model.vector.tobytes(), [row["missing"] for row in result.rounds if "missing" in row]))
     assert found[0] == found[1]
     assert found[0][1]

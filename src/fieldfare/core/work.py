@@ -66,12 +66,25 @@ class Cohort:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Output:
-    """Rows by leaf `[n, ...]` (or a list of n bytes), weights `[n]`, metrics `{name: [n]}`, new state `[n, S]`."""
+    """Rows by leaf `[n, ...]` (or a list of n bytes), weights `[n]`, metrics `{name: [n]}`, new state `[n, S]`.
+
+    `silent` bool `[n]`: clients that told no loss, so that what stands in metric "loss" says nothing of them.
+    """
 
     leaves: Mapping[str, Any]
     weight: F64
     metrics: Mapping[str, F64] = field(default_factory=dict[str, F64])
     state: F32 | None = None
+    silent: NDArray[np.bool_] | None = None
+
+    @property
+    def diverged(self) -> NDArray[np.bool_]:
+        """Which clients told a loss that is not finite, `[n]`."""
+        loss = self.metrics.get("loss")
+        if loss is None:
+            return np.zeros(len(self.weight), np.bool_)
+        bad = ~np.isfinite(loss)
+        return bad if self.silent is None else bad & ~self.silent
 
 
 @dataclass(frozen=True, slots=True, eq=False)

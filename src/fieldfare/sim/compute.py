@@ -127,8 +127,7 @@ class Tally:
                 f"work {request.work!r} returned {len(out.weight)} weights for {len(clients)} clients: "
                 "return one row per client, in the order given."
             )
-        loss = out.metrics.get("loss")
-        bad = np.zeros(len(clients), np.bool_) if loss is None else ~np.isfinite(loss)
+        bad = out.diverged
         for number, segment in enumerate(request.segments):
             a, b = max(segment.start, start) - start, min(segment.stop, stop) - start
             if a < b:

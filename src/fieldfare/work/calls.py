@@ -150,7 +150,7 @@ class TrainEach:
                     f"train returned {error} for client {client}: return the model it was given."
                 ) from None
         leaves = {self.leaf: replies} if form.kind == "bytes" else {"delta": delta}
-        return Output(leaves, weight, columns_of(told))
+        return Output(leaves, weight, columns_of(told), silent=without_loss(told))
 
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
         """FLOPs by examples and passes; bytes of the vector each way.
@@ -177,7 +177,7 @@ class TrainEach:
 class EvaluateEach:
     """Metrics per client by calls, on held-out rows (`Work` without leaves); weight as told, else the rows measured.
 
-    A client without held-out rows is not called; its loss is 0 and its weight 0.
+    A client without held-out rows is not called; its metrics are not a number and its weight is 0.
     """
 
     client: Client
@@ -203,7 +203,7 @@ class EvaluateEach:
         for i in range(cohort.n):
             client, start = int(cohort.clients[i]), cohort.models[cohort.row[i]]
             if not examples[i]:
-                told.append({"loss": 0.0})
+                told.append({})
                 continue
             data = held.client(i) if self.with_data else {}
             with _named(client, "evaluate"), own_generators(int(cohort.keys[i])):
@@ -211,7 +211,8 @@ class EvaluateEach:
             if isinstance(back, tuple):
                 back, examples[i] = back[0], float(back[1])
             told.append(read_metrics(back, f"evaluate of client {client}"))
-        return Output({}, examples, {**columns_of(told), "examples": examples})
+        metrics = {**columns_of(told), "examples": examples}
+        return Output({}, examples, metrics, silent=without_loss(told))
 
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
         """A third of a training pass over the training rows (their number is what is known), and the model."""
@@ -280,11 +281,14 @@ def read_metrics(told: Any, who: str) -> dict[str, float]:
 
 
 def columns_of(told: Sequence[Mapping[str, float]]) -> dict[str, F64]:
-    """Metrics `{name: [n]}`; not a number where a client told none of that name, which for the loss is refused."""
+    """Metrics `{name: [n]}`; not a number where a client told none of that name."""
     names = dict.fromkeys(name for one in told for name in one)
-    if "loss" in names and not all("loss" in one for one in told):
-        raise UsageError("some clients told their loss and some did not: return it for all, or for none.")
     return {name: np.array([one.get(name, np.nan) for one in told]) for name in names}
+
+
+def without_loss(told: Sequence[Mapping[str, float]]) -> NDArray[np.bool_]:
+    """Which clients told no loss, `[n]`: they have not diverged, whatever stands in the column."""
+    return np.array(["loss" not in one for one in told], np.bool_)
 
 
 def _taken_apart(back: Any, examples: float, client: int) -> tuple[Any, float, dict[str, float]]:
