@@ -12,11 +12,12 @@ from fieldfare.core.errors import UsageError
 from fieldfare.report.claims import compute_claims, in_words, read_claims
 
 
-def arm(folder, name, rows):
-    """Write the table of one arm and nothing else: claims need no more."""
+def arm(folder, name, rows, **totals):
+    """Write the table of one arm and how far its run came: claims need no more."""
     path = folder / "arms" / name
     path.mkdir(parents=True)
     write_lines(path / "rounds.jsonl", rows)
+    (path / "summary.json").write_text(json.dumps({"format": 1, "rounds": rows[-1]["round"], **totals}))
 
 
 def rounds(values, **columns):
@@ -155,13 +156,12 @@ target = 0.7
     assert [claim["holds"] for claim in compute_claims(folder)] == [True, False]
 
 
-def test_the_summaries_have_no_say_in_a_claim(tmp_path):
+def test_the_final_values_of_summaries_have_no_say_in_a_claim(tmp_path):
     folder = make_study(tmp_path / "study", seeds=1, rounds=20)
     before = compute_claims(folder)
     for summary in folder.rglob("summary.json"):
         stored = json.loads(summary.read_text())
         stored["final"] = dict.fromkeys(stored["final"], 1.0)
-        stored["bytes_up"] = 0
         summary.write_text(json.dumps(stored))
     assert compute_claims(folder) == before
 
@@ -226,3 +226,114 @@ def test_a_measure_says_in_words_what_it_is():
         in_words({"measure": "ratio", "of": of, "to": {**of, "arm": "b"}})
         == "total bytes up of a ÷ total bytes up of b"
     )
+
+
+TWO = """
+[[claim]]
+name = "fedavg"
+arm = "fedavg"
+metric = "accuracy"
+sense = ">="
+target = 0.3
+[[claim]]
+name = "ours"
+arm = "ours"
+metric = "accuracy"
+sense = ">="
+target = 0.3
+"""
+
+
+def test_a_claim_that_is_gone_from_its_file_does_not_hold(tmp_path):
+    folder = make_study(tmp_path / "study", seeds=1, rounds=20, claims=TWO)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "claims": ["fedavg", "ours"]}))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "claims": compute_claims(folder)}))
+    half = TWO[: TWO.rindex("[[claim]]")]
+    (folder / "claims.toml").write_text(half)
+    kept, gone = compute_claims(folder)
+    assert kept["holds"]
+    assert (gone["name"], gone["ours"], gone["holds"]) == ("ours", None, False)
+    assert gone["target"] == 0.3
+    assert gone["why"] == "its entry in claims.toml is gone"
+    (folder / "claims.toml").unlink()
+    assert [claim["holds"] for claim in compute_claims(folder)] == [False, False]
+    (folder / "summary.json").unlink()
+    assert [claim["name"] for claim in compute_claims(folder)] == ["fedavg", "ours"]
+
+
+def cut_cleanly(path):
+    write_lines(path, read_rows(path)[:25])
+
+
+def cut_torn(path):
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+
+
+def cut_after_all_rounds(path):
+    with path.open("a") as out:
+        out.write('{"round": 5')
+
+
+def cut_inside(path):
+    rows = read_rows(path)
+    write_lines(path, rows[:10] + rows[11:])
+
+
+def cut_begin(path):
+    write_lines(path, read_rows(path)[1:])
+
+
+def cut_summary(path):
+    path.with_name("summary.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("cut", "why"),
+    [
+        (cut_cleanly, "ends with round 25"),
+        (cut_torn, "cut off"),
+        (cut_after_all_rounds, "cut off"),
+        (cut_inside, "lacks rounds"),
+        (cut_begin, "lacks rounds"),
+        (cut_summary, "summary.json is missing"),
+    ],
+)
+def test_a_table_that_is_not_whole_makes_its_claims_false_and_says_why(tmp_path, cut, why):
+    folder = make_study(tmp_path / "study", seeds=1, rounds=50, claims=TWO)
+    assert [claim["holds"] for claim in compute_claims(folder)] == [True, True]
+    cut(folder / "arms" / "ours" / "0" / "rounds.jsonl")
+    fedavg, ours = compute_claims(folder)
+    assert fedavg["holds"]
+    assert (ours["ours"], ours["holds"]) == (None, False)
+    assert why in ours["why"]
+
+
+def test_a_claim_of_equality_holds_within_its_tolerance_on_both_sides(study):
+    measure = "arm='b'\nmetric='accuracy'\nsense='='\n"
+    for target in (0.84, 0.86):
+        assert judge(study, f"{measure}target={target}\ntolerance=0.011")["holds"]
+        assert not judge(study, f"{measure}target={target}\ntolerance=0.009")["holds"]
+    assert judge(study, f"{measure}target=0.85\ntolerance=0")["tolerance"] == 0
+
+
+def test_a_total_is_of_the_whole_run_evaluations_after_its_last_round_included(tmp_path):
+    arm(tmp_path, "a", rounds([0.1, 0.2], bytes_down=[10, 20], bytes_up=[1, 2]), bytes_down=25, bytes_up=4)
+    for axis, whole in (("bytes_down", 25), ("bytes", 29), ("round", 2)):
+        assert judge(tmp_path, f"measure='total'\narm='a'\naxis='{axis}'\nsense='>='\ntarget=0")["ours"] == whole
+
+
+def test_a_claim_about_the_run_itself_is_about_the_first_arm_of_a_study(tmp_path):
+    folder = make_study(tmp_path / "study", seeds=1, rounds=20, claims="")
+    own = judge(folder, "metric='accuracy'\nsense='>='\ntarget=0")
+    assert own["ours"] == judge(folder, "arm='fedavg'\nmetric='accuracy'\nsense='>='\ntarget=0")["ours"]
+
+
+@pytest.mark.parametrize(
+    "text", ["sense='='", "sense='='\ntolerance=-1", "sense='='\ntolerance='x'", "sense='>='\ntolerance=1"]
+)
+def test_a_tolerance_belongs_to_equality_alone(study, text):
+    with pytest.raises(UsageError, match="tolerance"):
+        judge(study, f"arm='b'\nmetric='accuracy'\ntarget=1\n{text}")

@@ -65,15 +65,25 @@ def size(count: float) -> str:
 
 def show_claims(claims: Sequence[Mapping[str, Any]]) -> None:
     """One line per claim: ours, target, published, and whether it holds or why it cannot."""
+    if not claims:
+        _console().print("this run makes no claims")
+        return
     table = Table("claim", "ours", "target", "published", "holds")
     for claim in claims:
         ours = f"missing: {claim.get('why') or 'no value'}" if claim["ours"] is None else f"{claim['ours']:.4g}"
         published = claim.get("published")
         table.add_row(
-            claim["name"], ours, f"{claim.get('sense', '')} {claim['target']}".strip(),
+            escape(claim["name"]), ours, _target(claim),
             "-" if published is None else str(published), "[green]yes[/]" if claim["holds"] else "[red]no[/]",
         )  # fmt: skip
     _console().print(table)
+
+
+def _target(claim: Mapping[str, Any]) -> str:
+    if claim.get("target") is None:
+        return "-"
+    spare = "" if claim.get("tolerance") is None else f" ± {claim['tolerance']}"
+    return f"{claim.get('sense') or ''} {claim['target']}{spare}".strip()
 
 
 def finals_table(finals: Mapping[str, Mapping[str, float]]) -> None:

@@ -63,6 +63,8 @@ class Study:
         folder: RunFolder | None = None, overrides: Mapping[str, Any] | None = None, job_name: str | None = None,
     ) -> Result:  # fmt: skip
         """Run the arms that are not complete, then the report and the claims; the first arm is the headline."""
+        from fieldfare.report.claims import compute_claims, read_claims
+
         if folder is None:
             source = source or running_file(self)
             claims = self._checked(source)
@@ -72,7 +74,8 @@ class Study:
             if claims is not None:
                 _copy(claims, folder.file("claims.toml"))
             arms = [name for name, _ in self.jobs()]
-            config = {"format": 1, "study": self.name, "arms": arms}
+            made = [] if claims is None else [claim["name"] for claim in read_claims(claims)]
+            config = {"format": 1, "study": self.name, "arms": arms, "claims": made}
             folder.write_json("config.json", {**config, "source": source_of(source, overrides, job_name)})
         first: Result | None = None
         summaries: dict[str, Any] = {}
@@ -84,11 +87,9 @@ class Study:
             assert first is not None
             summary = {**first.summary, "run": folder.id, "name": self.name, "arms": list(self.arms)}
             summary["wall_s"] = sum(s["wall_s"] for s in summaries.values())
-            from fieldfare.report.claims import compute_claims
-
             self._headline(folder)
-            if (folder.path / "claims.toml").exists():
-                summary["claims"] = compute_claims(folder.path)
+            if told := compute_claims(folder.path):
+                summary["claims"] = told
             folder.write_model(first.model)
             folder.finish(summary)
         from fieldfare.report.html import write_report

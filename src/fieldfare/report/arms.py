@@ -129,7 +129,7 @@ def effort_table(arms: Sequence[Arm]) -> str:
             if axis == "round" or any(value > 0 for seeds in found for value in seeds):
                 columns.append((f"{words} {goal}", f"to:{axis}", found))
     for axis, words in (("round", "rounds"), ("virtual_s", "virtual time"), ("bytes_down", "down"), ("bytes_up", "up")):
-        found = [_all(_end(table, axis) for table in arm.tables) for arm in arms]
+        found = [_all(table.total(axis) for table in arm.tables) for arm in arms]
         if any(value > 0 for seeds in found for value in seeds):
             columns.append((f"{words} in all", axis, found))
     return _table(arms, columns, "What every arm took") if columns else ""
@@ -159,12 +159,6 @@ def named(rank: int, name: str) -> str:
 
 def _all(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
-
-
-def _end(table: Table, axis: str) -> float | None:
-    x = table.axis(axis)
-    x = x[np.isfinite(x)]
-    return float(x[-1]) if x.size else None
 
 
 def _value_cell(metric: str, found: Sequence[Sequence[float]], rank: int) -> str:

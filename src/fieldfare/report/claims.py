@@ -1,8 +1,9 @@
 """What a study claims, recomputed from its stored tables alone.
 
 Here: `claims.toml` read and checked, the measures, `compute_claims`. Not here: how a claim is shown (`html`). Kept: a
-claim is computed from ``rounds.jsonl`` of the arms and nothing else; a claim whose inputs are missing or unreadable,
-or whose threshold was never reached, has no value of ours and does not hold.
+claim is computed from the files of the arms: curves from ``rounds.jsonl``, totals from ``summary.json``. A claim whose
+inputs are missing, cut short or unreadable, whose threshold was never reached, or that is gone from the claims file,
+has no value of ours and does not hold.
 
 A claims file::
 
@@ -28,12 +29,22 @@ import numpy as np
 
 from fieldfare.core.errors import UsageError
 from fieldfare.report import units
-from fieldfare.report.table import Table, arm_folders, is_number, is_run, listed_arms, read_table
+from fieldfare.report.table import (
+    Table,
+    arm_folders,
+    is_cut_off,
+    is_number,
+    is_run,
+    listed_arms,
+    load,
+    read_table,
+    with_totals,
+)
 
 AGGREGATES = ("median", "mean", "min", "max")
 AXES = ("round", "virtual_s", "wall_s", "bytes", "bytes_up", "bytes_down")
 
-_OWN = {"name", "sense", "target", "published", "note"}
+_OWN = {"name", "sense", "target", "tolerance", "published", "note"}
 _SIMPLE = {"measure", "arm", "metric", "aggregate", "seeds"}
 _NEEDS: Mapping[str, set[str]] = {
     "final": {"metric"},
@@ -63,16 +74,18 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
     """Recompute every claim of a study from the tables of its arms.
 
     ``claims_toml`` defaults to the run's own ``claims.toml``; without either there are no claims: ``[]``. Each entry
-    has ``name``, ``ours`` (None when it cannot be computed), ``target``, ``sense`` (``>=`` or ``<=``), ``published``
-    (or None), ``holds``, ``unit`` (see `units.in_unit`), ``measure`` (in words) and ``why`` (the reason when ``ours``
-    is None). Measures, each taken per seed and then aggregated (``aggregate``: median unless stated):
+    has ``name``, ``ours`` (None when it cannot be computed), ``target``, ``sense`` (``>=``, ``<=``, or ``=`` for no
+    further from the target than ``tolerance``), ``tolerance`` and ``published`` (or None), ``holds``, ``unit`` (see
+    `units.in_unit`), ``measure`` (in words) and ``why`` (the reason when ``ours`` is None). A claim that the run made
+    and that its own ``claims.toml`` holds no more is listed too, and does not hold. Measures, each taken per seed and
+    then aggregated (``aggregate``: median unless stated):
 
     - ``final``: the last value of ``metric``, or the mean of its last ``window`` values;
     - ``best``: its highest value; its lowest for a loss or with ``goal = "min"``;
     - ``at``: its last value at or before ``point`` on ``axis``;
     - ``time_to``: the first ``axis`` (default ``round``) at which it is at least ``threshold``; at most for a loss or
       with ``reach = "<="``;
-    - ``total``: the last value on ``axis``;
+    - ``total``: what the whole run came to on ``axis``, the evaluations after its last round included;
     - ``ratio``, ``difference``: of the two measures ``of`` and ``to``.
 
     ``arm`` names an arm (its seeds, or ``name/seed`` for one of them); without it the run itself is meant. ``seeds``
@@ -83,10 +96,34 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
     if not folder.is_dir():
         raise UsageError(f"there is no run at {folder}: give the path of a run folder, runs/<id>.")
     source = Path(claims_toml) if claims_toml is not None else folder / "claims.toml"
-    if claims_toml is None and not source.is_file():
-        return []
     tables = _Tables(folder)
-    return [_judge(claim, tables) for claim in read_claims(source)]
+    written = read_claims(source) if claims_toml is not None or source.is_file() else []
+    names = {claim["name"] for claim in written}
+    made = claims_made(folder) if claims_toml is None else {}
+    return [_judge(claim, tables) for claim in written] + [
+        _gone(name, told) for name, told in made.items() if name not in names
+    ]
+
+
+def claims_made(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Name the claims that a run was started with, or was told to hold at its end: ``{name: what was told}``."""
+    made: dict[str, Mapping[str, Any]] = {}
+    for name in ("config.json", "summary.json"):
+        try:
+            listed = load(folder / name).get("claims")
+        except UsageError:
+            continue
+        for one in listed if isinstance(listed, list) else []:
+            told = one if isinstance(one, Mapping) else {"name": one}
+            if isinstance(told.get("name"), str):
+                made[told["name"]] = told
+    return made
+
+
+def _gone(name: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: told.get(key) for key in ("target", "sense", "tolerance", "published")}
+    words = {key: told.get(key) or "" for key in ("unit", "measure")}
+    return {"name": name, "ours": None, **kept, "holds": False, **words, "why": "its entry in claims.toml is gone"}
 
 
 def read_claims(path: str | Path) -> list[dict[str, Any]]:
@@ -113,8 +150,13 @@ def _check_claim(claim: Mapping[str, Any], source: Path) -> None:
     where = f"{source}, claim {name!r}"
     if not is_number(claim.get("target")):
         raise UsageError(f"{where}: target is {claim.get('target')!r}, a number is needed.")
-    if claim.get("sense") not in (">=", "<="):
-        raise UsageError(f'{where}: sense is {claim.get("sense")!r}, write ">=" or "<=".')
+    if claim.get("sense") not in (">=", "<=", "="):
+        raise UsageError(f'{where}: sense is {claim.get("sense")!r}, write ">=", "<=" or "=".')
+    tolerance = claim.get("tolerance")
+    if (tolerance is None) == (claim["sense"] == "=") or (
+        tolerance is not None and not (is_number(tolerance) and 0 <= tolerance < math.inf)
+    ):
+        raise UsageError(f'{where}: tolerance is {tolerance!r}, sense "=" needs a number from 0 on, no other takes it.')
     if "published" in claim and not is_number(claim["published"]):
         raise UsageError(f"{where}: published is {claim['published']!r}, write a number or leave it out.")
     _check_measure({key: value for key, value in claim.items() if key not in _OWN}, where)
@@ -159,7 +201,8 @@ class _Tables:
     def of(self, arm: str | None) -> list[Table]:
         """Give the tables of an arm, one per seed."""
         if arm is None:
-            return [self._table(self.folder)]
+            listed = listed_arms(self.folder)  # a study's own records are its first arm's
+            return [self._table(self.folder / "arms" / listed[0] if listed else self.folder)]
         if self._arms is None:
             self._arms = arm_folders(self.folder)
             self._listed = listed_arms(self.folder)
@@ -176,15 +219,34 @@ class _Tables:
 
     def _table(self, folder: Path) -> Table:
         if folder not in self._read:
-            name = (folder / "rounds.jsonl").relative_to(self.folder).as_posix()
-            try:
-                self._read[folder] = read_table(folder)
-            except UsageError:
-                raise _Missing(f"{name} cannot be read") from None
-        table = self._read[folder]
+            self._read[folder] = self._whole(folder)
+        return self._read[folder]
+
+    def _whole(self, folder: Path) -> Table:
+        """Read a table that holds every round its run had, with the totals of the run's summary."""
+        name = (folder / "rounds.jsonl").relative_to(self.folder).as_posix()
+        beside = (folder / "summary.json").relative_to(self.folder).as_posix()
+        try:
+            table = read_table(folder)
+        except UsageError:
+            raise _Missing(f"{name} cannot be read") from None
         if not table.n:
-            raise _Missing(f"{(folder / 'rounds.jsonl').relative_to(self.folder).as_posix()} is missing or empty")
-        return table
+            raise _Missing(f"{name} is missing or empty")
+        if is_cut_off(folder / "rounds.jsonl"):
+            raise _Missing(f"the last line of {name} is cut off")
+        try:
+            summary = load(folder / "summary.json")
+        except UsageError:
+            raise _Missing(f"{beside} cannot be read") from None
+        if not summary:
+            raise _Missing(f"{beside} is missing: the run has not ended")
+        rounds = table.column("round")
+        if rounds[0] > 1 or np.any(np.diff(rounds) != 1):
+            raise _Missing(f"{name} lacks rounds")
+        if summary.get("rounds") != rounds[-1]:
+            told = units.number(float(rounds[-1]))
+            raise _Missing(f"{name} ends with round {told}, {beside} says {summary.get('rounds')}")
+        return with_totals(table, summary)
 
 
 def _judge(claim: Mapping[str, Any], tables: _Tables) -> dict[str, Any]:
@@ -195,18 +257,29 @@ def _judge(claim: Mapping[str, Any], tables: _Tables) -> dict[str, Any]:
     except _Missing as missing:
         ours, why = None, str(missing)
     target = float(claim["target"])
-    holds = ours is not None and (ours >= target if claim["sense"] == ">=" else ours <= target)
+    holds = ours is not None and _meets(ours, claim["sense"], target, claim.get("tolerance"))
     return {
         "name": claim["name"],
         "ours": ours,
         "target": claim["target"],
         "sense": claim["sense"],
+        "tolerance": claim.get("tolerance"),
         "published": claim.get("published"),
         "holds": holds,
         "unit": _unit(measure),
         "measure": in_words(measure),
         "why": why,
     }
+
+
+def _meets(ours: float, sense: str, target: float, tolerance: float | None) -> bool:
+    match sense:
+        case ">=":
+            return ours >= target
+        case "<=":
+            return ours <= target
+        case _:
+            return abs(ours - target) <= (tolerance or 0.0)
 
 
 def _value(measure: Mapping[str, Any], tables: _Tables, aggregate: str) -> float:
@@ -250,11 +323,10 @@ def _take(kind: str, measure: Mapping[str, Any], table: Table) -> float:
     arm, metric = measure.get("arm") or "the run", measure.get("metric", "")
     axis = measure.get("axis", "round")
     if kind == "total":
-        x = table.axis(axis)
-        x = x[np.isfinite(x)]
-        if not x.size:
+        whole = table.total(axis)
+        if whole is None:
             raise _Missing(f"{arm} has no {axis}")
-        return float(x[-1])
+        return whole
     recorded = table.column(metric)
     if not (~np.isnan(recorded)).any():
         raise _Missing(f"{arm} has no {metric}")

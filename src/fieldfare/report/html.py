@@ -220,13 +220,8 @@ def _headline(run: Run) -> list[Tile]:
         )
     )
 
-    def total(name: str) -> float | None:
-        value = summary.get(name)
-        x = table.axis(name)
-        return float(value) if is_number(value) else float(x[-1]) if x.size and np.isfinite(x[-1]) else None
-
-    tiles.append(Tile("Virtual time", units.duration(total("virtual_s")), "on the simulated fleet's clock"))
-    down, up = total("bytes_down"), total("bytes_up")
+    tiles.append(Tile("Virtual time", units.duration(table.total("virtual_s")), "on the simulated fleet's clock"))
+    down, up = table.total("bytes_down"), table.total("bytes_up")
     if down is not None or up is not None:
         under = f"{units.size(down)} down, {units.size(up)} up"
         tiles.append(Tile("Bytes moved", units.size((down or 0.0) + (up or 0.0)), under))
@@ -239,11 +234,8 @@ def _headline(run: Run) -> list[Tile]:
 
 
 def _claims_of(run: Run) -> list[Mapping[str, Any]]:
-    """Recompute the claims where the run has a file of them, else give those its summary states."""
-    if (run.path / "claims.toml").is_file():
-        return list(compute_claims(run.path))
-    stated = run.summary.get("claims")
-    return [one for one in stated if isinstance(one, dict)] if isinstance(stated, list) else []
+    """Recompute the claims that the run makes, those gone from its file included."""
+    return list(compute_claims(run.path))
 
 
 def _claims(claims: Sequence[Mapping[str, Any]]) -> Section | None:
@@ -259,6 +251,7 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> Section | None:
 
         holds = claim.get("holds") is True
         sense = {">=": "≥ ", "<=": "≤ "}.get(str(claim.get("sense")), "")
+        spare = f" ± {units.number(claim['tolerance'])}" if claim.get("tolerance") is not None else ""
         why = str(claim.get("why") or "")
         verdict = page.cell("✓ holds" if holds else "✗ does not hold", kind="yes" if holds else "no", under=why)
         rows.append(
@@ -266,7 +259,7 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> Section | None:
                 page.cell(str(claim.get("name", "")), head=True, under=str(claim.get("measure") or "")),
                 verdict,
                 page.cell(write("ours"), number=True),
-                page.cell(sense + write("target"), number=True),
+                page.cell(sense + write("target") + spare, number=True),
                 page.cell(write("published"), number=True),
             ]
         )

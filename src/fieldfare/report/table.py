@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -31,12 +31,27 @@ class Table:
 
     A number that was recorded but is not finite (null in the file) is inf. ``missing`` holds, per reason, how many
     asked clients did not count in each round. ``bytes_down``, ``bytes_up``, ``virtual_s`` and ``wall_s`` are running
-    totals at the end of the round.
+    totals when the round's model was published; ``totals`` are those of the whole run, where its summary tells them.
     """
 
     n: int = 0
     columns: Mapping[str, Floats] = field(default_factory=dict)
     missing: Mapping[str, Floats] = field(default_factory=dict)
+    totals: Mapping[str, float] = field(default_factory=dict)
+
+    def total(self, axis: str) -> float | None:
+        """Give what the whole run came to on ``axis``, its evaluations after the last round included; None if unknown.
+
+        That is the summary's number, and the last of the rounds only where there is none.
+        """
+        if axis == "bytes":
+            up, down = self.total("bytes_up"), self.total("bytes_down")
+            return up + down if up is not None and down is not None else None
+        if axis in self.totals:
+            return self.totals[axis]
+        x = self.axis(axis)
+        x = x[np.isfinite(x)]
+        return float(x[-1]) if x.size else None
 
     def column(self, name: str) -> Floats:
         """Give a column ``[n]``, all NaN when the run never recorded it."""
@@ -134,6 +149,26 @@ def read_table(folder: Path) -> Table:
         rows.pop(number, None)
         rows[number] = {**row, "round": number}
     return _as_table(list(rows.values()))
+
+
+def with_totals(table: Table, summary: Mapping[str, Any]) -> Table:
+    """Give the table with the totals that the run's summary tells."""
+    names = ("virtual_s", "wall_s", "bytes_down", "bytes_up")
+    told = {name: float(summary[name]) for name in names if is_number(summary.get(name))}
+    return replace(table, totals=told)
+
+
+def is_cut_off(path: Path) -> bool:
+    """Say whether the last line of a ``.jsonl`` file is no JSON: it was cut off while being written, or since."""
+    last = ""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            last = line if line.strip() else last
+    try:
+        json.loads(last)
+    except ValueError:
+        return bool(last)
+    return False
 
 
 def _as_table(rows: list[dict[str, Any]]) -> Table:
