@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 import fieldfare as ff
+from fieldfare.core.effects import Run
+from fieldfare.core.errors import PeerError
+from fieldfare.core.quorum import Everyone
 from fieldfare.run import Saver
 from fieldfare.sim.arena import Arena
+from fieldfare.sim.batch import Executor
 from fieldfare.sim.observe import Progressed
+from fieldfare.sim.simulator import Simulator
 from fieldfare.store.runs import RunFolder
+from fieldfare.testing import Asking, Echo, quadratics
 
 
 class Stop(Exception):
@@ -99,3 +105,75 @@ def test_memory_that_is_not_to_be_had_is_no_full_disk(monkeypatch):
             arena.write([np.zeros(8)])
     finally:
         arena.close()
+
+
+class Odd(Exception):
+    """Cannot be made anew from its arguments."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+class Failing(Echo):
+    """Fails for clients above 1, naming the first."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __call__(self, cohort):
+        for client in cohort.clients.tolist():
+            if client > 1:
+                raise self.make(client)
+        return super().__call__(cohort)
+
+
+def noted(client):
+    error = KeyError(client)
+    error.add_note("mine")
+    return error
+
+
+def fails(make, workers):
+    """The error of a run in which clients 2 to 7 fail, and the executor asked once more after that."""
+    world = quadratics(n=8).world(Asking((Run("bad", Everyone(), 1),)), works={"bad": Failing(make)})
+    with Executor(world.works, None, workers=workers) as executor:
+        for _ in range(2):
+            simulator = Simulator(world, executor)
+            with pytest.raises(Exception) as caught:
+                simulator.run()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "make",
+    [noted, lambda c: PeerError(c, 1, "nonsense"), lambda c: ff.UsageError(f"client {c}"), lambda c: OSError(c, "no")],
+    ids=["KeyError", "PeerError", "UsageError", "OSError"],
+)
+def test_an_exception_of_a_work_is_the_same_for_any_number_of_workers(make):
+    one, two = fails(make, 1), fails(make, 2)
+    assert (type(two), str(two), two.args) == (type(one), str(one), one.args)
+    assert str(one) == str(make(2))
+    assert [*getattr(one, "__notes__", [])] == two.__notes__[:-1]
+    assert "in worker process" in two.__notes__[-1]
+
+
+def test_an_exception_that_cannot_travel_is_told_by_name_and_text():
+    error = fails(lambda c: Odd(c, 5), 2)
+    assert (type(error), str(error)) == (RuntimeError, "Odd: 2 and 5")
+
+
+def blas_threads() -> list[int]:
+    from threadpoolctl import threadpool_info
+
+    return [library["num_threads"] for library in threadpool_info()]
+
+
+def test_an_executor_that_is_closed_gives_the_libraries_their_threads_back():
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(2):
+        before = blas_threads()
+        with Executor({}, None):
+            assert set(blas_threads()) == {1}
+        assert blas_threads() == before
+    assert set(before) == {2}

@@ -27,3 +27,6 @@ class PeerError(RuntimeError):
         self.client = client
         self.tag = tag
         self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.client, self.tag, self.reason), self.__dict__

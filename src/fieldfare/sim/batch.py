@@ -5,7 +5,7 @@ Invariant: what one gather says does not depend on which others were computed be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,6 +55,7 @@ class Executor:
     """Computes requests here or in `workers` processes (None: as many as cores, if the work is worth it).
 
     A work that says `forks = False`, for a library with threads of its own, is computed here whatever `workers` says.
+    Until it is closed, the libraries' thread pools have one thread each.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Executor:
         self._eager = workers is not None
         self._pool: Pool | None = None
         self._state: dict[int, list[tuple[str, I64, F32]]] = {}
-        one_thread()
+        self._restore: Callable[[], None] | None = one_thread()
 
     def compute(self, request: Request, flops: float) -> list[Share]:
         if self.workers > 1 and request.n > 1 and (self._eager or flops >= _WORTH_FORKING):
@@ -103,6 +104,9 @@ class Executor:
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        if self._restore is not None:
+            self._restore()
+            self._restore = None
 
     def __enter__(self) -> Executor:
         return self

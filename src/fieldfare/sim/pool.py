@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
+import pickle
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 
-from fieldfare.core.errors import UsageError
 from fieldfare.core.work import Work
 from fieldfare.sim.arena import Arena
 from fieldfare.sim.compute import Request, Share, Tally, pieces
@@ -66,7 +67,7 @@ class Pool:
         return [process.pid for process in self._processes]
 
     def compute(self, request: Request, chunk: int | None) -> list[Share]:
-        """The shares of all workers; an exception raised by the work is raised here."""
+        """The shares of all workers; an exception of the work (of the first piece that has one) is raised here."""
         arrays = [request.models, request.row, request.clients, request.keys]
         for optional in (request.state, request.fresh):
             if optional is not None:
@@ -80,23 +81,25 @@ class Pool:
         cuts = pieces(request, self.count, chunk)
         self._next.value = 0
         shares: list[Share] = []
+        failed: list[tuple[int, int, Exception, str]] = []
         try:
             for pipe in self._pipes:
                 pipe.send((header, specs, cuts))
             for number, (pipe, up) in enumerate(zip(self._pipes, self._ups, strict=True)):
-                kind, *rest = pipe.recv()
-                if kind == "error":
-                    error, text = rest
-                    if isinstance(error, Exception):
-                        error.add_note(f"in worker process {self._processes[number].pid}:\n{text}")
-                        raise error
-                    raise RuntimeError(text)
-                shares.append(_receive(rest[0], up.read(rest[1])))
+                match pipe.recv():
+                    case ("error", int(piece), error, text):
+                        failed.append((piece, number, error, text))
+                    case (_, share, specs):
+                        shares.append(_receive(share, up.read(specs)))
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise WorkerDied(
                 "a worker process ended in the middle of a computation (killed, or out of memory): "
                 "resume the run with fewer workers or a smaller chunk."
             ) from error
+        if failed:
+            _, number, error, text = min(failed, key=lambda fail: fail[:2])
+            error.add_note(f"in worker process {self._processes[number].pid}:\n{text}")
+            raise error
         return shares
 
     def close(self) -> None:
@@ -128,6 +131,7 @@ def _serve(pipe: Any, counter: Any, down: Arena, up: Arena, works: Mapping[str, 
         if message is None:
             return
         header, specs, cuts = message
+        at = -1
         try:
             arrays = down.read(specs)
             request = replace(header, models=arrays[0], row=arrays[1], clients=arrays[2], keys=arrays[3])
@@ -147,11 +151,18 @@ def _serve(pipe: Any, counter: Any, down: Arena, up: Arena, works: Mapping[str, 
             share, out = _strip(tally.share)
             pipe.send(("share", share, up.write(out)))
         except Exception as error:
-            text = traceback.format_exc()
-            try:
-                pipe.send(("error", error if isinstance(error, UsageError) else None, text))
-            except Exception:
-                pipe.send(("error", None, text))
+            pipe.send(("error", at, _portable(error), traceback.format_exc()))
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself where it survives the pipe as it is, else a `RuntimeError` with its type's name and text."""
+    try:
+        back = pickle.loads(ForkingPickler.dumps(error))
+        if type(back) is type(error) and str(back) == str(error):
+            return error
+    except Exception:
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _strip(share: Share) -> tuple[Share, list[Any]]:
@@ -188,11 +199,22 @@ def _receive(share: Share, arrays: list[Any]) -> Share:
     return share
 
 
-def one_thread() -> None:
-    """One BLAS and OpenMP thread in this process: small matrices lose 20-50x to thread hand-offs otherwise."""
+def one_thread() -> Callable[[], None]:
+    """One BLAS and OpenMP thread in this process: small matrices lose 20-50x to thread hand-offs otherwise.
+
+    Returns what sets them back as they were.
+    """
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(1)
+    limits = threadpool_limits(1)
     torch = sys.modules.get("torch")
+    threads = 1 if torch is None else torch.get_num_threads()
     if torch is not None:
         torch.set_num_threads(1)
+
+    def restore() -> None:
+        limits.restore_original_limits()
+        if torch is not None:
+            torch.set_num_threads(threads)
+
+    return restore
