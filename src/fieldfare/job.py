@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from fieldfare.algorithms.evaluate import innermost
 from fieldfare.core.errors import UsageError
 from fieldfare.core.quorum import Everyone, Sample
 from fieldfare.core.settings import accepts, hints_of, needed, settings, unknown_key
@@ -75,11 +76,17 @@ class Simulated:
 @settings
 @dataclass(frozen=True, slots=True)
 class StopAt:
-    """Stop when the central `metric` reaches `at_least` (or falls to `at_most`)."""
+    """Stop when the central `metric` reaches `at_least`, falls to `at_most`, or has not improved.
+
+    `patience=k`: stop after k evaluations in a row that did not beat the best by more than `margin`. Versions published
+    before this was known stay: the run's model is the last published one, and it is evaluated before the run ends.
+    """
 
     metric: str = "accuracy"
     at_least: float | None = None
     at_most: float | None = None
+    patience: int | None = None
+    margin: float = 0.0
 
 
 @settings
@@ -114,7 +121,7 @@ class Job:
             raise UsageError(
                 f"Job(algorithm={self.algorithm!r}): an algorithm has init and step; `fieldfare algorithms` lists them."
             )
-        self._check_count("a cohort", getattr(self.algorithm, "cohort", None), "cohort")
+        self._check_count("a cohort", getattr(innermost(self.algorithm), "cohort", None), "cohort")
         self._check_count("an evaluation on clients", self.evaluate.clients, "Evaluation(clients=...)")
 
     def _check_count(self, what: str, asked: Any, setting: str) -> None:
@@ -154,6 +161,8 @@ def _override(target: Any, path: list[str], value: Any, whole: str) -> Any:
     if not dataclasses.is_dataclass(target) or isinstance(target, type):
         raise UsageError(f"{whole!r}: {type(target).__name__} has no settings to override.")
     names = [f.name for f in dataclasses.fields(target) if f.init]
+    if head not in names and "inner" in names:
+        return replace(target, inner=_override(target.inner, path, value, whole))
     if head not in names:
         raise UsageError(unknown_key(head, names, repr(whole)))
     old = getattr(target, head)

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from fieldfare.algorithms.evaluate import innermost
+
 
 class Display(Protocol):
     """Shows rows as they come, what is being done, and notes that nobody should miss; used as a context manager."""
@@ -152,8 +154,8 @@ def duration(seconds: float) -> str:
 
 def display(job: Any, progress: bool | None) -> Display:
     """The display for this job: a live bar on a terminal, plain lines elsewhere; nothing when `progress` is False."""
-    rounds = getattr(job.algorithm, "rounds", None)
-    title = job.name or getattr(job.algorithm, "name", "run")
+    rounds = getattr(innermost(job.algorithm), "rounds", None)
+    title = job.name or getattr(innermost(job.algorithm), "name", "run")
     if progress is False:
         return Quiet()
     return Live(rounds, title) if _is_terminal(sys.stderr) else Lines(rounds)

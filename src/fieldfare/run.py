@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fieldfare import __version__
 from fieldfare.algorithms.check import check
-from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, innermost
+from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, awaited, innermost
 from fieldfare.algorithms.evaluate import StopAt as Stopping
 from fieldfare.config import describe_data, describe_job
 from fieldfare.core.errors import UsageError
@@ -82,6 +83,11 @@ def assemble(job: Job) -> Assembly:
     check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
     evaluations: dict[str, Any] = {}
     algorithm = job.algorithm
+    if job.stop_at is not None:
+        if job.data.test is None:
+            raise UsageError("Job(stop_at=...) needs a central test set: give the data a test part.")
+        _check_metric(net, job, model)
+        algorithm = Stopping(algorithm, **_settings_of(job.stop_at), name="test")
     if job.data.test is not None:
         evaluations["test"] = (_central(net, job.data.test), job.simulated.evaluation_s)
         algorithm = Evaluate(algorithm, central="test", every=job.evaluate.every)
@@ -98,11 +104,6 @@ def assemble(job: Job) -> Assembly:
         raise UsageError(
             "Evaluation(personal=..., fine_tune=...) needs clients=: say how many measure their own model."
         )
-    if job.stop_at is not None:
-        if not evaluations:
-            raise UsageError("Job(stop_at=...) needs a central test set: give the data a test part.")
-        _check_metric(net, job, model)
-        algorithm = Stopping(algorithm, **_settings_of(job.stop_at))
     fleet = job.simulated.fleet
     if isinstance(fleet, Phones):
         fleet = fleet.build(job.data.n_clients, job.seed)
@@ -154,17 +155,9 @@ def _check_metric(net: Any, job: Job, model: Params) -> None:
             raise UsageError(unknown_key(job.stop_at.metric, known, "StopAt(metric=...)"))
 
 
-def _expects(job: Job) -> Callable[[int], set[str]]:
-    """Which evaluations on clients will follow a version."""
-    kinds = set[str]() if job.evaluate.clients is None else {"federated"}
-    if kinds and (job.evaluate.personal or job.evaluate.fine_tune):
-        kinds.add("fine_tuned" if job.evaluate.fine_tune else "personal")
-    last = getattr(innermost(job.algorithm), "rounds", None)
-
-    def expects(version: int) -> set[str]:
-        return set(kinds) if version % job.evaluate.clients_every == 0 or version == last else set()
-
-    return expects
+def _expects(simulator: Simulator, version: int) -> set[str]:
+    """The evaluations of a version that are still to come."""
+    return {name for due, name in awaited(simulator.progress.states.get("central")) if due == version}
 
 
 def _measurable(job: Job, works: Mapping[str, Work]) -> None:
@@ -293,13 +286,14 @@ def run(
     shown = display(job, progress)
     slots = Slots(None if folder is None else folder.path / "slots", assembly.slots, job.data.n_clients)
     recorder = Recorder(
-        folder, job.callbacks, job.bad_updates, note or shown.note, _expects(job), shown.row, job.data.names
+        folder, job.callbacks, job.bad_updates, note or shown.note, shown=shown.row, names=job.data.names
     )
     try:
         with shown, Executor(
             assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk
         ) as executor:  # fmt: skip
             simulator = Simulator(assembly.world, executor)
+            recorder.expects = partial(_expects, simulator)
             saver = Saver(folder, job, assembly.world, simulator, recorder, slots) if folder is not None else None
             if resuming and saver is not None:
                 saver.load()

@@ -4,6 +4,8 @@ Each is an algorithm around an algorithm. It adds effects behind the inner's own
 "evaluate", and takes their answers for itself; tags and keys of the inner stay as they are.
 Invariant: the inner algorithm sees the events it would have seen alone, so the trained model is the same, bit for
 bit. `Evaluated` is always passed on (a `StopAt` may sit inside): to an algorithm that did not ask, it is unknown.
+The last published version is evaluated before the run ends, also when a `StopAt` inside ends it late: after that
+version was published without being evaluated. Then `Evaluate` publishes it once more, with its evaluation.
 """
 
 from __future__ import annotations
@@ -27,14 +29,36 @@ _EVERYONE = Everyone()
 @dataclass(frozen=True, slots=True, eq=False)
 class Watching:
     """The inner `state`, the evaluations `due` as (version, name), and the inner's reason to stop, held till they
-    are in."""
+    are in; the newest version `asked` about, and what was published after it without being asked about (`skipped`)."""
 
     state: Any
     due: tuple[tuple[int, str], ...] = ()
     held: str | None = None
+    asked: int | None = None
+    skipped: Publish | None = None
 
     def answered(self, version: int, name: str) -> Watching:
         return replace(self, due=tuple(ask for ask in self.due if ask != (version, name)))
+
+    def following(
+        self, inner: Any, effects: Sequence[Effect], held: str | None, last: bool, every: int, name: str
+    ) -> tuple[Watching, list[Publish]]:
+        """The state after a step of the inner, and what is now to be evaluated under `name`: each version once."""
+        asked, skipped, found = self.asked, self.skipped, list[Publish]()
+        for effect in effects:
+            if not isinstance(effect, Publish) or effect.version == asked:
+                continue
+            if effect.version % every == 0:
+                asked, skipped = effect.version, None
+                found.append(effect)
+            else:
+                skipped = effect
+        if last and skipped is not None:
+            asked = skipped.version
+            found.append(skipped)
+            skipped = None
+        due = (*self.due, *((publish.version, name) for publish in found))
+        return Watching(inner, due, held, asked, skipped), found
 
     def ending(self) -> Sequence[Effect]:
         """The held `Stop`, once nothing is due."""
@@ -45,8 +69,8 @@ class Watching:
 class Evaluate:
     """`inner`, whose every `every`-th version, and the last, is evaluated centrally under the name `central`.
 
-    The last is the one published in the step that stops. The inner's `Stop` waits for the evaluations that are due,
-    since stopping would cancel them.
+    The last is the newest when the inner stops; published before that step, it is published again to be evaluated.
+    The inner's `Stop` waits for the evaluations that are due, since stopping would cancel them.
     """
 
     inner: Algorithm
@@ -69,17 +93,14 @@ class Evaluate:
         if inner is state.state and not effects:
             return state, ()
         stop, last = _stop(effects), _over(inner, effects)
-        out: list[Effect] = []
-        due = state.due
-        for effect in effects:
-            if isinstance(effect, Publish) and (last or effect.version % self.every == 0):
-                due = (*due, (effect.version, self.central))
-                names = tuple(dict.fromkeys((*effect.evaluate, self.central)))
-                effect = replace(effect, evaluate=names)
-            if not isinstance(effect, Stop):
-                out.append(effect)
-        state = Watching(inner, due, stop)
+        kept = [effect for effect in effects if not isinstance(effect, Stop)]
+        state, asked = state.following(inner, kept, stop, last, self.every, self.central)
+        out = [self._asking(e) if isinstance(e, Publish) and e in asked else e for e in kept]
+        out += [self._asking(publish) for publish in asked if publish not in kept]
         return state, (*out, *state.ending())
+
+    def _asking(self, publish: Publish) -> Publish:
+        return replace(publish, evaluate=tuple(dict.fromkeys((*publish.evaluate, self.central))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +149,8 @@ class EvaluateOnClients:
         if inner is state.state and not effects:
             return state, ()
         stop, last = _stop(effects), _over(inner, effects)
-        published = [e for e in effects if isinstance(e, Publish) and (last or e.version % self.every == 0)]
+        state, published = state.following(inner, effects, stop, last, self.every, self.kind)
         runs = tuple(self._ask(publish) for publish in published)
-        due = (*state.due, *((publish.version, self.kind) for publish in published))
-        state = Watching(inner, due, stop)
         return state, (*(e for e in effects if not isinstance(e, Stop)), *runs, *state.ending())
 
     def _ask(self, publish: Publish) -> Run:
@@ -158,7 +177,7 @@ class StopAt:
 
     `patience=k` stops after k evaluations in a row that did not beat the best by more than `margin`; "better" is
     lower for `at_most` and for a metric called "loss", else higher. `name` picks one evaluation; None listens to all.
-    Put it around `Evaluate`, or inside `EvaluateOnClients`.
+    Put it inside the evaluations: they hold its `Stop` until the last published version is evaluated.
     """
 
     inner: Algorithm
@@ -226,6 +245,16 @@ def innermost(algorithm: Any) -> Any:
     while hasattr(algorithm, "inner"):
         algorithm = algorithm.inner
     return algorithm
+
+
+def awaited(state: Any) -> frozenset[tuple[int, str]]:
+    """The evaluations, as (version, name), that the wrappers with this state still wait for."""
+    due: list[tuple[int, str]] = []
+    while isinstance(state, Watching | Patience):
+        if isinstance(state, Watching):
+            due.extend(state.due)
+        state = state.state
+    return frozenset(due)
 
 
 def _stop(effects: Sequence[Effect]) -> str | None:

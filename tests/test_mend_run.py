@@ -1,0 +1,109 @@
+"""What a run does at its edges: wrapped algorithms, early stops, job files that run themselves, another job resumed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fieldfare as ff
+from fieldfare.algorithms import Evaluate, EvaluateOnClients, StopAt
+from fieldfare.run import Saver
+from fieldfare.store.runs import RunFolder
+
+
+def make(algorithm=None, **changes):
+    data = ff.data.synthetic(clients=8, classes=3, features=4, max_examples=60, seed=1).holdout(0.3)
+    given = {"model": ff.mlp(4, 3), "data": data, "algorithm": algorithm or ff.FedAvg(rounds=6, cohort=3), "seed": 1}
+    return ff.Job(**{**given, **changes})
+
+
+def run(job, runs=None):
+    return job.run(runs=runs, progress=False, **({"report": False} if runs else {}))
+
+
+@pytest.mark.parametrize("name", ["FedProx", "Scaffold", "Ditto"])
+def test_a_wrapped_algorithm_trains_as_it_does_alone(name):
+    extra = {"FedProx": {"mu": 5.0}, "Ditto": {"lam": 0.3}}.get(name, {})
+    inner = getattr(ff, name)(rounds=4, cohort=3, **extra)
+    alone = run(make(inner))
+    for wrapped in (StopAt(inner, patience=100), Evaluate(inner, "test"), EvaluateOnClients(inner, every=2)):
+        watched = run(make(wrapped))
+        assert np.array_equal(alone.model.vector, watched.model.vector)
+        assert watched.summary["algorithm"] == inner.name
+        assert watched.summary["rounds"] == 4
+    assert not np.array_equal(alone.model.vector, run(make()).model.vector)
+
+
+def test_settings_are_found_inside_wrappers():
+    job = make(StopAt(Evaluate(ff.FedAvg(rounds=4, cohort=3)), patience=9))
+    changed = job.with_overrides({"rounds": "2", "algorithm.cohort": 4, "algorithm.patience": "7"})
+    assert (changed.algorithm.inner.inner.rounds, changed.algorithm.inner.inner.cohort) == (2, 4)
+    assert changed.algorithm.patience == 7
+    with pytest.raises(ff.UsageError, match="roumds"):
+        job.with_overrides({"algorithm.roumds": 2})
+    with pytest.raises(ff.UsageError, match="99"):
+        make(StopAt(ff.FedAvg(rounds=4, cohort=99), patience=9))
+
+
+def test_a_job_stops_when_patience_is_over():
+    result = run(make(ff.FedAvg(rounds=50, cohort=3), stop_at=ff.StopAt("loss", patience=2, margin=10.0)))
+    assert result.summary["rounds"] == 3
+    assert "no better in 2 evaluations" in result.summary["stopped"]
+
+
+def test_an_early_stop_is_evaluated_on_clients_all_the_same(tmp_path):
+    evaluate = ff.Evaluation(clients=4, clients_every=10, personal=True)
+    job = make(stop_at=ff.StopAt(at_least=0.0), evaluate=evaluate)
+    result = run(job, tmp_path)
+    assert [row["round"] for row in result.rounds] == [1]
+    for name in ("accuracy", "federated_accuracy_mean", "personal_accuracy_mean"):
+        assert result.rounds[0][name] == result.final[name]
+    lines = RunFolder.find("latest", tmp_path).read_lines("evaluation.jsonl")
+    assert sorted((line["round"], line["kind"]) for line in lines) == [(1, "federated"), (1, "personal")]
+    assert np.array_equal(result.model.vector, run(make(ff.FedAvg(rounds=1, cohort=3))).model.vector)
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_a_stop_known_late_leaves_the_last_published_model_with_its_own_metrics(every):
+    job = make(
+        ff.FedAvg(rounds=60, cohort=3), stop_at=ff.StopAt(at_least=0.0),
+        evaluate=ff.Evaluation(every=every, clients=4), simulated=ff.Simulated(evaluation_s=8.0),
+    )  # fmt: skip
+    result = run(job)
+    last = result.summary["rounds"]
+    assert every < last < 60
+    assert [row["round"] for row in result.rounds] == list(range(1, last + 1))
+    plain = run(make(ff.FedAvg(rounds=last, cohort=3), evaluate=ff.Evaluation(clients=4)))
+    assert np.array_equal(result.model.vector, plain.model.vector)
+    for name in ("accuracy", "loss", "federated_loss_mean"):
+        assert result.final[name] == result.rounds[-1][name] == plain.final[name]
+
+
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_a_run_that_stops_late_is_resumed_to_the_same_end(tmp_path, monkeypatch, at):
+    call = Saver.__call__
+
+    def always(saver, seen):
+        saver._next = 0.0
+        call(saver, seen)
+
+    monkeypatch.setattr(Saver, "__call__", always)
+
+    def job(*callbacks):
+        return make(
+            ff.FedAvg(rounds=60, cohort=3), stop_at=ff.StopAt(at_least=0.0), callbacks=callbacks,
+            evaluate=ff.Evaluation(every=3, clients=4, personal=True), simulated=ff.Simulated(evaluation_s=8.0),
+        )  # fmt: skip
+
+    def stop(row):
+        if row["round"] == at:
+            raise InterruptedError
+
+    whole = run(job())
+    with pytest.raises(InterruptedError):
+        run(job(stop), tmp_path)
+    folder = RunFolder.find("latest", tmp_path)
+    result = ff.resume_run(folder.path, job=job(), progress=False)
+    assert result.final == whole.final
+    assert result.summary["stopped"] == whole.summary["stopped"]
+    assert [row["round"] for row in result.rounds] == [row["round"] for row in whole.rounds]
