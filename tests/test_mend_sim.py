@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from fieldfare.core.effects import Run
 from fieldfare.core.errors import PeerError
 from fieldfare.core.quorum import Everyone
 from fieldfare.run import Saver
+from fieldfare.sim import pool
 from fieldfare.sim.arena import Arena
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.observe import Progressed
@@ -177,3 +179,22 @@ def test_an_executor_that_is_closed_gives_the_libraries_their_threads_back():
             assert set(blas_threads()) == {1}
         assert blas_threads() == before
     assert set(before) == {2}
+
+
+def test_worker_processes_are_not_forked_where_that_is_not_safe(monkeypatch):
+    monkeypatch.setattr(pool.sys, "platform", "darwin")
+    with pytest.warns(UserWarning, match="worker processes need Linux"), Executor({}, None, workers=3) as executor:
+        assert executor.workers == 1
+    with Executor({}, None, workers=1) as executor:
+        assert executor.workers == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_does_not_end_is_killed_and_waited_for():
+    workers = pool.Pool({}, None, 2)
+    for process in workers._processes:
+        os.kill(process.pid, signal.SIGSTOP)
+    started = [process.pid for process in workers._processes]
+    workers.close()
+    assert [process.exitcode for process in workers._processes] == [-signal.SIGKILL] * 2
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in started)

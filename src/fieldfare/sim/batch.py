@@ -18,7 +18,7 @@ from fieldfare.core.params import Layout
 from fieldfare.core.work import Work
 from fieldfare.sim.asks import Ask, client_keys, levels
 from fieldfare.sim.compute import Piece, Request, Segment, Share, compute_inline
-from fieldfare.sim.pool import Pool, default_workers, one_thread
+from fieldfare.sim.pool import Pool, allowed_workers, one_thread
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -66,7 +66,7 @@ class Executor:
         self.data = data
         self.slots = slots
         self.chunk = chunk
-        self.workers = default_workers() if workers is None else max(1, workers)
+        self.workers = allowed_workers(workers)
         if not all(forks(work) for work in works.values()):
             self.workers = 1
         self._eager = workers is not None

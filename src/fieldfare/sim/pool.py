@@ -31,6 +31,19 @@ class WorkerDied(RuntimeError):
     """A worker process ended in the middle of a request (out of memory, killed)."""
 
 
+def allowed_workers(workers: int | None) -> int:
+    """The processes to use for `workers` asked for: `default_workers` for None, and one where forking is not safe."""
+    if workers is None:
+        return default_workers()
+    if workers > 1 and sys.platform != "linux":
+        warnings.warn(
+            f"workers={workers}: worker processes need Linux, all is computed in this process (to the same bits).",
+            stacklevel=3,
+        )
+        return 1
+    return max(1, workers)
+
+
 def default_workers() -> int:
     """Processes worth starting here: the cores this process may use; 1 where forking is not safe."""
     if sys.platform != "linux":
@@ -52,7 +65,7 @@ class Pool:
         for up in self._ups:
             mine, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, self._next, self._down, up, works, data), daemon=True
+                target=_serve, args=(theirs, self._next, self._down, up, works, data, os.getpid()), daemon=True
             )
             with warnings.catch_warnings():
                 # JAX, if loaded, warns of any fork; no work that uses it is computed in a fork (`forks = False`).
@@ -112,16 +125,21 @@ class Pool:
             process.join(timeout=2)
             if process.is_alive():
                 process.kill()
+                process.join()
         for arena in (self._down, *self._ups):
             arena.close()
 
 
-def _serve(pipe: Any, counter: Any, down: Arena, up: Arena, works: Mapping[str, Work], data: Any) -> None:
+def _serve(
+    pipe: Any, counter: Any, down: Arena, up: Arena, works: Mapping[str, Work], data: Any, parent: int
+) -> None:  # fmt: skip
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the parent
+        if os.getppid() != parent:  # it died before that was set
+            os._exit(1)
     one_thread()
     while True:
         try:
