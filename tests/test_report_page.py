@@ -346,3 +346,15 @@ def test_every_client_that_holds_data_is_in_one_bar_of_the_sizes(sizes):
     held = sum(size > 0 for size in sizes)
     assert (drawn is not None) == (held >= 2)
     assert drawn is None or sum(bars[0]) == held
+
+
+def test_a_run_in_which_no_update_counted_has_a_page_that_says_so(tmp_path):
+    folder = make_run(tmp_path / "none", rounds=3, personal=False)
+    rows = read_rows(folder / "rounds.jsonl")
+    write_lines(folder / "rounds.jsonl", [{**row, "clients": 0, "missing": {"refused": 20}} for row in rows])
+    lines = read_rows(folder / "clients.jsonl")
+    write_lines(folder / "clients.jsonl", [{**line, "clients": [], "weight": [], "seconds": []} for line in lines])
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    assert "no update of any client counted (refused 60)" in text
+    assert "Turnout of each round" in text
+    assert "How often a client took part" not in text

@@ -183,6 +183,9 @@ def _notes(run: Run, *, named: bool = False) -> list[str]:
     notes = []
     if not run.summary:
         notes.append(f"{who}this run has not ended: the report shows the {run.table.n} rounds written so far.")
+    if run.table.n and not np.nansum(run.table.column("clients")) and run.table.missing:
+        why = ", ".join(f"{reason} {units.number(float(n.sum()))}" for reason, n in run.table.missing.items())
+        notes.append(f"{who}no update of any client counted ({why}): the model is the one the run began with.")
     for metric in metrics_of(run.table):
         broken = np.isinf(run.table.column(metric))
         if broken.any():

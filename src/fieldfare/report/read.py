@@ -183,7 +183,7 @@ def _read_evaluations(folder: Path) -> dict[str, Evaluation]:
 
 
 def read_participation(folder: Path) -> Participation | None:
-    """Stream ``clients.jsonl``: O(distinct clients) memory, about 1 s per million answers; None without the file."""
+    """Stream ``clients.jsonl``: O(distinct clients) memory, 1 s per million answers; None when nobody took part."""
     times: Counter[Any] = Counter()
     rounds: list[float] = []
     answered: list[float] = []
@@ -202,7 +202,7 @@ def read_participation(folder: Path) -> Participation | None:
         took = took[np.isfinite(took)] if took is not None else np.empty(0)
         timed = timed or took.size > 0
         seconds.append(np.quantile(took, [0.1, 0.5, 0.9]) if took.size else np.full(3, np.nan))
-    if not rounds:
+    if not times:
         return None
     return Participation(
         rounds=np.array(rounds),
