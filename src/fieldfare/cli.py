@@ -237,7 +237,7 @@ def claims(which: str, runs: Path, as_json: bool) -> None:
 @runs_
 @as_json_
 def export(which: str, runs: Path, out: Path, as_json: bool) -> None:
-    """Write a run's final model (or its newest snapshot's) as a file of its own."""
+    """Write a run's final model as a file of its own."""
     from fieldfare.resume import export_model
 
     _print(export_model(which, runs, out), as_json, str(out))
