@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from command_line import HELLO, fieldfare, job_file
 
 import fieldfare as ff
 from fieldfare.algorithms import Evaluate, EvaluateOnClients, StopAt
@@ -107,3 +108,28 @@ def test_a_run_that_stops_late_is_resumed_to_the_same_end(tmp_path, monkeypatch,
     assert result.final == whole.final
     assert result.summary["stopped"] == whole.summary["stopped"]
     assert [row["round"] for row in result.rounds] == [row["round"] for row in whole.rounds]
+
+
+def test_a_complete_run_that_lacks_its_report_gets_it_when_resumed(tmp_path):
+    text = HELLO + "\nstudy = ff.Study({'one': job, 'two': job.with_overrides({'seed': 4})})\n"
+    for name, words in (("hello.py", ("run", "hello.py", "--job", "job")), ("study.py", ("run", "study.py"))):
+        job_file(tmp_path, text, name)
+        assert fieldfare(tmp_path, *words, "-q").code == 0
+        report = (tmp_path / "runs" / "latest" / "report.html").resolve()
+        report.unlink()
+        assert fieldfare(tmp_path, "resume", "-q").code == 0
+        assert report.stat().st_size > 1000
+        report.write_text("mine")
+        assert fieldfare(tmp_path, "resume", "-q").code == 0
+        assert report.read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", ["job", "study"])
+def test_a_job_file_that_runs_itself_while_it_is_read_is_refused(tmp_path, what):
+    text = HELLO.split("if __name__")[0] + "study = ff.Study({'one': job})\n" + f"\n{what}.run()\n"
+    job_file(tmp_path, text)
+    line = text.splitlines().index(f"{what}.run()") + 1
+    told = fieldfare(tmp_path, "run", "hello.py", "-q")
+    told.refused(f"hello.py, line {line}", f"put {what}.run() under if __name__ == '__main__':")
+    assert not (tmp_path / "runs").exists()
+    run(make(ff.FedAvg(rounds=1, cohort=1)))

@@ -18,6 +18,7 @@ from typing import Any
 from fieldfare.core.errors import MissingExtra, UsageError
 from fieldfare.core.settings import unknown_key
 from fieldfare.job import Job
+from fieldfare.run import LOADING
 from fieldfare.study import Study
 
 _MODULE = "fieldfare_job"
@@ -46,6 +47,7 @@ def load_job(path: str | Path, name: str | None = None, folder: str | Path | Non
     beside = str(Path(folder) if folder else file.resolve().parent)
     if beside not in sys.path:
         sys.path.insert(0, beside)
+    token = LOADING.set(True)
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -59,6 +61,8 @@ def load_job(path: str | Path, name: str | None = None, folder: str | Path | Non
         said = f"{path}, line {where}: {told}"
         kind = type(error) if isinstance(error, UsageError) else UsageError
         raise (MissingExtra if isinstance(error, ImportError) else kind)(said) from error
+    finally:
+        LOADING.reset(token)
     return _find(vars(module), name, path)
 
 

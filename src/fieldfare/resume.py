@@ -24,11 +24,15 @@ def resume_run(
 ) -> Result:  # fmt: skip
     """Go on with the run `which` from its newest snapshot; a complete run is returned as it is.
 
-    `job`: the same job again, where it was made in a session and no file of it was kept.
+    The report it lacks, where it was killed before that was written, is made. `job`: the same job again, where it was made in a session and no file of it was kept.
     """
     folder = RunFolder.find(str(which), runs)
     if folder.complete:
         summary = folder.read_json("summary.json")
+        if not (folder.path / "report.html").exists():
+            from fieldfare.report.html import write_report
+
+            write_report(folder.path)
         return Result(summary["final"], folder.read_model(), folder.read_lines("rounds.jsonl"), summary, folder.path)
     if job is None:
         job = _job_of(folder)

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -175,6 +176,18 @@ def _measurable(job: Job, works: Mapping[str, Work]) -> None:
         )
 
 
+LOADING: ContextVar[bool] = ContextVar("fieldfare_loading", default=False)
+"""Whether a job file is being read for the job it makes."""
+
+
+def refuse_while_loading(what: str) -> None:
+    """Refuse to run from inside a job file that is only being read: it would run twice, and again on every resume."""
+    if LOADING.get():
+        raise UsageError(
+            f"this file runs its {what} while it is read for it: put {what}.run() under if __name__ == '__main__':"
+        )
+
+
 def running_file(job: object) -> str | None:
     """The program being run, if it holds `job` in a variable: then the run can be resumed from a copy of it."""
     main = sys.modules.get("__main__")
@@ -260,16 +273,17 @@ class Saver:
 
 def run(
     job: Job, runs: str | Path | None = "runs", *, progress: bool | None = None, source: str | Path | None = None,
-    folder: RunFolder | None = None, fresh: bool = False, report: bool = True,
+    folder: RunFolder | None = None, fresh: bool = False, report: bool | str = True,
     overrides: Mapping[str, Any] | None = None, job_name: str | None = None, note: Callable[[str], None] | None = None,
 ) -> Result:  # fmt: skip
     """Simulate `job` to its end.
 
     `runs`: where the run folder is made (None: nothing is written). `folder`: an open one to go on in (or to begin
     in, when `fresh`). `source`: the job's file, kept beside the results, with the `overrides` it was changed by.
-    `progress`: False shows none (else: live on a terminal, lines elsewhere). Errors: `UsageError` for what the job asks
+    `report`: False writes none; a path names the one it is part of, seen from the folder. `progress`: False shows none (else: live on a terminal, lines elsewhere). Errors: `UsageError` for what the job asks
     wrongly, `PeerError` with `bad_updates="stop"`.
     """
+    refuse_while_loading("job")
     assembly = assemble(job)
     name = job.name or getattr(innermost(job.algorithm), "name", "run")
     resuming = folder is not None and not fresh
@@ -321,7 +335,7 @@ def _finish(
     simulator: Simulator,
     recorder: Recorder,
     folder: RunFolder | None,
-    report: bool,
+    report: bool | str,
     shown: Display,
 ) -> Result:
     p, model = simulator.progress, recorder.model
@@ -333,12 +347,13 @@ def _finish(
         "algorithm": _name_of(job.algorithm),
         "rounds": recorder.rows[-1]["round"] if recorder.rows else 0, "seed": job.seed, "final": recorder.final(),
         "stopped": p.stopped, "virtual_s": p.now, "bytes_down": p.bytes_down, "bytes_up": p.bytes_up,
-        "wall_s": wall, "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0, "report": "report.html",
+        "wall_s": wall, "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0,
+        "report": report if isinstance(report, str) else "report.html",
     }  # fmt: skip
     if folder is not None:
         folder.write_model(model)
         folder.finish(summary)
-        if report:
+        if report is True:
             from fieldfare.report.html import write_report
 
             shown.doing("writing the report")

@@ -14,9 +14,13 @@ from typing import Any
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 from fieldfare.job import Job
-from fieldfare.run import Result, assemble, run, running_file, source_of
+from fieldfare.run import Result, assemble, refuse_while_loading, run, running_file, source_of
 from fieldfare.store.files import room
 from fieldfare.store.runs import RunFolder
+
+
+_TOLD = ("final", "rounds", "seed", "virtual_s", "bytes_down", "bytes_up", "wall_s", "clients_per_s")
+"""What a study's summary tells of each of its runs."""
 
 
 @settings
@@ -63,6 +67,7 @@ class Study:
         folder: RunFolder | None = None, overrides: Mapping[str, Any] | None = None, job_name: str | None = None,
     ) -> Result:  # fmt: skip
         """Run the arms that are not complete, then the report and the claims; the first arm is the headline."""
+        refuse_while_loading("study")
         from fieldfare.report.claims import compute_claims, read_claims
 
         if folder is None:
@@ -86,7 +91,11 @@ class Study:
                 first = first or result
             assert first is not None
             summary = {**first.summary, "run": folder.id, "name": self.name, "arms": list(self.arms)}
-            summary["wall_s"] = sum(s["wall_s"] for s in summaries.values())
+            summary["wall_s"] = sum(one["wall_s"] for one in summaries.values())
+            trained = sum(one["clients_per_s"] * one["wall_s"] for one in summaries.values())
+            summary["clients_per_s"] = trained / summary["wall_s"] if summary["wall_s"] > 0 else 0.0
+            summary["report"] = "report.html"
+            summary["finals"] = {name: {key: one[key] for key in _TOLD} for name, one in summaries.items()}
             self._headline(folder)
             if told := compute_claims(folder.path):
                 summary["claims"] = told
@@ -127,14 +136,15 @@ class Study:
 
     def _arm(self, folder: RunFolder, name: str, job: Job, progress: bool | None) -> Result:
         path = folder.path / "arms" / name
+        report = "../" * (2 + name.count("/")) + "report.html"
         if (path / "summary.json").exists():
             done = RunFolder.open(path, write=False)
             summary = done.read_json("summary.json")
             return Result(summary["final"], done.read_model(), done.read_lines("rounds.jsonl"), summary, path)
         if (path / "run.json").exists():
-            return run(job, folder=RunFolder.open(path), progress=progress, report=False)
+            return run(job, folder=RunFolder.open(path), progress=progress, report=report)
         arm = RunFolder.create_at(path)
-        return run(job, folder=arm, progress=progress, report=False, fresh=True)
+        return run(job, folder=arm, progress=progress, report=report, fresh=True)
 
 
 def _copy(source: Path, target: Path) -> None:
