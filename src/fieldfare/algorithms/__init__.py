@@ -9,6 +9,7 @@ from fieldfare.algorithms.feddyn import FedDyn
 from fieldfare.algorithms.fednova import FedNova
 from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fieldfare.algorithms.fedprox import FedProx
+from fieldfare.algorithms.keep import keep_optimizer
 from fieldfare.algorithms.personal import Ditto, FedBN, FedPer, FedRep
 from fieldfare.algorithms.qfedavg import QFedAvg
 from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
@@ -18,4 +19,5 @@ __all__ = [
     "ALGORITHMS", "Bagging", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam", "FedAvg",
     "FedAvgM", "FedBN", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx", "FedRep", "FedTrimmedMean", "FedYogi",
     "Krum", "QFedAvg", "Scaffold", "State", "StopAt", "build", "check", "entry", "innermost",
+    "keep_optimizer",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from fieldfare.algorithms.rule import Plain
 from fieldfare.algorithms.scaffold import Variates
 from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Collect, Coverage, Stack
-from fieldfare.core.local import ControlVariate, Dynamic, Fair, Normalised, Personal, Proximal, Twin
+from fieldfare.core.local import ControlVariate, Dynamic, Fair, Keep, Normalised, Personal, Proximal, Twin
 from fieldfare.core.params import Layout
 from fieldfare.core.quorum import Quorum, Sample
 
@@ -38,13 +38,17 @@ class LocalTraining(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What a local declaration asks of the rest: a client-state slot, a rule at the server, an optimiser."""
+    """What a local declaration asks of the rest: a client-state slot, a rule at the server, an optimiser.
+
+    `momentum`: whether the client's SGD may have it. `moments`: whether the optimiser must have some.
+    """
 
     by: str
     slot: str | None = None
     rule: type[Any] = Plain
     sgd: bool = False
     momentum: bool = True
+    moments: bool = False
 
 
 DEMANDS: dict[type[Any], Demand] = {
@@ -55,6 +59,7 @@ DEMANDS: dict[type[Any], Demand] = {
     Fair: Demand("QFedAvg", None, Fairness, sgd=True),
     Personal: Demand("FedPer", "personal"),
     Twin: Demand("Ditto", "twin"),
+    Keep: Demand("keep_optimizer", "optimizer", moments=True),
 }
 
 
@@ -149,6 +154,11 @@ def _check_optimizer(algorithm: FedAvg, training: LocalTraining) -> None:
             raise UsageError(
                 f"{algorithm.name} holds for plain SGD on the client, not momentum={training.momentum}: "
                 f"use momentum=0 there, or momentum() at the server."
+            )
+        if demand.moments and training.optimizer == "sgd" and not training.momentum:
+            raise UsageError(
+                f"{algorithm.name} keeps the optimiser's moments and plain SGD has no slots to keep: use "
+                f"Training(momentum=0.9) or optimizer='adam', or leave keep_optimizer(...) out."
             )
 
 

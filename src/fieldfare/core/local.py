@@ -56,4 +56,12 @@ class Twin:
     lam: float
 
 
-Local: TypeAlias = Proximal | ControlVariate | Dynamic | Normalised | Fair | Personal | Twin
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep the local optimiser's moments and count of steps on the device between asks; state slot "optimizer".
+
+    As a client that never stops training would; else they begin at zero with every ask, as in most papers.
+    """
+
+
+Local: TypeAlias = Proximal | ControlVariate | Dynamic | Normalised | Fair | Personal | Twin | Keep

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,7 @@ class DenseNet:
     x: str = "x"
     y: str = "y"
     names: tuple[str, ...] | None = None
+    keeps_moments: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.loss not in ("cross_entropy", "squared_error"):
@@ -174,11 +175,12 @@ class DenseNet:
 
     def fit(
         self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
-        drift: Drift,
+        drift: Drift, moments: F32 | None = None,
     ) -> Fit:  # fmt: skip
         """Train n clients in stacks that stay in cache; one thread, no randomness beyond the plan's."""
         x, y = self._columns(data)
-        return stacked.fit(self.program, start, row, x, self._wanted(y, plan.rows), plan, training, lr, drift)
+        wanted = self._wanted(y, plan.rows)
+        return stacked.fit(self.program, start, row, x, wanted, plan, training, lr, drift, moments)
 
     def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
         """`loss` and, for labels, `accuracy`, `[n]`; both 0 for a client without examples.

@@ -64,6 +64,9 @@ def jax_net(
 class JaxNet:
     """A net (`work.net.Net`) over JAX functions; made by `jax_net`."""
 
+    keeps_moments = True
+    """Of `Training`'s optimisers; not of one of its own."""
+
     forks = False
     """Whether a process that has computed with this net may be forked: not once JAX has started its threads."""
 
@@ -114,11 +117,13 @@ class JaxNet:
 
     def fit(
         self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
-        drift: Drift,
+        drift: Drift, moments: F32 | None = None,
     ) -> Fit:  # fmt: skip
         """Train n clients one after the other, each from `start[row]`."""
         n = len(plan.steps)
-        out, losses = np.empty((n, self.layout.size), np.float32), np.zeros(n)
+        size = self.layout.size
+        out, losses = np.empty((n, size), np.float32), np.zeros(n)
+        left = None if moments is None else moments.copy()
         begin, steps = self._loop(training, drift)
         rate, ref = np.float32(lr), start if drift.ref is None else drift.ref
         mask = None if drift.mask is None else np.asarray(drift.mask)
@@ -128,18 +133,26 @@ class JaxNet:
                 pull = (ref[row[i]] if len(ref) > 1 else ref[0]) if drift.mu else None
                 correction = (None if drift.a is None else np.asarray(drift.a[i]), pull, mask)
                 words = _words(keys[i], int(plan.steps[i])) if self._loss.keyed else None
-                slots, at, told = begin(w, rate), 0, []
+                slots, at, before, told = begin(w, rate), 0, 0, []
+                if left is not None:
+                    slots = tuple(left[i, k * size : (k + 1) * size] for k in range(training.moments))
+                    before = int(left[i, -1]) if training.moments == 2 else 0
                 for count, sizes, xs, ys in self._groups(data, plan, i):
                     chance = None if words is None else _padded(words[at : at + count], len(ys))
                     with _Noted(self, xs, ys):
                         w, slots, part = steps(
-                            w, slots, np.int32(at), np.int32(count), sizes, xs, ys, chance, rate, correction
+                            w, slots, np.int32(before + at), np.int32(count), sizes, xs, ys, chance, rate, correction
                         )
                     told.append((part, count))
                     at += count
                 losses[i] = sum(np.asarray(part)[:count].sum(dtype=np.float64) for part, count in told) / at
+                if left is not None:
+                    for k, slot in enumerate(slots):
+                        left[i, k * size : (k + 1) * size] = slot
+                    if training.moments == 2:
+                        left[i, -1] = before + at
             out[i] = w
-        return Fit(out, losses, {})
+        return Fit(out, losses, {}, left)
 
     def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
         """`loss` and, with `predict`, `accuracy` or `mse`, `[n]`; 0 for a client without examples.

@@ -67,6 +67,11 @@ class Training:
         if self.schedule in ("cosine", "step") and self.schedule_rounds < 1:
             raise UsageError(f"Training(schedule={self.schedule!r}) needs schedule_rounds >= 1.")
 
+    @property
+    def moments(self) -> int:
+        """How many vectors the optimiser keeps from step to step: 0 (plain SGD), 1 (momentum) or 2 (Adam)."""
+        return 2 if self.optimizer == "adam" else int(self.momentum > 0)
+
     def lr_at(self, round_: int) -> float:
         """The learning rate of round `round_` (counted from 1)."""
         t = max(round_ - 1, 0)
@@ -130,16 +135,33 @@ class Plan:
 class Fit:
     """Result of `Net.fit`: end parameters float32 `[n, P]` and the mean training loss over steps, `[n]`.
 
-    `params` is a fresh array the caller may write to. A client without a step has loss 0.
+    `params` is a fresh array the caller may write to. A client without a step has loss 0. `moments`: the optimiser's,
+    fresh too, where `fit` was given some.
     """
 
     params: F32
     loss: F64
     extra: Mapping[str, F64]
+    moments: F32 | None = None
+
+
+def moments_size(training: Training, size: int) -> int:
+    """Numbers kept of the optimiser of a model of `size` parameters: P for momentum; for Adam 2P and its steps.
+
+    The order is first moment, second moment, steps taken (exact up to 2^24).
+
+    >>> [moments_size(one, 10) for one in (Training(), Training(momentum=0.9), Training(optimizer="adam"))]
+    [0, 10, 21]
+    """
+    return training.moments * size + (training.moments == 2)
 
 
 class Net(Protocol):
-    """A model as an adapter sees it. Names: float32 vectors in, float32 vectors out, no library types."""
+    """A model as an adapter sees it. Names: float32 vectors in, float32 vectors out, no library types.
+
+    A net with `keeps_moments = True` takes a last argument `moments` in `fit`: float32 `[n, moments_size(...)]`, the
+    optimiser's at the start (zeros for a new one), and gives those at the end in `Fit.moments`.
+    """
 
     layout: Layout
 

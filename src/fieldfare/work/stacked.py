@@ -42,27 +42,43 @@ def padded(batch: int, full: int, pad: bool) -> int:
 class Optimiser:
     """SGD with momentum or Adam on a stack's gradient, after clip, weight decay and drift, in the seam's order."""
 
-    def __init__(self, stack: Stack, training: Training, lr: float, drift: Drift, start: F32) -> None:
+    def __init__(
+        self, stack: Stack, training: Training, lr: float, drift: Drift, start: F32, moments: F32 | None = None
+    ) -> None:
         self.stack, self.training, self.lr, self.drift, self.start = stack, training, lr, drift, start
+        self._moments = moments
+        self._before = np.zeros(len(stack.w), np.int64)
         self._ref = start if drift.ref is None else drift.ref
         self._mask = None if drift.mask is None else drift.mask.astype(np.float32)
         shape = stack.w.shape
         self._t = np.empty(shape, np.float32)
         self._a = np.empty(shape, np.float32) if drift.a is not None else None
         self._r = np.empty(shape, np.float32) if drift.mu and len(self._ref) > 1 else None
-        self._v = np.zeros(shape, np.float32) if training.momentum or training.optimizer == "adam" else None
-        self._s = np.zeros(shape, np.float32) if training.optimizer == "adam" else None
+        self._v = np.zeros(shape, np.float32) if training.moments else None
+        self._s = np.zeros(shape, np.float32) if training.moments == 2 else None
 
     def begin(self, ids: I64, row: I64) -> None:
-        """Load the drift of clients `ids`, in stack order, and forget the last clients' moments."""
-        c = len(ids)
+        """Load the drift and moments of clients `ids`, in stack order; moments are zero unless they were given."""
+        c, size = len(ids), self.stack.w.shape[1]
         if self._a is not None and self.drift.a is not None:
             self._a[:c] = self.drift.a[ids]
         if self._r is not None:
             self._r[:c] = self._ref[row[ids]]
-        for moment in (self._v, self._s):
+        for at, moment in enumerate((self._v, self._s)):
             if moment is not None:
-                moment[:c] = 0.0
+                given = self._moments
+                moment[:c] = 0.0 if given is None else given[ids, at * size : (at + 1) * size]
+        if self._s is not None and self._moments is not None:
+            self._before[:c] = self._moments[ids, -1]
+
+    def end(self, ids: I64, steps: I64, out: F32) -> None:
+        """Write the moments of clients `ids`, who took `steps`, into `out` `[n, S]`."""
+        c, size = len(ids), self.stack.w.shape[1]
+        for at, moment in enumerate((self._v, self._s)):
+            if moment is not None:
+                out[ids, at * size : (at + 1) * size] = moment[:c]
+        if self._s is not None:
+            out[ids, -1] = self._before[:c] + steps
 
     def step(self, lo: int, hi: int, taken: I64 | int) -> None:
         """One step of clients `lo..hi`, whose step this is number `taken` (`[n]` or one for all), from 1."""
@@ -115,7 +131,7 @@ class Optimiser:
         np.multiply(g, g, out=t)
         t *= np.float32(1 - b2)
         s += t
-        power = np.broadcast_to(np.asarray(taken, np.float64), len(w))[:, None]
+        power = np.asarray(taken + self._before[lo:hi], np.float64)[:, None]
         np.multiply(s, (1.0 / (1.0 - b2**power)).astype(np.float32), out=t)
         np.sqrt(t, out=t)
         t += np.float32(self.training.eps)
@@ -183,14 +199,13 @@ def _even(size: int, steps: int, first: I64, batch: int, pad: bool) -> Iterator[
 
 def fit(
     program: Program, start: F32, row: I64, x: NDArray[Any], wanted: NDArray[Any], plan: Plan, training: Training,
-    lr: float, drift: Drift,
+    lr: float, drift: Drift, moments: F32 | None = None,
 ) -> Fit:  # fmt: skip
     """Train n clients; `x` is the whole column, `wanted` what the loss compares with, for each of `plan.rows`."""
     n = len(plan.steps)
-    plain = training.optimizer == "sgd" and not training.momentum and not training.weight_decay
+    plain = not training.moments and not training.weight_decay
     fused = plain and training.clip_norm is None and drift.idle
-    moments = (training.momentum > 0) if training.optimizer == "sgd" else 2
-    copies = 0 if fused else 2 + moments + (drift.a is not None)
+    copies = 0 if fused else 2 + training.moments + (drift.a is not None)
     batch = min(plan.batch_size, int(plan.per_epoch.max(initial=1)))
     count = program.clients(min(plan.batch_size, 256), copies)
     pad = program.clients(min(plan.batch_size, 256), 0) >= PAD_BELOW
@@ -199,7 +214,8 @@ def fit(
     losses = np.zeros(n)
     count = min(count, max(n, 1))
     stack = Stack(program, count, min(plan.batch_size, padded(batch, plan.batch_size, True)), not fused)
-    optimiser = None if fused else Optimiser(stack, training, lr, drift, start)
+    optimiser = None if fused else Optimiser(stack, training, lr, drift, start, moments)
+    left = None if moments is None else np.empty_like(moments)
     parts = max(-(-n // count), 1)
     edges = [n * i // parts for i in range(parts + 1)]
     with np.errstate(all="ignore"):
@@ -207,8 +223,10 @@ def fit(
             ids = order[a:b]
             _train(program, stack, optimiser, start, row, x, wanted, plan, ids, pad, lr, losses)
             out[ids] = stack.w[: b - a]
+            if left is not None and optimiser is not None:
+                optimiser.end(ids, plan.steps[ids], left)
     losses /= np.maximum(plan.steps, 1)
-    return Fit(out, losses, {})
+    return Fit(out, losses, {}, left)
 
 
 def _train(

@@ -69,6 +69,8 @@ def torch_net(
 class TorchNet:
     """A net (`work.net.Net`) over an `nn.Module`; made by `torch_net`."""
 
+    keeps_moments = True
+
     def __init__(
         self, module: Any, loss: Any, metrics: Any, transform: Any, x: tuple[str, ...], y: str, path: Path,
         example: Mapping[str, NDArray[Any]] | None,
@@ -130,7 +132,7 @@ class TorchNet:
 
     def fit(
         self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
-        drift: Drift,
+        drift: Drift, moments: F32 | None = None,
     ) -> Fit:  # fmt: skip
         """Train n clients one after the other, each from `start[row]`."""
         import torch
@@ -143,12 +145,12 @@ class TorchNet:
         inputs, target = self._columns(data)
         by_hand = self._by_hand(inputs)
         if self._dense is not None and by_hand and self._stacks(training):
-            return self._dense.fit(start, row, data, plan, keys, training, lr, drift)
+            return self._dense.fit(start, row, data, plan, keys, training, lr, drift, moments)
         resident_.keep_memory()
         batches = Batches(plan, inputs, target, self._transform if callable(self._transform) else None)
-        resident = self._held()
+        resident, left = self._held(), None if moments is None else moments.copy()
         with resident_.one_thread(), resident_.own_randomness() as reseed, torch.no_grad():
-            update = None if is_plain(training, drift) else Update(resident, training, lr, drift, start)
+            update = None if is_plain(training, drift) else Update(resident, training, lr, drift, start, moments)
             if by_hand and self._ending is not None:
                 loop = ByHand(resident, self._ending, batches, lr, update, reseed)
             else:
@@ -164,10 +166,12 @@ class TorchNet:
                     losses[i] = loop.client(i, keys[i])
                 except RuntimeError as error:
                     if self._without_channels_last(resident):
-                        return self.fit(start, row, data, plan, keys, training, lr, drift)
+                        return self.fit(start, row, data, plan, keys, training, lr, drift, moments)
                     raise self._refused(inputs, target, error) from error
                 resident.save(out[i])
-        return Fit(out, losses, {})
+                if left is not None and update is not None:
+                    update.end(int(plan.steps[i]), left[i])
+        return Fit(out, losses, {}, left)
 
     def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
         """`loss` and the metrics, `[n]`, in evaluation mode; 0 for a client without examples."""

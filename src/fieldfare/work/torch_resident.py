@@ -240,10 +240,11 @@ class Resident:
         for buffer, before in self._buffers:
             buffer.copy_(before)
 
-    def save(self, out: F32) -> None:
-        """Copy the model into `out` `[P]`."""
+    def save(self, out: F32, flat: F32 | None = None) -> None:
+        """Copy the model, or an array `flat` of the flat storage's form, into `out` `[P]`."""
+        flat = self._flat if flat is None else flat
         for place in self.places:
-            part, into = self._flat[place.flat], out[place.vector]
+            part, into = flat[place.flat], out[place.vector]
             if place.nhwc:
                 o, i, h, w = place.shape
                 part, into = part.reshape(o, h, w, i).transpose(0, 3, 1, 2), into.reshape(place.shape)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from fieldfare.core import rng
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
-from fieldfare.core.local import ControlVariate, Dynamic, Fair, Local, Normalised, Personal, Proximal, Twin
+from fieldfare.core.local import ControlVariate, Dynamic, Fair, Keep, Local, Normalised, Personal, Proximal, Twin
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Cost, Output
-from fieldfare.work.net import Drift, Fit, Net, Training
+from fieldfare.work.net import Drift, Fit, Net, Training, moments_size
 from fieldfare.work.plan import make_plan, passes_and_steps
 
 F32 = NDArray[np.float32]
@@ -70,8 +70,11 @@ def step_norm(steps: I64, lr: float, momentum: float = 0.0, nesterov: bool = Fal
     return reached[steps]
 
 
-def slots_of(local: tuple[Local, ...], layout: Layout) -> dict[str, int]:
-    """The client-state slot that `local` keeps and its size: `c`, `h` or `twin` of P floats, or `personal`."""
+def slots_of(local: tuple[Local, ...], layout: Layout, training: Training | None = None) -> dict[str, int]:
+    """The client-state slot that `local` keeps and its size: `c`, `h` or `twin` of P floats, `personal`, `optimizer`.
+
+    The last depends on `training`, see `moments_size`.
+    """
     for one in local:
         match one:
             case ControlVariate():
@@ -82,14 +85,16 @@ def slots_of(local: tuple[Local, ...], layout: Layout) -> dict[str, int]:
                 return {"twin": layout.size}
             case Personal(names):
                 return {"personal": int(layout.mask(names).sum())}
+            case Keep() if training is not None:
+                return {"optimizer": moments_size(training, layout.size)}
             case _:
                 pass
     return {}
 
 
-def kept(cohort: Cohort, local: tuple[Local, ...], layout: Layout) -> F32 | None:
+def kept(cohort: Cohort, local: tuple[Local, ...], layout: Layout, training: Training | None = None) -> F32 | None:
     """The cohort's state `[n, S]` with zeros for clients never seen; None when all are new or nothing is kept."""
-    for slot, size in slots_of(local, layout).items():
+    for slot, size in slots_of(local, layout, training).items():
         if cohort.state is None or cohort.fresh is None:
             raise UsageError(
                 f"this work keeps client state in slot {slot!r} but the ask names none: use Run(state={slot!r}), and a "
@@ -142,7 +147,7 @@ class Train:
         names = [kind.__name__ for kind in kinds]
         if len(set(kinds)) < len(kinds):
             raise UsageError(f"Train(local={names}) declares one thing twice: give each declaration once.")
-        stateful = [k.__name__ for k in kinds if k in (ControlVariate, Dynamic, Personal, Twin)]
+        stateful = [k.__name__ for k in kinds if k in (ControlVariate, Dynamic, Personal, Twin, Keep)]
         if len(stateful) > 1:
             raise UsageError(f"Train(local={names}): {' and '.join(stateful)} each keep client state: use one of them.")
         if Fair in kinds and Normalised in kinds:
@@ -162,10 +167,26 @@ class Train:
             )
         if Normalised in kinds and not plain:
             raise UsageError("Normalised with optimizer='adam': FedNova's norm is known for SGD; use optimizer='sgd'.")
+        if Keep in kinds:
+            self._check_keep(Normalised in kinds)
         if (fair := find(self.local, Fair)) is not None and not fair.q >= 0:
             raise UsageError(f"Fair(q={fair.q}): use q >= 0.")
         if (personal := find(self.local, Personal)) is not None:
             self.net.layout.mask(personal.names)
+
+    def _check_keep(self, normalised: bool) -> None:
+        """Refuse to keep an optimiser's moments where there are none, or where they cannot be taken out."""
+        if getattr(self.net, "own_optimizer", False) or not getattr(self.net, "keeps_moments", False):
+            raise UsageError(
+                f"Keep: the optimiser of this {type(self.net).__name__} cannot be kept between asks: use a net that "
+                "trains by Training(...), such as mlp, torch_net, or jax_net without optimizer=."
+            )
+        if not self.training.moments:
+            raise UsageError(
+                "Keep: plain SGD has no slots to keep: use Training(momentum=0.9) or optimizer='adam', or leave it out."
+            )
+        if normalised:
+            raise UsageError("Keep with Normalised: FedNova's norm is known for momentum that begins at zero.")
 
     def __call__(self, cohort: Cohort) -> Output:
         """Train every client of `cohort`; see the class for the leaves."""
@@ -175,7 +196,7 @@ class Train:
                 "model of this net's init(), or train sub-models with a net of their layout."
             )
         training, lr = settings(self.training, cohort.config)
-        seen = kept(cohort, self.local, self.net.layout)
+        seen = kept(cohort, self.local, self.net.layout, training)
         drift = self._drift(cohort, seen)
         models, row, keys = cohort.models, cohort.row, cohort.keys
         mask: NDArray[np.bool_] | None = None
@@ -188,9 +209,13 @@ class Train:
                 models = self._fit(models, row, cohort, rng.mix(keys ^ _HEAD), head, lr, alone)[0].params
                 row = np.arange(cohort.n)
                 drift = replace(drift, mask=~mask)
-        fit, steps = self._fit(models, row, cohort, keys, training, lr, _anchored(drift, cohort, row))
+        moments = None
+        if find(self.local, Keep) is not None:
+            size = moments_size(training, self.net.layout.size)
+            moments = np.zeros((cohort.n, size), np.float32) if seen is None else seen
+        fit, steps = self._fit(models, row, cohort, keys, training, lr, _anchored(drift, cohort, row), moments)
         delta = fit.params
-        state = None if mask is None else np.ascontiguousarray(delta[:, mask])
+        state = fit.moments if mask is None else np.ascontiguousarray(delta[:, mask])
         _subtract(delta, cohort.models, cohort.row)
         if mask is not None:
             delta[:, mask] = 0.0
@@ -213,10 +238,12 @@ class Train:
         return Output(leaves, cohort.data.sizes.astype(np.float64), {"loss": fit.loss, **fit.extra}, state)
 
     def _fit(
-        self, models: F32, row: I64, cohort: Cohort, keys: U64, training: Training, lr: float, drift: Drift
-    ) -> tuple[Fit, I64]:
+        self, models: F32, row: I64, cohort: Cohort, keys: U64, training: Training, lr: float, drift: Drift,
+        moments: F32 | None = None,
+    ) -> tuple[Fit, I64]:  # fmt: skip
         plan = make_plan(cohort.data, keys, training)
-        return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift), plan.steps
+        more = {} if moments is None else {"moments": moments}
+        return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift, **more), plan.steps
 
     def _drift(self, cohort: Cohort, seen: F32 | None) -> Drift:
         """The affine correction that `local` asks for; idle when it asks for none."""
@@ -270,7 +297,7 @@ class Train:
         sizes = np.asarray(examples, np.int64)
         taken = passes_and_steps(sizes, training)[2].astype(np.float64)
         down, up, held = 1, 1, 2
-        held += (training.momentum > 0) if training.optimizer == "sgd" else 2
+        held += training.moments
         extra = 0.0
         for one in self.local:
             match one:
@@ -294,7 +321,7 @@ class Train:
 
     def slots(self, layout: Layout) -> Mapping[str, int]:
         """The client-state slot that `local` keeps, see `slots_of`."""
-        return slots_of(self.local, layout)
+        return slots_of(self.local, layout, self.training)
 
 
 def _anchored(drift: Drift, cohort: Cohort, row: I64) -> Drift:
