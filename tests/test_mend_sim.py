@@ -13,12 +13,14 @@ import pytest
 import fieldfare as ff
 from fieldfare.core.effects import Run
 from fieldfare.core.errors import PeerError
-from fieldfare.core.quorum import Everyone
+from fieldfare.core.quorum import Everyone, Sample
+from fieldfare.fleet.fleet import Fleet
 from fieldfare.run import Saver
 from fieldfare.sim import pool
 from fieldfare.sim.arena import Arena
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.observe import Progressed
+from fieldfare.sim.population import Population
 from fieldfare.sim.simulator import Simulator
 from fieldfare.store.runs import RunFolder
 from fieldfare.testing import Asking, Echo, quadratics
@@ -198,3 +200,54 @@ def test_a_worker_that_does_not_end_is_killed_and_waited_for():
     workers.close()
     assert [process.exitcode for process in workers._processes] == [-signal.SIGKILL] * 2
     assert not any(os.path.exists(f"/proc/{pid}") for pid in started)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"overhead_s": -1.0}, "device 0 has overhead_s = -1.0: this time must be finite and not below zero"),
+        ({"overhead_s": np.array([0, 1, np.nan])}, "device 2 has overhead_s = nan"),
+        ({"overhead_s": float("inf")}, "overhead_s = inf"),
+        (
+            {"flops_per_s": np.array([1.0, np.nan])},
+            "device 1 has flops_per_s = nan: every speed must be finite and abo",
+        ),
+        ({"uplink_bytes_per_s": np.array([1.0, np.inf])}, "device 1 has uplink_bytes_per_s = inf"),
+        ({"downlink_bytes_per_s": 0}, "device 0 has downlink_bytes_per_s = 0"),
+        ({"flops_per_s": [1.0, 2.0]}, "use an array or a number"),
+        ({"flops_per_s": np.ones((2, 2))}, "a number for all devices, or an array of one each"),
+        ({"flops_per_s": np.array(["fast"])}, "a number for all devices, or an array of one each"),
+        ({"drop_out": float("nan")}, "a probability"),
+        ({"flags": {"plugged": [True, False]}}, "'plugged' is no array of one bool per device"),
+        ({"flags": {"plugged": np.array([1, 0])}}, "'plugged' is no array of one bool per device"),
+    ],
+)
+def test_a_fleet_that_cannot_be_is_refused_in_one_line(columns, words):
+    with pytest.raises(ff.UsageError, match=words) as refused:
+        Fleet(**columns)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            {"flops_per_s": np.ones(3)},
+            "the fleet's flops_per_s has 3 values for 6 clients: give one per client, or one",
+        ),
+        ({"overhead_s": np.ones(7)}, "the fleet's overhead_s has 7 values for 6 clients"),
+        ({"flags": {"wifi": np.ones(5, bool)}}, "the fleet's wifi has 5 values for 6 clients: give one per client."),
+    ],
+)
+def test_a_fleet_of_another_number_of_devices_than_clients_is_refused(columns, words):
+    with pytest.raises(ff.UsageError, match=words):
+        Population(6, np.ones(6, np.int64), Fleet(**columns))
+
+
+def test_a_flag_is_searched_once_however_often_it_is_drawn_from(monkeypatch):
+    population = Population(6, np.ones(6, np.int64), Fleet(flags={"wifi": np.array([1, 0, 1, 1, 0, 1], bool)}))
+    calls, search = [], np.flatnonzero
+    monkeypatch.setattr(np, "flatnonzero", lambda a: calls.append(1) or search(a))
+    drawn = [population.draw(Run("train", Sample(2, "wifi"), tag), 0) for tag in range(20)]
+    assert len(calls) == 1
+    assert {int(client) for cohort in drawn for client in cohort} == {0, 2, 3, 5}

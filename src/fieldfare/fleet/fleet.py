@@ -23,6 +23,8 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Column = F32 | float
 
+_COLUMNS = ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "overhead_s")
+
 
 @settings
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,13 +45,24 @@ class Fleet:
     name: str = "uniform"
 
     def __post_init__(self) -> None:
-        for column in ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s"):
-            value = getattr(self, column)
-            if not np.all(np.asarray(value) > 0):
-                at = int(np.argmax(~(np.asarray(value) > 0))) if np.ndim(value) else 0
-                raise UsageError(f"device {at} has {column} = {np.ravel(value)[at]}: every speed must be above zero.")
+        for column in _COLUMNS:
+            _check(column, getattr(self, column))
+        for flag, value in self.flags.items():
+            if not isinstance(value, np.ndarray) or value.dtype != np.bool_ or value.ndim != 1:
+                raise UsageError(
+                    f"Fleet(flags=...): {flag!r} is no array of one bool per device; give np.array of bool."
+                )
         if not 0.0 <= self.drop_out < 1.0:
             raise UsageError(f"Fleet(drop_out={self.drop_out}): a probability in [0, 1) is needed.")
+
+    def fit(self, n: int) -> None:
+        """Refuse a column, or a flag, that is not about `n` devices."""
+        for name, value in {**{column: getattr(self, column) for column in _COLUMNS}, **self.flags}.items():
+            if np.ndim(value) and len(value) != n:
+                raise UsageError(
+                    f"the fleet's {name} has {len(value)} values for {n} clients: give one per client"
+                    f"{'' if name in self.flags else ', or one number for all'}."
+                )
 
     def durations(self, devices: I64, cost: Cost) -> F64:
         """Seconds from ask to reply, `[n]`: overhead + down / downlink + FLOPs / speed + up / uplink."""
@@ -67,7 +80,7 @@ class Fleet:
     def describe(self) -> dict[str, Any]:
         """Plain JSON: the name and the quartiles of each column."""
         out: dict[str, Any] = {"name": self.name, "drop_out": self.drop_out}
-        for column in ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "overhead_s"):
+        for column in _COLUMNS:
             value = getattr(self, column)
             out[column] = np.quantile(value, [0.25, 0.5, 0.75]).tolist() if np.ndim(value) else float(value)
         return out
@@ -105,6 +118,22 @@ def phones(sigma: float = 0.6, drop_out: float = 0.0) -> Phones:
     (1000,)
     """
     return Phones(sigma, drop_out)
+
+
+def _check(column: str, value: Any) -> None:
+    """Refuse a column that is not of finite numbers, above zero for a speed and not below for a time."""
+    numbers = np.asarray(value)
+    if numbers.ndim > 1 or numbers.dtype.kind not in "fiu":
+        raise UsageError(
+            f"Fleet({column}=...) is a number for all devices, or an array of one each, "
+            f"not {numbers.dtype} {numbers.shape}."
+        )
+    least = numbers >= 0 if column == "overhead_s" else numbers > 0
+    good = least & np.isfinite(numbers)
+    if not good.all():
+        at = int(np.argmin(good)) if numbers.ndim else 0
+        what, side = ("this time", "not below") if column == "overhead_s" else ("every speed", "above")
+        raise UsageError(f"device {at} has {column} = {np.ravel(numbers)[at]}: {what} must be finite and {side} zero.")
 
 
 def _take(column: Column, devices: I64) -> Any:

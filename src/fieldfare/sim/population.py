@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +38,10 @@ class Population:
     examples: I64
     fleet: Fleet
     data: Data | None = None
+    _flagged: dict[str, I64] = field(default_factory=dict[str, I64], init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.fleet.fit(self.size)
 
     @classmethod
     def of(cls, data: Data, fleet: Fleet) -> Population:
@@ -45,13 +49,17 @@ class Population:
         return cls(data.n_clients, np.asarray(data.sizes), fleet, data)
 
     def draw(self, run: Run, seed: int) -> I64:
-        """The device ids a `Run` asks, `[n]`; a `Sample` depends on (seed, work, key) only."""
+        """The device ids a `Run` asks, `[n]`; a `Sample` depends on (seed, work, key) only.
+
+        Evaluations of one version (key `("evaluate", ...)`) ask the same clients, whatever each measures there.
+        """
         on = run.on
         match on:
             case Sample(count, where, by):
                 if by != "uniform":
                     raise UsageError(f"Sample(by={by!r}): this fleet knows 'uniform'.")
-                purpose = ("cohort", run.work, *cohort_key(run))
+                key = cohort_key(run)
+                purpose = ("cohort", "evaluate" if key[:1] == ("evaluate",) else run.work, *key)
                 if where is None:
                     if count > self.size:
                         raise UsageError(
@@ -62,7 +70,9 @@ class Population:
                 if where not in self.fleet.flags:
                     known = ", ".join(self.fleet.flags) or "none"
                     raise UsageError(f"Sample(where={where!r}): the fleet has no such column (it has: {known}).")
-                among = np.flatnonzero(self.fleet.flags[where])
+                among = self._flagged.get(where)
+                if among is None:
+                    among = self._flagged[where] = np.flatnonzero(self.fleet.flags[where])
                 if count > len(among):
                     raise UsageError(f"Sample({count}, where={where!r}): only {len(among)} devices are {where}.")
                 return among[rng.choose(seed, purpose, count, len(among))]
