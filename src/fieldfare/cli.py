@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +24,9 @@ EXIT = {
     1: "a defect of Fieldfare or of the user's own code (with a traceback)",
     2: "bad input: job, data, arguments or a run folder; one line says what to do",
     3: "a client sent something wrong and the job says to stop",
-    4: "a claim does not hold",
+    4: "`fieldfare claims`: a claim does not hold",
     5: "the disk is full: nothing is lost but the round; free space and `fieldfare resume`",
-    130: "interrupted: `fieldfare resume` goes on",
+    130: "interrupted (Ctrl-C or SIGTERM): `fieldfare resume` goes on",
 }
 
 
@@ -141,13 +143,14 @@ def compare(which: tuple[str, ...], out: Path, runs: Path, as_json: bool) -> Non
 
 @app.command()
 @click.argument("which", metavar="[RUN|JOB.py]", default="latest")
+@name_
 @runs_
 @as_json_
-def inspect(which: str, runs: Path, as_json: bool) -> None:
+def inspect(which: str, name: str | None, runs: Path, as_json: bool) -> None:
     """Say what a run was, how far it came, and how its model is computed; or the same of a job file."""
     from fieldfare.show import inspect_job, inspect_run, show_tree
 
-    facts = inspect_job(which) if which.endswith(".py") else inspect_run(which, runs)
+    facts = inspect_job(which, name) if which.endswith(".py") else inspect_run(which, runs)
     _print(facts, True, "") if as_json else show_tree(facts)
 
 
@@ -287,6 +290,8 @@ def _print(value: Any, as_json: bool, text: str) -> None:
 def main() -> None:
     """Entry point: runs the command and tells errors in one line; only a defect shows a traceback."""
     as_json = "--json" in sys.argv
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = cast(Any, app(standalone_mode=False))
     except click.exceptions.Exit as stop:

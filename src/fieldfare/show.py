@@ -97,13 +97,16 @@ def finals_table(finals: Mapping[str, Mapping[str, float]]) -> None:
 
 def catalogue(what: str, entries: Sequence[Any], as_json: bool) -> None:
     """Names, one line each, and the paper."""
-    rows = [{"name": e.name, "summary": e.summary, "paper": e.paper} for e in entries]
+    rows = [
+        {"name": e.name, "use": f"ff.{getattr(e.factory, '__name__', e.name)}", "summary": e.summary, "paper": e.paper}
+        for e in entries
+    ]
     if as_json:
         print(json.dumps({what: rows}))
         return
-    table = Table("name", "what it does", "paper")
+    table = Table("name", "use", "what it does", "paper")
     for row in rows:
-        table.add_row(f"[bold]{row['name']}[/]", row["summary"], row["paper"])
+        table.add_row(f"[bold]{row['name']}[/]", row["use"], row["summary"], row["paper"])
     _console().print(table)
 
 
@@ -121,14 +124,14 @@ def inspect_run(which: str, runs: str | Path) -> dict[str, Any]:
     return facts
 
 
-def inspect_job(path: str) -> dict[str, Any]:
+def inspect_job(path: str, job_name: str | None = None) -> dict[str, Any]:
     """Facts of a job file without running it: model, how it will be computed, data, algorithm."""
     from fieldfare.config import describe_job
     from fieldfare.load import load_job
     from fieldfare.run import assemble
     from fieldfare.study import Study
 
-    loaded = load_job(path)
+    loaded = load_job(path, job_name)
     jobs = loaded.jobs() if isinstance(loaded, Study) else [("job", loaded)]
     facts: dict[str, Any] = {}
     for name, job in jobs:
