@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -68,6 +69,35 @@ def test_every_arm_is_a_complete_run_and_the_first_is_the_headline(done):
     assert np.array_equal(
         run.read_model().vector, RunFolder.open(run.path / "arms" / "fedavg/0", write=False).read_model().vector
     )
+
+
+def test_a_study_tells_the_ends_of_all_arms_and_where_their_report_is(done):
+    folder, outcome = done
+    run = RunFolder.find("latest", folder / "runs")
+    told = outcome.result["finals"]
+    assert list(told) == ["fedavg/0", "fedavg/1", "fedprox"]
+    clients = 0.0
+    for name, end in told.items():
+        summary = RunFolder.open(run.path / "arms" / name, write=False).read_json("summary.json")
+        assert {key: summary[key] for key in end} == end
+        assert {"final", "bytes_down", "bytes_up", "virtual_s", "clients_per_s"} <= end.keys()
+        assert (run.path / "arms" / name / summary["report"]).resolve() == (run.path / "report.html").resolve()
+        clients += end["clients_per_s"] * end["wall_s"]
+    assert outcome.result["clients_per_s"] == pytest.approx(clients / outcome.result["wall_s"])
+    assert outcome.result["report"] == "report.html"
+
+
+def test_a_claim_whose_file_is_gone_does_not_hold(done, tmp_path):
+    folder, _ = done
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run = RunFolder.find("latest", tmp_path / "runs")
+    (run.path / "claims.toml").unlink()
+    told = fieldfare(tmp_path, "claims", run.id, "--json")
+    assert told.code == 4
+    assert {claim["why"] for claim in told.result["claims"]} == {"its entry in claims.toml is gone"}
+    shown = fieldfare(tmp_path, "claims", run.id)
+    assert shown.code == 4
+    assert "missing" in shown.out
 
 
 def test_an_arm_is_the_run_that_its_job_would_be_alone(done, tmp_path):

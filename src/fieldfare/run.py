@@ -280,7 +280,8 @@ def run(
 
     `runs`: where the run folder is made (None: nothing is written). `folder`: an open one to go on in (or to begin
     in, when `fresh`). `source`: the job's file, kept beside the results, with the `overrides` it was changed by.
-    `report`: False writes none; a path names the one it is part of, seen from the folder. `progress`: False shows none (else: live on a terminal, lines elsewhere). Errors: `UsageError` for what the job asks
+    `report`: False writes none; a path is that of the report it is part of.
+    `progress`: False shows none (else: live on a terminal, lines elsewhere). Errors: `UsageError` for what the job asks
     wrongly, `PeerError` with `bad_updates="stop"`.
     """
     refuse_while_loading("job")

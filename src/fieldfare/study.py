@@ -18,7 +18,6 @@ from fieldfare.run import Result, assemble, refuse_while_loading, run, running_f
 from fieldfare.store.files import room
 from fieldfare.store.runs import RunFolder
 
-
 _TOLD = ("final", "rounds", "seed", "virtual_s", "bytes_down", "bytes_up", "wall_s", "clients_per_s")
 """What a study's summary tells of each of its runs."""
 
