@@ -89,7 +89,9 @@ def test_an_ask_of_nobody_is_answered_at_once_and_empty(driver):
 
 
 @both
-@pytest.mark.parametrize("quorum", [ALL, Quorum(deadline_s=3.0), Quorum(need=4, deadline_s=3.0), Quorum(need=2)])
+@pytest.mark.parametrize(
+    "quorum", [ALL, Quorum(deadline_s=3.0), Quorum(need=4, deadline_s=3.0), Quorum(need=2), Quorum(need=6)]
+)
 def test_drop_outs_are_named_and_slow_clients_are_late_whoever_dropped_out(driver, quorum):
     event, now = gathered(ask(quorum, key=("k",)), driver, drop_out=0.3)
     out = event.missing["drop-out"].tolist()
@@ -101,13 +103,12 @@ def test_drop_outs_are_named_and_slow_clients_are_late_whoever_dropped_out(drive
     assert event.clients.tolist() == sorted(counted)
     assert event.missing.get("late", np.empty(0)).tolist() == sorted(set(alive) - set(counted))
     full = len(counted) == (quorum.need or 6)
-    waited = SLOW[counted[-1]] if full or quorum.deadline_s is None else limit
-    assert now == waited
+    assert now == (SLOW[counted[-1]] if full else limit if quorum.deadline_s else 6.0)
 
 
 @both
-def test_if_all_drop_out_the_gather_is_empty_and_waits_for_its_deadline_only(driver):
-    for quorum, waited in ((ALL, 0.0), (Quorum(deadline_s=7.0), 7.0)):
+def test_if_all_drop_out_the_gather_is_empty_and_waits_for_its_deadline_or_the_slowest_asked(driver):
+    for quorum, waited in ((ALL, 6.0), (Quorum(need=2), 6.0), (Quorum(deadline_s=7.0), 7.0)):
         event, now = gathered(ask(quorum), driver, drop_out=1 - 1e-12)
         assert (told(event), now) == ({"drop-out": [0, 1, 2, 3, 4, 5]}, waited)
 

@@ -32,8 +32,8 @@ class Fleet:
     """Columns over n devices; a plain number stands for all of them.
 
     `flops_per_s` (sustained FLOP/s), `downlink_bytes_per_s`, `uplink_bytes_per_s`, `overhead_s` (fixed time of a
-    task), `drop_out` (probability that an asked device never replies), `flags` (named bool columns for
-    `Sample(where=…)`).
+    task), `drop_out` (probability that an asked device never replies: a `Run` without a deadline waits for it as long
+    as it would have taken), `flags` (named bool columns for `Sample(where=…)`).
     """
 
     flops_per_s: Column = 2e9

@@ -1,6 +1,8 @@
 """An outstanding `Run`: who was asked, who will answer in time, and when the gather is over.
 
 Resolved from costs before any value is computed, so clients whose work would be thrown away are never trained.
+A gather without a deadline that lacks replies is over when the slowest client asked would have replied, those that
+dropped out included: who waits cannot know that a reply will never come.
 Invariant: everything here is a pure function of (run, population, seed, time of asking).
 """
 
@@ -63,7 +65,6 @@ def resolve(
     if alive is not None and not alive.all():
         missing["drop-out"] = np.sort(clients[~alive])
         order = order[alive[order]]
-    last = float(seconds[order[-1]]) if len(order) else 0.0
     deadline = run.quorum.deadline_s
     count = len(order) if deadline is None else int(np.searchsorted(seconds[order], deadline, side="right"))
     count = count if need is None else min(count, need)
@@ -73,7 +74,7 @@ def resolve(
     if count == (n if need is None else need):
         duration = float(seconds[order[-1]])
     else:
-        duration = last if deadline is None else deadline
+        duration = float(seconds.max()) if deadline is None else deadline
     chosen = order[np.argsort(clients[order], kind="stable")]
     return Ask(
         node, run, now, now + duration, clients[chosen], seconds[chosen], missing,

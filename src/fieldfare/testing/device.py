@@ -60,12 +60,16 @@ class Gathering:
         return len(self.clients) - len(self.lost) - len(self.replies)
 
     @property
-    def complete(self) -> bool:
+    def patience(self) -> float:
+        """When the slowest client asked would have replied: who waits cannot know that a reply will never come."""
+        return self.issued + float(self.seconds.max(initial=0.0))
+
+    def complete(self, now: float) -> bool:
         """Whether to wait no longer: the quorum is there, or (without a deadline) nobody is left who could reply."""
         need, n = self.run.quorum.need, len(self.clients)
         if len(self.replies) >= (n if need is None else need):
             return True
-        return self.run.quorum.deadline_s is None and self.coming == 0
+        return self.run.quorum.deadline_s is None and self.coming == 0 and now >= self.patience
 
     def finish(self) -> tuple[Gathered, dict[int, Output]]:
         """The gather's event, and the replies that were neither late nor refused, by client id."""

@@ -160,7 +160,7 @@ class Loopback:
 
     def _close(self, gather: Gathering, expired: bool = False) -> None:
         node = self.nodes[gather.id[0]]
-        if not node.up or gather.id in node.seen or not (gather.complete or expired):
+        if not node.up or gather.id in node.seen or not (gather.complete(self.now) or expired):
             return
         event, accepted = gather.finish()
         self._step(Message(gather.id, gather.id[0], event), lambda: self.devices.commit(gather, accepted))
@@ -321,7 +321,9 @@ class Loopback:
             if at not in gather.replies and at not in gather.lost:
                 self._ask(gather, at)
         self._push(self.now, gather, number)
-        if run.quorum.deadline_s is not None:
+        if run.quorum.deadline_s is None:
+            self._push(max(self.now, gather.patience), gather, number, LAST)
+        else:
             deadline = Message(("deadline", id_), id_[0])
             self._push(max(self.now, gather.issued + run.quorum.deadline_s), deadline, number, LAST)
 
