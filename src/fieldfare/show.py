@@ -104,7 +104,9 @@ def catalogue(what: str, entries: Sequence[Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps({what: rows}))
         return
-    table = Table("name", "use", "what it does", "paper")
+    table = Table()
+    for column in ("name", "use", "what it does", "paper"):
+        table.add_column(column, no_wrap=column in ("name", "use"))
     for row in rows:
         table.add_row(f"[bold]{row['name']}[/]", row["use"], row["summary"], row["paper"])
     _console().print(table)
@@ -171,19 +173,24 @@ def data_of(path: str | Path, name: str | None) -> Any:
     return loaded.jobs()[0][1].data if isinstance(loaded, Study) else loaded.data
 
 
+_LONG = ("label_counts", "client_sizes", "client_names")
+
+
 def show_data(facts: Mapping[str, Any]) -> None:
     """Statistics of a federation without its long lists, and a strip of the first clients' labels."""
-    short = {key: value for key, value in facts.items() if key not in ("label_counts", "sizes")}
+    short = {key: value for key, value in facts.items() if key not in _LONG}
     show_tree(short)
     counts = facts.get("label_counts")
     if counts:
         shades = " .:-=+*#%@"
         top = max(max(row) for row in counts) or 1
+        names = facts.get("client_names") or range(len(counts))
+        width = max(len(str(name)) for name, _ in zip(names, counts[:20], strict=False))
         console = _console()
         console.print(f"labels (columns 0..{len(counts[0]) - 1}) of the first clients, darker is more:")
-        for client, row in enumerate(counts[:20]):
+        for name, row in zip(names, counts[:20], strict=False):
             cells = "".join(shades[min(9, round(9 * (n / top) ** 0.5))] * 2 for n in row)
-            console.print(f"  client {client:>3} |{cells}|  {sum(row)} examples", markup=False)
+            console.print(f"  client {name!s:>{width}} |{cells}|  {sum(row)} examples", markup=False)
 
 
 def draw_partition(facts: Mapping[str, Any], out: Path) -> None:

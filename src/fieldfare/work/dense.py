@@ -206,7 +206,8 @@ class DenseNet:
                     said.append(f"{kind}()")
                 case _:
                     said.append("flatten()")
-        return {"net": "dense", "layers": said, "loss": self.loss, "x": self.x, "y": self.y, "size": self.layout.size}
+        net = {"net": "dense", "layers": said, "loss": self.loss, "x": self.x, "y": self.y, "size": self.layout.size}
+        return {**net, "path": "stacked", "why": "declared layers: several clients per matrix product"}
 
     def _columns(self, data: Block) -> tuple[NDArray[Any], NDArray[Any]]:
         """The columns x, as vectors where that costs no copy, and y."""
