@@ -8,6 +8,10 @@ from command_line import HELLO, fieldfare, job_file
 
 import fieldfare as ff
 from fieldfare.algorithms import Evaluate, EvaluateOnClients, StopAt
+from fieldfare.core.algorithm import Context
+from fieldfare.core.events import Evaluated
+from fieldfare.core.metrics import lower_is_better
+from fieldfare.report import units
 from fieldfare.run import Saver
 from fieldfare.store.runs import RunFolder
 
@@ -133,3 +137,43 @@ def test_a_job_file_that_runs_itself_while_it_is_read_is_refused(tmp_path, what)
     told.refused(f"hello.py, line {line}", f"put {what}.run() under if __name__ == '__main__':")
     assert not (tmp_path / "runs").exists()
     run(make(ff.FedAvg(rounds=1, cohort=1)))
+
+
+@pytest.mark.parametrize(("name", "lower"), [("mse", True), ("val_mae", True), ("loss", True), ("accuracy", False)])
+def test_one_rule_says_which_end_of_a_metric_is_good(name, lower):
+    assert lower_is_better(name) is units.lower_is_better(f"federated_{name}_mean") is lower
+    algorithm = StopAt(ff.FedAvg(rounds=9, cohort=1), name, patience=1)
+    state = algorithm.init(ff.mlp(2, 2).init(0))
+    stops = []
+    for version, value in enumerate([3.0, 2.0, 1.0] if lower else [1.0, 2.0, 3.0], 1):
+        state, effects = algorithm.step(state, Evaluated(version, "test", {name: value}), Context(0.0, "central", 0))
+        stops += effects
+    assert stops == []
+    assert algorithm.step(state, Evaluated(4, "test", {name: 2.5}), Context(0.0, "central", 0))[1]
+
+
+def test_clients_whose_evaluation_is_not_finite_are_counted_and_told(tmp_path):
+    x = np.ones((60, 2), np.float32)
+    x[40:] = 3e38
+    data = ff.data.from_numpy(x, np.arange(60) % 2, client=np.arange(60) // 10).holdout(0.5)
+    notes: list[str] = []
+    job = make(ff.FedAvg(rounds=1, cohort=1), data=data, model=ff.mlp(2, 2),
+               evaluate=ff.Evaluation(clients=ff.Everyone(), clients_every=1))  # fmt: skip
+    result = job.run(tmp_path, progress=False, report=False, note=notes.append)
+    (line,) = RunFolder.find("latest", tmp_path).read_lines("evaluation.jsonl")
+    bad = line["missing"]["not finite"]
+    assert set(bad) <= {4, 5}
+    assert result.rounds[0]["federated_missing"] == {"not finite": len(bad)}
+    assert np.isfinite(result.final["federated_loss_mean"])
+    assert any(f"client {bad[0]}, federated evaluation of round 1" in note for note in notes)
+
+
+def test_shared_and_personal_models_are_measured_on_the_same_clients(tmp_path):
+    job = make(ff.Ditto(rounds=4, cohort=3, lam=0.1),
+               evaluate=ff.Evaluation(clients=3, clients_every=1, personal=True))  # fmt: skip
+    run(job, tmp_path)
+    asked: dict[str, list] = {}
+    for line in RunFolder.find("latest", tmp_path).read_lines("evaluation.jsonl"):
+        asked.setdefault(line["kind"], []).append((line["round"], line["clients"]))
+    assert sorted(asked["federated"]) == sorted(asked["personal"])
+    assert len({tuple(clients) for _, clients in asked["federated"]}) > 1

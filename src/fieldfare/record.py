@@ -54,6 +54,7 @@ class Recorder:
         self.model: Params | None = None
         self.clients_done = 0
         self._told = 0
+        self._told_evaluations = 0
         self.before_s = 0.0
         self._began = time.monotonic()
 
@@ -138,7 +139,11 @@ class Recorder:
         some = event.weights > 0
         metrics = {name: values[some] for name, values in event.metrics.items() if name != "examples"}
         row: Row = {}
-        for name, values in metrics.items():
+        missing = self._left_out(kind, version, event.clients[some], metrics, event.missing)
+        if missing:
+            row[f"{kind}_missing"] = {reason: len(ids) for reason, ids in missing.items()}
+        for name, measured in metrics.items():
+            values = measured[np.isfinite(measured)]
             if not values.size:
                 continue
             row[f"{kind}_{name}_mean"] = float(np.mean(values))
@@ -147,12 +152,37 @@ class Recorder:
             if target["version"] == version:
                 target |= row
                 waiting.discard(kind)
-        self.evaluations[kind] = {"round": version, **row}
+        if version >= self.evaluations.get(kind, row).get("round", version):
+            self.evaluations[kind] = {"round": version, **row}
         if self.folder is not None:
             line = {"round": version, "kind": kind, "clients": event.clients[some].tolist()}
             line |= {"examples": event.weights[some].tolist()}
             line |= {name: [_short(v) for v in values.tolist()] for name, values in metrics.items()}
+            if missing:
+                line["missing"] = missing
             self.folder.append("evaluation.jsonl", line)
+
+    def _left_out(
+        self, kind: str, version: int, clients: Any, metrics: Mapping[str, Any], missing: Mapping[str, Any]
+    ) -> dict[str, list[int]]:
+        """Ids, by reason, of the clients an evaluation's means leave out; those not finite are told as well."""
+        out = {reason: [int(one) for one in ids] for reason, ids in missing.items() if len(ids)}
+        infinite = np.zeros(len(clients), np.bool_)
+        for values in metrics.values():
+            infinite |= np.isinf(values)
+        bad = sorted({*out.pop("refused", []), *map(int, clients[infinite])})
+        if not bad:
+            return out
+        self._told_evaluations += 1
+        if self._told_evaluations <= TOLD:
+            who = bad[0] if self.names is None else self.names[bad[0]]
+            more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            last = "; others to come are only recorded" if self._told_evaluations == TOLD else ""
+            self.note(
+                f"client {who}{more}, {kind} evaluation of round {version}: what is measured is not finite; "
+                f"the means leave it out and look better than they are{last}"
+            )
+        return {**out, "not finite": bad}
 
     def _published(self, seen: Published) -> None:
         if seen.node != "central":

@@ -24,7 +24,8 @@ def resume_run(
 ) -> Result:  # fmt: skip
     """Go on with the run `which` from its newest snapshot; a complete run is returned as it is.
 
-    The report it lacks, where it was killed before that was written, is made. `job`: the same job again, where it was made in a session and no file of it was kept.
+    One that was killed before its report was written gets it now. `job`: the same job again, where it was made in a
+    session and no file of it was kept.
     """
     folder = RunFolder.find(str(which), runs)
     if folder.complete:

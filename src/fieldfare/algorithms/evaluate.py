@@ -20,6 +20,7 @@ from fieldfare.core.algorithm import Algorithm, Context
 from fieldfare.core.effects import Effect, Publish, Run, Stop
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Evaluated, Event, Gathered
+from fieldfare.core.metrics import lower_is_better
 from fieldfare.core.params import Params
 from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
 
@@ -176,7 +177,7 @@ class StopAt:
     """`inner`, stopped when `metric` of an evaluation is `at_least` or `at_most` a value, or has not improved.
 
     `patience=k` stops after k evaluations in a row that did not beat the best by more than `margin`; "better" is
-    lower for `at_most` and for a metric called "loss", else higher. `name` picks one evaluation; None listens to all.
+    lower for `at_most` and for losses and errors (by name), else higher. `name` picks one evaluation; None: any.
     Put it inside the evaluations: they hold its `Stop` until the last published version is evaluated.
     """
 
@@ -221,7 +222,7 @@ class StopAt:
             return state, f"{told}: at most {self.at_most:g}"
         if self.patience is None:
             return state, None
-        lower = self.at_most is not None or (self.at_least is None and self.metric == "loss")
+        lower = self.at_most is not None or (self.at_least is None and lower_is_better(self.metric))
         gain = np.inf if state.best is None else (state.best - value if lower else value - state.best)
         if gain > self.margin:
             return replace(state, best=value, since=0), None

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fieldfare.core import metrics
+
 DASH = "–"
 
 
@@ -171,7 +173,7 @@ def unit_of(metric: str) -> str:
 
 def lower_is_better(metric: str) -> bool:
     """Say whether a smaller value of ``metric`` is the better one: losses, errors, times and bytes."""
-    return any(word in metric for word in ("loss", "error", "perplexity")) or unit_of(metric) in ("seconds", "bytes")
+    return metrics.lower_is_better(metric)
 
 
 def worst_decile(values: Iterable[float], *, lower: bool = False) -> float:
