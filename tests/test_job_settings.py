@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import fieldfare as ff
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import accepts, hints_of, settings, unknown_key, words
 
@@ -149,3 +150,16 @@ def test_every_value_is_accepted_by_one_of_the_plain_types_that_name_it(value):
     assert len(kinds) + number == 1
     assert accepts(value, Any)
     assert not accepts(value, int) or number
+
+
+def test_a_setting_inside_an_algorithm_is_found_by_its_name():
+    from fieldfare.core.local import Proximal
+
+    data = ff.data.synthetic(clients=4, classes=2, features=3, max_examples=20)
+    job = ff.Job(model=ff.mlp(3, 2), data=data, algorithm=ff.FedProx(rounds=1, cohort=2, mu=0.1))
+    for key in ("algorithm.mu", "algorithm.local.0.mu"):
+        assert job.with_overrides({key: "0.5"}).algorithm.local == (Proximal(0.5),)
+    adam = ff.Job(model=ff.mlp(3, 2), data=data, algorithm=ff.FedAdam(rounds=1, cohort=2))
+    assert adam.with_overrides({"algorithm.b1": "0.5"}).algorithm.server.after[0].b1 == 0.5
+    with pytest.raises(ff.UsageError, match="unknown key 'mu'"):
+        adam.with_overrides({"algorithm.mu": "0.5"})

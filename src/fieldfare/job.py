@@ -158,18 +158,39 @@ def _override(target: Any, path: list[str], value: Any, whole: str) -> Any:
     head, *rest = path
     if isinstance(target, Job) and not rest and head in _SHORT:
         head, *rest = _SHORT[head].split(".")
+    if isinstance(target, tuple) and head.isdigit() and int(head) < len(target) and rest:
+        parts = list(target)
+        parts[int(head)] = _override(parts[int(head)], rest, value, whole)
+        return tuple(parts)
     if not dataclasses.is_dataclass(target) or isinstance(target, type):
         raise UsageError(f"{whole!r}: {type(target).__name__} has no settings to override.")
     names = [f.name for f in dataclasses.fields(target) if f.init]
     if head not in names and "inner" in names:
         return replace(target, inner=_override(target.inner, path, value, whole))
     if head not in names:
-        raise UsageError(unknown_key(head, names, repr(whole)))
+        inside = _inside(target, head)
+        if len(inside) != 1:
+            raise UsageError(unknown_key(head, names, repr(whole)))
+        return _override(target, [*inside[0], *rest], value, whole)
     old = getattr(target, head)
     if rest and old is None:
         old = _default_of(hints_of(type(target)).get(head), whole)
     new = _override(old, rest, value, whole) if rest else _typed(type(target), head, old, value, whole)
     return replace(target, **{head: new})
+
+
+def _inside(target: Any, name: str, path: tuple[str, ...] = ()) -> list[list[str]]:
+    """Where a setting called `name` stands in the parts an algorithm is made of (`mu` of FedProx: `local.0.mu`)."""
+    if isinstance(target, tuple):
+        parts = [(str(i), part) for i, part in enumerate(target)]
+    elif dataclasses.is_dataclass(target) and not isinstance(target, type | Job):
+        fields = [f.name for f in dataclasses.fields(target) if f.init]
+        if path and name in fields:
+            return [[*path, name]]
+        parts = [(field, getattr(target, field)) for field in fields]
+    else:
+        return []
+    return [found for key, part in parts for found in _inside(part, name, (*path, key))]
 
 
 def _default_of(hint: Any, whole: str) -> Any:

@@ -88,6 +88,9 @@ class Lines(Quiet):
         print(f"going on after round {round_}", file=sys.stderr)
 
 
+_SHORT = {"accuracy": "acc", "clients/s": "c/s", "virtual": "t"}
+
+
 class Live(Quiet):
     """A progress bar with the newest figures (rich)."""
 
@@ -95,11 +98,19 @@ class Live(Quiet):
         from rich.console import Console
         from rich.markup import escape
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        console = Console(stderr=True)
+        self._short = console.width < 110
+        whole = len(f"{rounds}/{rounds}") if rounds else 3
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"), TextColumn("ETA"), TimeRemainingColumn(),
-            console=Console(stderr=True), refresh_per_second=8, redirect_stdout=_is_terminal(sys.stdout),
+            TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True, max_width=16)),
+            BarColumn(bar_width=6 if self._short else 24),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=whole)),
+            TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("ETA", table_column=Column(no_wrap=True, min_width=3)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+            console=console, refresh_per_second=8, redirect_stdout=_is_terminal(sys.stdout),
         )  # fmt: skip
         self._task = self._bar.add_task(escape(title), total=rounds, facts="")
         self._began, self._clients, self._facts = time.monotonic(), 0, dict[str, str]()
@@ -107,7 +118,8 @@ class Live(Quiet):
     def row(self, row: Mapping[str, Any]) -> None:
         self._clients += int(row.get("clients", 0))
         self._facts |= facts_of(row, self._clients / max(time.monotonic() - self._began, 1e-9))
-        facts = "  ".join(f"[cyan]{k}[/] {v}" for k, v in self._facts.items())
+        told = {_SHORT.get(k, k): v for k, v in self._facts.items()} if self._short else self._facts
+        facts = " ".join(f"[cyan]{k}[/] {v}" for k, v in told.items())
         self._bar.update(self._task, completed=row["round"], facts=facts)
 
     def note(self, text: str) -> None:
