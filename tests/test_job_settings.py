@@ -155,7 +155,7 @@ def test_every_value_is_accepted_by_one_of_the_plain_types_that_name_it(value):
 def test_a_setting_inside_an_algorithm_is_found_by_its_name():
     from fieldfare.core.local import Proximal
 
-    data = ff.data.synthetic(clients=4, classes=2, features=3, max_examples=20)
+    data = ff.data.synthetic(clients=4, classes=2, features=3)
     job = ff.Job(model=ff.mlp(3, 2), data=data, algorithm=ff.FedProx(rounds=1, cohort=2, mu=0.1))
     for key in ("algorithm.mu", "algorithm.local.0.mu"):
         assert job.with_overrides({key: "0.5"}).algorithm.local == (Proximal(0.5),)
