@@ -168,7 +168,9 @@ def test_data_describe_tells_the_federation(done):
     assert np.array(facts["label_counts"]).shape == (12, 3)
     text = fieldfare(folder, "data", "describe", "hello.py").out
     assert "gini" in text
-    assert "client  11 |" in text
+    assert "client 11 |" in text
+    assert all(f"{words}: " in text for words in ("min", "median", "mean", "max"))
+    assert facts["sizes"]["max"] == max(facts["client_sizes"])
 
 
 @pytest.mark.slow
@@ -178,6 +180,7 @@ def test_data_describe_draws_the_label_map(done):
         outcome = fieldfare(folder, "data", "describe", "hello.py", "--picture", name, "--json", pictures=True)
         assert outcome.code == 0, outcome.err
         assert (folder / name).read_bytes().startswith(start)
+        assert outcome.result["picture"] == name
 
 
 def test_a_picture_of_an_unknown_kind_is_refused(done):

@@ -53,7 +53,7 @@ def test_digits_are_scaled_split_and_shared_out():
 
 
 def test_a_data_set_says_how_it_was_made(table):
-    assert digits(10, seed=3).name == f"digits, {dirichlet(0.3, 10)!r}, test fraction 0.2, seed 3"
+    assert digits(10, seed=3).name == "digits, dirichlet(alpha=0.3, clients=10), test fraction 0.2, seed 3"
     assert from_csv(table, "who", "ill", features=["age"], fill=0.0).name == "t.csv"
     assert (
         synthetic(2, seed=9).holdout(0.5).name

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_folders import make_run, make_study, read_rows, write_lines
 
+import fieldfare as ff
+from fieldfare.config import describe_data
 from fieldfare.core.errors import UsageError
 from fieldfare.report import settings, units
 from fieldfare.report.read import data_card, read_participation, read_run
@@ -199,3 +201,26 @@ def test_units_follow_the_size_of_what_is_measured():
 def test_an_empty_table_has_columns_of_no_length():
     assert Table().column("loss").shape == (0,)
     assert Table().last("loss") is None
+
+
+def test_both_forms_of_a_data_sets_sizes_are_read():
+    told = {"clients": 3, "sizes": {"min": 3, "median": 4.0, "max": 5}, "client_sizes": [3, 4, 5]}
+    new, old = data_card(told), data_card({"clients": 3, "sizes": [3, 4, 5]})
+    assert new is not None
+    assert old is not None
+    assert new.sizes is not None
+    assert old.sizes is not None
+    assert new.sizes.tolist() == old.sizes.tolist() == [3.0, 4.0, 5.0]
+    assert new.sizes_quantiles["median"] == 4.0
+
+
+def test_a_federation_is_described_with_its_sizes_in_numbers_and_its_clients_by_name():
+    rows = np.arange(12, dtype=np.float32).reshape(12, 1)
+    wards = np.array(["a", "a", "b", "b", "b", "c"] * 2)
+    columns = {"x": rows, "y": np.arange(12) % 2, "ward": wards}
+    data = ff.data.federate(columns, ff.data.natural("ward"))
+    told = describe_data(data)
+    assert told["sizes"]["min"] == 2
+    assert told["sizes"]["max"] == 6
+    assert told["client_sizes"] == [4, 6, 2]
+    assert told["client_names"] == ["a", "b", "c"]

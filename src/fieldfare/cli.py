@@ -172,6 +172,7 @@ def data_describe(job: Path, picture: Path | None, name: str | None, as_json: bo
     facts = describe_data(data_of(job, name))
     if picture is not None:
         draw_partition(facts, picture)
+        facts["picture"] = str(picture)
     _print(facts, True, "") if as_json else show_data(facts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,10 +28,45 @@ def describe_job(job: Any, net: Any) -> dict[str, Any]:
     return {"fieldfare": __version__, "format": 1, "numpy": np.__version__, "job": settings}
 
 
+def first_difference(kept: Any, now: Any, where: str = "") -> str | None:
+    """One line for the first setting in which two descriptions of a job differ; None where they are the same job.
+
+    Settings that change no number (workers, chunk, callbacks, the name) and those only one of them has are left out.
+
+    >>> first_difference({"training": {"lr": 0.1}}, {"training": {"lr": 0.2}})
+    'training.lr was 0.1 and is 0.2'
+    """
+    if isinstance(kept, Mapping) and isinstance(now, Mapping):
+        inside = (
+            first_difference(kept[key], now[key], f"{where}.{key}" if where else key)
+            for key in sorted(kept.keys() & now.keys(), key=lambda key: (key != "is", list(kept).index(key)))
+            if (f"{where}.{key}" if where else key) not in _NO_MATTER
+        )
+        return next((found for found in inside if found is not None), None)
+    if isinstance(kept, list) and isinstance(now, list) and len(kept) == len(now):
+        inside = (first_difference(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(kept, now, strict=True)))
+        return next((found for found in inside if found is not None), None)
+    was, is_ = (_ADDRESS.sub("", value) if isinstance(value, str) else value for value in (kept, now))
+    return None if was == is_ else f"{where} was {_brief(was)} and is {_brief(is_)}".replace(".is was", " was")
+
+
+_NO_MATTER = frozenset({"simulated.workers", "simulated.chunk", "callbacks", "name"})
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping) and "is" in value:
+        return str(value["is"])
+    return f"{value!r:.80}"
+
+
 def describe_data(data: Any) -> dict[str, Any]:
-    """Statistics of the federation, with the label counts of the first 200 clients and the first 10,000 sizes."""
+    """Statistics of the federation, with the first 10,000 `client_sizes` and, of the first 200 clients, their
+    `label_counts` and `client_names` where they have any."""
     facts = dict(data.describe())
-    facts["sizes"] = data.sizes[:10_000].tolist()
+    facts["client_sizes"] = data.sizes[:10_000].tolist()
+    if data.names is not None:
+        facts["client_names"] = [str(name) for name in data.names[:200]]
     if data.classes is not None and "y" in data.columns and data.columns["y"].ndim == 1:
         from fieldfare.data import label_counts
 

@@ -373,8 +373,16 @@ def shared_out(plan: Partition, columns: dict[str, Array], seed: int) -> tuple[I
 
 
 def told(plan: Partition) -> str:
-    """`plan` as a record names it: its options, or the name of a function."""
-    return repr(plan) if isinstance(plan, _Sharing) else getattr(plan, "__name__", type(plan).__name__)
+    """`plan` as a record names it: the options that are not at their defaults, or the name of a function.
+
+    >>> told(dirichlet(0.3, clients=10))
+    'dirichlet(alpha=0.3, clients=10)'
+    """
+    if not isinstance(plan, _Sharing):
+        return getattr(plan, "__name__", type(plan).__name__)
+    values = [(f.name, f.default, getattr(plan, f.name)) for f in dataclasses.fields(plan) if f.repr]
+    options = ", ".join(f"{name}={value!r}" for name, usual, value in values if value is not usual and value != usual)
+    return f"{type(plan).__name__}({options})"
 
 
 def as_ids(ids: ArrayLike) -> Array:

@@ -14,13 +14,17 @@ import numpy as np
 
 from fieldfare.report import page, plots_arms, settings, units
 from fieldfare.report.page import Section, Tile
-from fieldfare.report.plots_clients import Served, accuracy_sorted, served
+from fieldfare.report.plots_clients import Served, accuracy_histogram, accuracy_sorted, served
 from fieldfare.report.read import Run
 from fieldfare.report.style import Picture
 from fieldfare.report.table import Table, metrics_of
 
 _FIRST = ("accuracy", "loss", "train_loss", "federated_accuracy_mean", "federated_accuracy_worst_decile",
           "personal_accuracy_mean", "personal_accuracy_worst_decile")  # fmt: skip
+
+
+HISTOGRAMS_UP_TO = 3
+"""Arms whose histograms over clients can be told apart in one picture."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,8 @@ def served_section(arms: Sequence[Arm], *, draw: bool) -> Section | None:
         body += page.GAP if body else ""
         body += page.table([(f"arm, {words}", False), *SERVED_HEAD], rows, caption=f"Accuracy over clients, {words}")
         if draw:
-            drawn.append(_renamed(accuracy_sorted(groups), kind, words))
+            pair = [accuracy_sorted(groups), accuracy_histogram(groups) if len(groups) <= HISTOGRAMS_UP_TO else None]
+            drawn += [_renamed(one, kind, words) for one in pair]
     if drawn:
         body += page.GAP + page.pictures(drawn)
     if not body:
@@ -247,7 +252,7 @@ def _groups(arms: Sequence[Arm], kind: str) -> list[Served]:
 def _renamed(drawn: Picture | None, kind: str, words: str) -> Picture | None:
     if drawn is None:
         return None
-    markup = drawn.markup.replace("clients-sorted-", f"clients-sorted-{kind}-")
+    markup = re.sub(r"\bclients-(sorted|histogram)-", rf"clients-\1-{kind}-", drawn.markup)
     return Picture(f"{drawn.title}: {words}", drawn.note, drawn.alt, markup, drawn.wide)
 
 

@@ -336,7 +336,9 @@ def _data(run: Run, *, draw: bool) -> Section | None:
     if draw:
         drawn = [plots_data.label_map(data), plots_data.client_sizes(data), plots_data.size_curve(data)]
         body += page.GAP + page.pictures(drawn)
-    return Section("data", "Data", f"How {data.name or 'the data'} is spread over clients.", body)
+    return Section(
+        "data", "Data", "How the data is spread over clients" + (f": {data.name}." if data.name else "."), body
+    )
 
 
 def _effective(value: float | None) -> str:

@@ -62,7 +62,8 @@ figure{margin:0;border:1px solid var(--line);border-radius:10px;padding:16px 18p
 break-inside:avoid;display:flex;flex-direction:column}
 figure.wide{grid-column:1/-1}
 @media(min-width:1010px){figure.alone{grid-column:1/-1;display:grid;align-items:start;column-gap:36px;
-grid-template-columns:minmax(200px,1fr) minmax(0,540px)}}
+grid-template-columns:minmax(220px,1fr) minmax(0,780px)}
+figure.alone svg,figure.alone img{max-width:none}}
 figcaption{margin-bottom:10px}
 figcaption b{display:block;font-size:15px;font-weight:620}
 figcaption span{color:var(--muted);font-size:13.5px;line-height:1.45;display:block;max-width:76ch}

@@ -152,7 +152,7 @@ def data_card(raw: Mapping[str, Any]) -> DataCard | None:
         label_skew_js=float(skew_js) if is_number(skew_js) else scalar("label_skew_js"),
         effective_clients=scalar("effective_clients"),
         label_counts=matrix,
-        sizes=_floats(raw.get("sizes")),
+        sizes=_floats(raw.get("client_sizes", raw.get("sizes"))),
     )
 
 
