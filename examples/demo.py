@@ -6,6 +6,8 @@ import fieldfare as ff
 
 data = ff.data.digits(clients=100, partition=ff.dirichlet(0.3)).holdout(0.2)
 
+devices = ff.fleet.phones(drop_out=0.05, overhead_s=0.5, downlink_bytes_per_s=1e5, uplink_bytes_per_s=2e4)
+
 
 def arm(algorithm, lr=0.3):
     """One algorithm, everything else equal."""
@@ -15,7 +17,7 @@ def arm(algorithm, lr=0.3):
         algorithm=algorithm,
         training=ff.Training(lr=lr, batch_size=10, epochs=2),
         evaluate=ff.Evaluation(clients=ff.Everyone(), clients_every=25),
-        simulated=ff.Simulated(fleet=ff.fleet.phones(drop_out=0.05)),
+        simulated=ff.Simulated(fleet=devices),
     )
 
 

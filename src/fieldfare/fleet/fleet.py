@@ -98,26 +98,33 @@ class Phones:
 
     sigma: float = 0.6
     drop_out: float = 0.0
+    flops_per_s: float = 2e9
+    downlink_bytes_per_s: float = 5e6
+    uplink_bytes_per_s: float = 1e6
+    overhead_s: float = 1.0
 
     def build(self, n: int, seed: int) -> Fleet:
-        """Log-normal speed (median 2 GFLOP/s) and links (median 5 MB/s down, 1 MB/s up), `[n]` each."""
+        """Log-normal speeds and links around the medians, `[n]` each."""
         device = rng.keys(seed, ("fleet",), np.arange(n))
 
         def spread(counter: int, median: float, sigma: float) -> F32:
             return (median * np.exp(sigma * rng.normals(device, np.full(1, counter)))).astype(np.float32)
 
         return Fleet(
-            spread(0, 2e9, self.sigma), spread(1, 5e6, 0.8), spread(2, 1e6, 0.8), 1.0, self.drop_out, name="phones"
+            spread(0, self.flops_per_s, self.sigma), spread(1, self.downlink_bytes_per_s, 0.8),
+            spread(2, self.uplink_bytes_per_s, 0.8), self.overhead_s, self.drop_out, name="phones",
         )  # fmt: skip
 
 
-def phones(sigma: float = 0.6, drop_out: float = 0.0) -> Phones:
+def phones(sigma: float = 0.6, drop_out: float = 0.0, **medians: float) -> Phones:
     """Unlike phones: speed log-normal with shape `sigma`, links with shape 0.8 (our choice, not measured).
+
+    `medians`: `flops_per_s` (2e9), `downlink_bytes_per_s` (5e6), `uplink_bytes_per_s` (1e6), and `overhead_s` (1).
 
     >>> phones().build(1000, seed=0).flops_per_s.shape
     (1000,)
     """
-    return Phones(sigma, drop_out)
+    return Phones(sigma, drop_out, **medians)
 
 
 def _check(column: str, value: Any) -> None:
