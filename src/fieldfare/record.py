@@ -98,9 +98,10 @@ class Recorder:
         row = self.training
         row["clients"] = len(event.clients)
         row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
-        if event.weights.size and event.weight > 0:
-            for name, values in event.metrics.items():
-                row["train_" + name] = float(np.dot(values, event.weights) / event.weight)
+        for name, values in event.metrics.items():
+            told = np.isfinite(values)
+            if (weight := float(event.weights[told].sum())) > 0:
+                row["train_" + name] = float(np.dot(values[told], event.weights[told]) / weight)
         missing = {reason: len(ids) for reason, ids in event.missing.items() if len(ids)}
         if missing:
             row["missing"] = missing
