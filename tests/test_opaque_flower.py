@@ -137,6 +137,20 @@ def annotated(name: str):
     return Mean(int(name))
 
 
+def test_a_context_is_new_for_every_call():
+    seen = []
+
+    def note(context):
+        seen.append(len(context.state))
+        context.state["calls"] = 1
+        return Mean(0)
+
+    clients = ff.flower_client(note)
+    clients.init(0)
+    clients.init(1)
+    assert seen == [0, 0, 0]
+
+
 def test_the_context_says_partition_partitions_and_the_runs_settings():
     seen = []
 

@@ -1,7 +1,8 @@
 """An existing Flower client, unchanged: `get_parameters`, `fit` and `evaluate` of a `NumPyClient`, found by name.
 
 Here: the adapter; Flower itself need not be installed. Not here: Flower's strategies (see `algorithms`), its secure
-aggregation and mods. Invariant: a client is made anew for every call, as Flower does, and keeps nothing between calls.
+aggregation and mods. Invariant: a client is made anew for every call, as Flower does, and keeps nothing between calls;
+nor does `Context.state`, which would lie in one process of several and be lost when a run is resumed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def flower_client(
     or a function of the round; else the job's training settings and `server-round`, also as `server_round`.
     `evaluate_fn(server_round, parameters, config)`: central evaluation; its round is always 0 here. Weights are the
     examples a client tells. Integer parameters come back rounded. `flops`, `forks`: as in `opaque`.
+
+    Clients are made anew for every call and `Context.state` is empty in each: what a client writes there is gone at the
+    next. What must last between rounds a client keeps in a file of its own, or use a net and an algorithm with client
+    state (`Scaffold`, `Ditto`, `FedPer`, `keep_optimizer`).
     """
     if not callable(client_fn):
         raise UsageError(f"flower_client({client_fn!r}): give Flower's client_fn, a function that makes a client.")
