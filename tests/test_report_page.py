@@ -256,7 +256,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path):
     paths = [make_run(tmp_path / f"r{seed}", rounds=6, seed=seed) for seed in (1, 2)]
     other = make_run(tmp_path / "other", rounds=6, job={"training": {"lr": 0.5}})
     arms = side_by_side.arms_of([read_run(path) for path in [*paths, other]])
-    assert [(arm.name, len(arm.runs)) for arm in arms] == [("r1", 2), ("other", 1)]
+    assert [(arm.name, len(arm.runs)) for arm in arms] == [("fedavg lr=0.05", 2), ("fedavg lr=0.5", 1)]
     text = " ".join(Page(write_comparison([*paths, other], tmp_path / "c.html").read_text()).text.split())
     assert "training.lr" in text
     assert "1–2 seeds each" in text
@@ -265,7 +265,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_arm(tmp_path):
 def test_runs_of_one_name_and_one_seed_stay_apart(tmp_path):
     paths = [make_run(tmp_path / where / "same", rounds=4) for where in ("x", "y")]
     arms = side_by_side.arms_of([read_run(path) for path in paths])
-    assert [arm.name for arm in arms] == ["x/same", "y/same"]
+    assert [arm.name for arm in arms] == ["x/fedavg", "y/fedavg"]
 
 
 def test_the_common_level_is_reached_by_every_arm_and_no_higher_percent_is():
@@ -325,7 +325,7 @@ def test_thirty_arms_are_told_apart_by_colour_and_dash(tmp_path):
     looks = {plots_arms.look(rank) for rank in range(28)}
     assert len(looks) == 28
     paths = [make_run(tmp_path / f"run-{i}", rounds=4, clients=20, cohort=5, job={"lr": i}) for i in range(12)]
-    assert "12 arms compared" in Page(write_comparison(paths, tmp_path / "c.html").read_text()).text
+    assert "12 runs compared" in Page(write_comparison(paths, tmp_path / "c.html").read_text()).text
 
 
 @given(st.lists(st.integers(0, 3000), min_size=2, max_size=40))
@@ -358,3 +358,34 @@ def test_a_run_in_which_no_update_counted_has_a_page_that_says_so(tmp_path):
     assert "no update of any client counted (refused 60)" in text
     assert "Turnout of each round" in text
     assert "How often a client took part" not in text
+
+
+def test_compared_runs_are_called_by_what_tells_them_apart(tmp_path):
+    def called(*jobs, **how):
+        paths = [
+            make_run(tmp_path / f"{len(list(tmp_path.iterdir()))}-x-{i}", rounds=3, job=j, **how)
+            for i, j in enumerate(jobs)
+        ]
+        return [arm.name for arm in side_by_side.arms_of([read_run(path) for path in paths])]
+
+    training = {"is": "Training", "epochs": 1, "batch": 20, "lr": 0.05}
+    assert called({"training": training}, {"training": {**training, "lr": 0.1}}) == ["fedavg lr=0.05", "fedavg lr=0.1"]
+    assert called({}, {}) == ["fedavg 0", "fedavg 1"]
+    assert called({"data": "x" * 30}, {"data": "y" * 30}) == ["fedavg 0", "fedavg 1"]
+
+
+def test_a_comparison_speaks_of_runs_and_marks_one_that_has_not_ended(tmp_path):
+    done = make_run(tmp_path / "one", rounds=4, algorithm="fedavg")
+    cut = make_run(tmp_path / "two", rounds=4, algorithm="scaffold")
+    (cut / "summary.json").unlink()
+    text = Page(write_comparison([done, cut], tmp_path / "c.html").read_text()).text
+    assert "scaffold (incomplete)" in text
+    assert "fedavg (incomplete)" not in text
+    assert "arm" not in text.lower().replace("warm", "").replace("alarm", "").replace("charm", "")
+
+
+def test_a_run_is_not_compared_with_itself(tmp_path):
+    one = make_run(tmp_path / "one", rounds=2)
+    with pytest.raises(UsageError, match="one is named twice"):
+        write_comparison([one, tmp_path / "." / "one"], tmp_path / "c.html")
+    assert not (tmp_path / "c.html").exists()

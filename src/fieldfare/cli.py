@@ -132,12 +132,15 @@ def compare(which: tuple[str, ...], out: Path, runs: Path, as_json: bool) -> Non
     folders = [RunFolder.find(one, runs) for one in which]
     path = write_comparison([folder.path for folder in folders], out)
     finals = {folder.id: folder.read_json("summary.json")["final"] for folder in folders if folder.complete}
+    incomplete = [folder.id for folder in folders if not folder.complete]
     if as_json:
-        _print({"report": str(path), "final": finals}, True, "")
+        _print({"report": str(path), "final": finals, "incomplete": incomplete}, True, "")
         return
     from fieldfare.show import finals_table
 
     finals_table(finals)
+    for name in incomplete:
+        print(f"{name} is incomplete: `fieldfare resume {name}` goes on with it")
     print(path)
 
 

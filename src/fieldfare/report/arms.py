@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,41 +42,83 @@ class Arm:
 def arms_of(runs: Sequence[Run]) -> list[Arm]:
     """Give the arms of loose runs: a study's own arms, and runs that differ in the seed alone as one arm.
 
-    A group of seeds is called by its algorithm where no other arm is, else by its first run.
+    Each is called by what tells it from the others: its name, else with it the settings that differ, else with it
+    the end of its folder's name. One that has not ended says so.
     """
     found: list[Arm] = []
     groups: dict[str, list[Run]] = {}
-    several = len(runs) > 1
     for run in runs:
         if run.arms:
-            found += [Arm(f"{run.name}/{name}" if several else name, seeds) for name, seeds in run.arms.items()]
+            found += [
+                Arm(f"{_called(run)}/{name}" if len(runs) > 1 else name, seeds) for name, seeds in run.arms.items()
+            ]
         else:
             key = settings.same_but_seed(run.job) if run.job else run.path.as_posix()
             groups.setdefault(key, []).append(run)
-    algorithms = [str(group[0].summary.get("algorithm", "")) for group in groups.values()]
-    for group, algorithm in zip(groups.values(), algorithms, strict=True):
-        seeds = [run.summary.get("seed") for run in group]
-        if len(set(map(str, seeds))) < len(group):  # the same job twice: shown as it is, one arm each
-            found += [Arm(run.name, (run,)) for run in group]
-        elif algorithm and algorithms.count(algorithm) == 1 and len(group) > 1:
-            found.append(Arm(algorithm, tuple(group)))
+    for group in groups.values():
+        if len({str(_seed(run)) for run in group}) < len(group):  # the same job twice: shown as it is, one arm each
+            found += [Arm(_called(run), (run,)) for run in group]
         else:
-            found.append(Arm(group[0].name, tuple(group)))
-    return _told_apart(found)
+            found.append(Arm(_called(group[0]), tuple(group)))
+    return [
+        arm if all(run.summary for run in arm.runs) else replace(arm, name=f"{arm.name} (incomplete)")
+        for arm in _told_apart(_by_settings(found))
+    ]
+
+
+def _called(run: Run) -> str:
+    stated = run.job.get("algorithm")
+    algorithm = (stated.get("name") or stated.get("is")) if isinstance(stated, Mapping) else stated
+    for name in (run.summary.get("name"), run.job.get("name"), run.summary.get("algorithm"), algorithm):
+        if isinstance(name, str) and name:
+            return name
+    return run.name
+
+
+def _seed(run: Run) -> object:
+    return run.summary.get("seed", run.job.get("seed"))
+
+
+def _by_settings(arms: list[Arm]) -> list[Arm]:
+    """Add to equal names the settings, at most two, in which their jobs differ."""
+    named: list[Arm] = []
+    for arm in arms:
+        alike = [other for other in arms if other.name == arm.name]
+        differ = settings.differing([{k: v for k, v in one.runs[0].job.items() if k != "name"} for one in alike])
+        if any(len(one.runs) > 1 for one in alike):
+            differ.pop("seed", None)
+        mine = next(rank for rank, one in enumerate(alike) if one is arm)
+        everywhere = {name: values[mine] for name, values in differ.items() if settings.ABSENT not in values}
+        told = [f"{name.rsplit('.', 1)[-1]}={value}" for name, value in everywhere.items()]
+        short = [words for words in told if len(words) <= 20][:2]
+        named.append(replace(arm, name=f"{arm.name} {', '.join(short)}") if short and len(alike) > 1 else arm)
+    return named
 
 
 def _told_apart(arms: list[Arm]) -> list[Arm]:
-    """Make equal names differ, by the folder above where that helps, else by a number."""
+    """Make equal names differ, by the end of the folder's name where that helps, else by a number."""
     names: list[str] = []
     for arm in arms:
+        alike = [other for other in arms if other.name == arm.name]
         name = arm.name
-        if sum(other.name == name for other in arms) > 1:
-            name = f"{arm.runs[0].path.resolve().parent.name}/{name}"
+        if len(alike) > 1:
+            tails = {_tail(other) for other in alike}
+            above = arm.runs[0].path.resolve().parent.name
+            name = f"{name} {_tail(arm)}" if len(tails) == len(alike) else f"{above}/{name}"
         plain, count = name, 2
         while name in names:
             name, count = f"{plain} ({count})", count + 1
         names.append(name)
-    return [Arm(name, arm.runs) for name, arm in zip(names, arms, strict=True)]
+    return [replace(arm, name=name) for name, arm in zip(names, arms, strict=True)]
+
+
+def _tail(arm: Arm) -> str:
+    path = arm.runs[0].path.resolve()
+    for folder in path.parents:  # an arm of a study is told by the study's folder
+        if folder.name == "arms":
+            path = folder.parent
+            break
+    return path.name.rsplit("-", 1)[-1]
 
 
 def shared_metrics(arms: Sequence[Arm]) -> list[str]:
@@ -111,17 +153,17 @@ def first_at(table: Table, metric: str, level: float, axis: str) -> float | None
     return float(x[np.argmax(there)]) if there.any() else None
 
 
-def values_table(arms: Sequence[Arm]) -> str:
+def values_table(arms: Sequence[Arm], word: str = "arm") -> str:
     """Give the table of final values: the median over seeds, their range under it, the best of a column in bold."""
     metrics = [name for name in shared_metrics(arms) if not name.startswith("train_") or name == "train_loss"][:8]
     columns = [
         (units.short_label(metric), metric, [_all(table.last(metric) for table in arm.tables) for arm in arms])
         for metric in metrics
     ]
-    return _table(arms, columns, "Final values of every arm")
+    return _table(arms, columns, f"Final values of every {word}", word)
 
 
-def effort_table(arms: Sequence[Arm]) -> str:
+def effort_table(arms: Sequence[Arm], word: str = "arm") -> str:
     """Give what it took each arm to the best level that all of them reach, and in all; empty when nothing is known."""
     columns: list[Column] = []
     main = next(iter(shared_metrics(arms)), None)
@@ -136,7 +178,7 @@ def effort_table(arms: Sequence[Arm]) -> str:
         found = [_all(table.total(axis) for table in arm.tables) for arm in arms]
         if any(value > 0 for seeds in found for value in seeds):
             columns.append((f"{words} in all", axis, found))
-    return _table(arms, columns, "What every arm took") if columns else ""
+    return _table(arms, columns, f"What every {word} took", word) if columns else ""
 
 
 def _level(metric: str, level: float) -> str:
@@ -146,9 +188,9 @@ def _level(metric: str, level: float) -> str:
 Column = tuple[str, str, list[list[float]]]
 
 
-def _table(arms: Sequence[Arm], columns: Sequence[Column], caption: str) -> str:
+def _table(arms: Sequence[Arm], columns: Sequence[Column], caption: str, word: str) -> str:
     several = any(len(arm.runs) > 1 for arm in arms)
-    head = [("arm", False), *([("seeds", True)] if several else []), *((words, True) for words, _, _ in columns)]
+    head = [(word, False), *([("seeds", True)] if several else []), *((words, True) for words, _, _ in columns)]
     rows = []
     for rank, arm in enumerate(arms):
         row = [named(rank, arm.name), *([page.cell(str(len(arm.runs)), number=True)] if several else [])]
@@ -184,14 +226,14 @@ def _value_cell(metric: str, found: Sequence[Sequence[float]], rank: int) -> str
     return page.cell(told, kind=kind, number=True, under=under)
 
 
-def comparison_section(arms: Sequence[Arm], *, draw: bool) -> Section:
+def comparison_section(arms: Sequence[Arm], *, draw: bool, word: str = "arm") -> Section:
     """Give the table of final values and, with ``draw``, the aligned curves of all arms."""
-    effort = effort_table(arms)
-    body = values_table(arms) + (page.GAP + effort if effort else "")
+    effort = effort_table(arms, word)
+    body = values_table(arms, word) + (page.GAP + effort if effort else "")
     if draw:
         body += page.GAP + page.pictures(comparison_pictures(arms))
     several = any(len(arm.runs) > 1 for arm in arms)
-    lead = "Final values, and what it took to the best level that all arms reach; the best of a column is bold."
+    lead = f"Final values, and what it took to the best level that all {word}s reach; the best of a column is bold."
     if several:
         lead += " Numbers are medians over seeds, the range under them."
     return Section("comparison", "Comparison", lead, body)
@@ -213,7 +255,7 @@ def comparison_pictures(arms: Sequence[Arm]) -> list[Picture | None]:
     return drawn
 
 
-def served_section(arms: Sequence[Arm], *, draw: bool) -> Section | None:
+def served_section(arms: Sequence[Arm], *, draw: bool, word: str = "arm") -> Section | None:
     """Give how evenly each arm serves its clients, from the first seed that has an evaluation over clients."""
     body = ""
     order = {arm.name: rank for rank, arm in enumerate(arms)}
@@ -226,7 +268,7 @@ def served_section(arms: Sequence[Arm], *, draw: bool) -> Section | None:
             [named(order[g.name], g.name), *(page.cell(text, number=True) for text in served_row(g))] for g in groups
         ]
         body += page.GAP if body else ""
-        body += page.table([(f"arm, {words}", False), *SERVED_HEAD], rows, caption=f"Accuracy over clients, {words}")
+        body += page.table([(f"{word}, {words}", False), *SERVED_HEAD], rows, caption=f"Accuracy over clients, {words}")
         if draw:
             pair = [accuracy_sorted(groups), accuracy_histogram(groups) if len(groups) <= HISTOGRAMS_UP_TO else None]
             drawn += [_renamed(one, kind, words) for one in pair]
@@ -266,7 +308,7 @@ def served_row(group: Served) -> list[str]:
     return [f"{values.size:,}", *(units.share(value) for value in told), units.share(float(values.std()))]
 
 
-def differences_section(arms: Sequence[Arm], shared: Mapping[str, object]) -> Section:
+def differences_section(arms: Sequence[Arm], shared: Mapping[str, object], word: str = "arm") -> Section:
     """Give where the configurations differ, and what they share folded away."""
     differ = settings.differing([{k: v for k, v in arm.runs[0].job.items() if k != "name"} for arm in arms])
     if any(len(arm.runs) > 1 for arm in arms):
@@ -282,8 +324,8 @@ def differences_section(arms: Sequence[Arm], shared: Mapping[str, object]) -> Se
     body = page.table(head, rows, caption="Settings that differ") if rows else "<p>All settings are alike.</p>"
     same = {k: v for k, v in settings.flatten(shared).items() if k not in differ and k not in ("seed", "name")}
     if same:
-        body += page.details(f"The {len(same)} settings that all arms share", settings_table(same))
-    return Section("configuration", "Configuration", "Where the arms differ; an unusual value is marked.", body)
+        body += page.details(f"The {len(same)} settings that all {word}s share", settings_table(same))
+    return Section("configuration", "Configuration", f"Where the {word}s differ; an unusual value is marked.", body)
 
 
 def settings_table(flat: Mapping[str, object]) -> str:
@@ -302,11 +344,11 @@ def settings_table(flat: Mapping[str, object]) -> str:
     return body.replace('<tr><th colspan="2"', '<tr class="group"><th colspan="2"')
 
 
-def headline(arms: Sequence[Arm]) -> list[Tile]:
+def headline(arms: Sequence[Arm], word: str = "arm") -> list[Tile]:
     """Give the tiles of a comparison: how many arms and seeds, the best of them, how long all took to compute."""
     seeds = sorted({len(arm.runs) for arm in arms})
     n_seeds = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
-    tiles = [Tile("Arms", str(len(arms)), f"{n_seeds} seed{'' if seeds == [1] else 's'} each")]
+    tiles = [Tile(f"{word.title()}s", str(len(arms)), f"{n_seeds} seed{'' if seeds == [1] else 's'} each")]
     for metric in shared_metrics(arms)[:1]:
         ends = {arm.name: _all(table.last(metric) for table in arm.tables) for arm in arms}
         ends = {name: seeds for name, seeds in ends.items() if seeds}

@@ -48,19 +48,22 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
     """Write one page that lays several runs over each other, and give its path.
 
     Runs that differ in nothing but the seed become one arm with a band; the arms of a study are taken apart. Raises
-    `UsageError` for no runs, or for a folder that is no run.
+    `UsageError` for no runs, the same one twice, or for a folder that is no run.
     """
-    runs = [read_run(one) for one in dict.fromkeys(Path(one).resolve() for one in run_dirs)]
-    if not runs:
+    folders = [Path(one).resolve() for one in run_dirs]
+    if not folders:
         raise UsageError("write_comparison got no run folders: name at least one, better two.")
+    if twice := [folder.name for folder in folders if folders.count(folder) > 1]:
+        raise UsageError(f"{twice[0]} is named twice: a run says nothing beside itself, name different ones.")
+    runs = [read_run(one) for one in folders]
     arms = side_by_side.arms_of(runs)
     with _drawing() as draw:
         text = page.document(
-            title=" vs. ".join(arm.name for arm in arms) if len(arms) <= 3 else f"{len(arms)} arms compared",
+            title=" vs. ".join(arm.name for arm in arms) if len(arms) <= 3 else f"{len(arms)} runs compared",
             eyebrow="Comparison of runs",
             subtitle=f"{len(runs)} run folder{'s' if len(runs) > 1 else ''}, aligned",
-            tiles=side_by_side.headline(arms),
-            sections=_arm_sections(arms, draw=draw),
+            tiles=side_by_side.headline(arms, "run"),
+            sections=_arm_sections(arms, draw=draw, word="run"),
             notes=[note for run in runs for note in _notes(run, named=True)] + ([] if draw else [NO_PLOTS]),
             footer=f"Written by fieldfare {__version__} from {', '.join(run.path.name for run in runs)}.",
         )
@@ -154,11 +157,11 @@ def _headline_arm(arm: Arm, *, draw: bool) -> list[Section]:
     return [replace(one, title=f"{one.title}: {arm.name}") for one in found if one is not None]
 
 
-def _arm_sections(arms: Sequence[Arm], *, draw: bool) -> list[Section]:
+def _arm_sections(arms: Sequence[Arm], *, draw: bool, word: str = "arm") -> list[Section]:
     sections = [
-        side_by_side.comparison_section(arms, draw=draw),
-        side_by_side.served_section(arms, draw=draw),
-        side_by_side.differences_section(arms, arms[0].runs[0].job),
+        side_by_side.comparison_section(arms, draw=draw, word=word),
+        side_by_side.served_section(arms, draw=draw, word=word),
+        side_by_side.differences_section(arms, arms[0].runs[0].job, word),
     ]
     return [one for one in sections if one is not None]
 

@@ -24,7 +24,7 @@ Arms = Mapping[str, Sequence[Table]]
 
 _TITLES = {"round": "rounds", "virtual_s": "virtual time", "bytes": "bytes moved"}
 _NOTES = {
-    "round": "Arms compared round by round, whatever a round cost.",
+    "round": "Compared round by round, whatever a round cost.",
     "virtual_s": "The same runs on the clock of the simulated fleet: further left is sooner.",
     "bytes": "The same runs by what had been moved until then, down and up: further left is cheaper.",
 }
@@ -146,10 +146,10 @@ def final_values(arms: Arms, metric: str) -> Picture | None:
     return picture(
         figure,
         name=f"final-{metric.replace('_', '-')}",
-        title=f"Where each arm ends: {units.label(metric)}",
-        note="One dot per seed, the bar is their median; the best arm is uppermost."
+        title=f"Where each ends: {units.label(metric)}",
+        note="One dot per seed, the bar is their median; the best is uppermost."
         if several
-        else "The best arm is uppermost.",
+        else "The best is uppermost.",
         alt=f"Final {units.label(metric)}, best first: {told}.",
     )
 

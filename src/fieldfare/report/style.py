@@ -136,11 +136,11 @@ def darker(colour: str, by: float = 0.22) -> str:
     return "#" + "".join(f"{int(int(colour[i : i + 2], 16) * (1 - by)):02x}" for i in (1, 3, 5))
 
 
-def shorten(name: str, length: int = 22) -> str:
+def shorten(name: str, length: int = 32) -> str:
     """Cut a name that would not fit beside a picture, in its middle: both ends tell runs apart.
 
-    >>> shorten("20250101-120000-fedavg-mnist-000"), shorten("fedavg")
-    ('20250101-12…-mnist-000', 'fedavg')
+    >>> shorten("20250101-120000-fedavg-on-mnist-000"), shorten("fedavg")
+    ('20250101-120000-…vg-on-mnist-000', 'fedavg')
     """
     half = length // 2
     return name if len(name) <= length else f"{name[:half]}…{name[-(length - half - 1) :]}"
@@ -148,7 +148,9 @@ def shorten(name: str, length: int = 22) -> str:
 
 def room(texts: Iterable[str]) -> float:
     """Give the inches that the longest of some labels needs beside a picture; capitals and figures are wider."""
-    widths = [sum(0.082 if c.isupper() else 0.07 if c.isdigit() else 0.062 for c in text) for text in texts]
+    widths = [
+        sum(0.085 if c.isupper() or c in "mw@%=" else 0.07 if c.isdigit() else 0.062 for c in text) for text in texts
+    ]
     return 0.16 + max(widths, default=0.0)
 
 
