@@ -13,7 +13,7 @@ from work_cohorts import block, cohort, pick
 
 import fieldfare as ff
 from fieldfare.core.errors import MissingExtra, UsageError
-from fieldfare.core.local import ControlVariate, Personal, Proximal
+from fieldfare.core.local import ControlVariate, Fair, Normalised, Personal, Proximal
 from fieldfare.sim.batch import Executor
 from fieldfare.work import jax_step
 from fieldfare.work.dense import mlp
@@ -257,6 +257,8 @@ def test_other_nets_are_computed_by_workers_although_jax_is_there():
         (lambda: ends(ff.jax_net(start(), each, optimizer=optax.adam), cohort(DENSE, [4]),
                       replace(PLAIN, momentum=0.5)), "in one place"),
         (lambda: Train(ff.jax_net(start(), each, optimizer=optax.adam), PLAIN, (ControlVariate(),)), "of its own"),
+        (lambda: Train(ff.jax_net(start(), each, optimizer=optax.sgd), PLAIN, (Normalised(),)), "of its own"),
+        (lambda: Train(ff.jax_net(start(), each, optimizer=optax.adam), PLAIN, (Fair(0.0),)), "of its own"),
         (lambda: strange.evaluate(DENSE.init(0).vector[None], np.zeros(1, int), odd()), "logits"),
     ],
 )  # fmt: skip
