@@ -8,6 +8,7 @@ from command_line import HELLO, fieldfare, job_file
 
 import fieldfare as ff
 from fieldfare.algorithms import Evaluate, EvaluateOnClients, StopAt
+from fieldfare.config import first_difference
 from fieldfare.core.algorithm import Context
 from fieldfare.core.events import Evaluated
 from fieldfare.core.metrics import lower_is_better
@@ -177,3 +178,45 @@ def test_shared_and_personal_models_are_measured_on_the_same_clients(tmp_path):
         asked.setdefault(line["kind"], []).append((line["round"], line["clients"]))
     assert sorted(asked["federated"]) == sorted(asked["personal"])
     assert len({tuple(clients) for _, clients in asked["federated"]}) > 1
+
+
+def test_a_run_is_not_resumed_with_another_job(tmp_path):
+    def stop(row):
+        if row["round"] == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(make(callbacks=(stop,)), tmp_path)
+    folder = RunFolder.find("latest", tmp_path)
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    for changes, told in [
+        ({"seed": 2}, "seed was 1 and is 2"), ({"training": ff.Training(lr=0.7)}, "training.lr was 0.1 and is 0.7"),
+        ({"algorithm": ff.FedAvg(rounds=7, cohort=3)}, "algorithm.rounds was 6 and is 7"),
+        ({"algorithm": ff.Scaffold(rounds=6, cohort=3)}, "algorithm.local"),
+        ({"algorithm": StopAt(ff.FedAvg(rounds=6, cohort=3), patience=9)}, "algorithm was 'FedAvg' and is 'StopAt'"),
+        ({"stop_at": ff.StopAt(at_least=0.9)}, "stop_at was None and is StopAt"),
+        ({"simulated": ff.Simulated(evaluation_s=1.0)}, "simulated.evaluation_s was 0.0 and is 1.0"),
+    ]:  # fmt: skip
+        with pytest.raises(ff.UsageError, match="another job") as caught:
+            ff.resume_run(folder.path, job=make(**changes), progress=False)
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+    same = make(name="other", simulated=ff.Simulated(workers=1, chunk=2))
+    assert ff.resume_run(folder.path, job=same, progress=False).summary["rounds"] == 6
+
+
+def test_a_job_made_of_functions_is_the_same_job_when_it_is_made_again(tmp_path):
+    def job(stop_at):
+        class Odd:
+            def __call__(self, metrics):
+                if metrics["round"] == stop_at:
+                    raise InterruptedError
+
+        return make(callbacks=(Odd(),), simulated=ff.Simulated(fleet=ff.fleet.phones(drop_out=0.1)))
+
+    with pytest.raises(InterruptedError):
+        run(job(2), tmp_path)
+    folder = RunFolder.find("latest", tmp_path)
+    assert ff.resume_run(folder.path, job=job(0), progress=False).summary["rounds"] == 6
+    assert first_difference("<A object at 0x1f>", "<A object at 0x2e>", "loss") is None

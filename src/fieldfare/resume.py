@@ -37,10 +37,10 @@ def resume_run(
         return Result(summary["final"], folder.read_model(), folder.read_lines("rounds.jsonl"), summary, folder.path)
     if job is None:
         job = _job_of(folder)
-    opened = RunFolder.open(folder.path)
-    if isinstance(job, Study):
-        return job.run(progress=progress, folder=opened)
-    return run(job, folder=opened, progress=progress)
+    with RunFolder.open(folder.path) as opened:
+        if isinstance(job, Study):
+            return job.run(progress=progress, folder=opened)
+        return run(job, folder=opened, progress=progress)
 
 
 def _job_of(folder: RunFolder) -> Job | Study:

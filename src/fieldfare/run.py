@@ -6,6 +6,7 @@ that was killed at any moment and resumed ends with the same bits as one that wa
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -20,7 +21,7 @@ from fieldfare import __version__
 from fieldfare.algorithms.check import check
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, awaited, innermost
 from fieldfare.algorithms.evaluate import StopAt as Stopping
-from fieldfare.config import describe_data, describe_job
+from fieldfare.config import describe_data, describe_job, first_difference
 from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Local
 from fieldfare.core.params import Params
@@ -42,6 +43,7 @@ from fieldfare.store.models import read_model
 from fieldfare.store.runs import RunFolder
 from fieldfare.store.slots import Slots
 from fieldfare.store.snapshot import Snapshots
+from fieldfare.store.text import dumps
 from fieldfare.work.adapt import as_net
 from fieldfare.work.evaluate import Evaluate as Measure
 from fieldfare.work.evaluate import FineTune, central_evaluation
@@ -197,6 +199,18 @@ def running_file(job: object) -> str | None:
     return str(file)
 
 
+def _check_same(job: Job, net: Any, folder: RunFolder) -> None:
+    """Refuse to go on in a run folder with a job of other settings than its own."""
+    kept = folder.read_json("config.json").get("job", {})
+    differs = first_difference(kept, json.loads(dumps(describe_job(job, net)["job"])))
+    if differs is not None:
+        folder.close()
+        raise UsageError(
+            f"the run {folder.id} was begun with another job: {differs}. Resume with the job it was begun with, "
+            "or start a new run."
+        )
+
+
 def source_of(source: str | Path | None, overrides: Mapping[str, Any] | None, job_name: str | None) -> dict[str, Any]:
     """Where a run's job came from, as its `config.json` keeps it for resumption."""
     file = None if source is None else str(Path(source).resolve())
@@ -298,6 +312,8 @@ def run(
         config["source"] = source_of(source, overrides, job_name)
         folder.write_json("config.json", config)
         folder.write_json("data.json", describe_data(job.data))
+    elif folder is not None:
+        _check_same(job, assembly.net, folder)
     shown = display(job, progress)
     slots = Slots(None if folder is None else folder.path / "slots", assembly.slots, job.data.n_clients)
     recorder = Recorder(
