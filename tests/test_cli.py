@@ -77,7 +77,7 @@ def test_settings_rounds_and_seed_override_the_job(tmp_path):
         ("training.shuffle=FALSE", ("training", "shuffle"), False),
         ("training.betas=0.8, 0.99", ("training", "betas"), [0.8, 0.99]),
         ("training.optimizer=adam", ("training", "optimizer"), "adam"),
-        ("simulated.fleet.drop_out=0.1", ("simulated", "fleet"), {"is": "Phones", "sigma": 0.6, "drop_out": 0.1}),
+        ("simulated.fleet.drop_out=0.1", ("simulated", "fleet", "drop_out"), 0.1),
         ("stop_at.at_least=0.99", ("stop_at", "at_least"), 0.99),
         ("evaluate.clients=3", ("evaluate", "clients"), 3),
         ("name=7", ("name",), "7"),
