@@ -46,7 +46,7 @@ class KMeans:
 
     def assign(self, model, x):
         """The nearest centre of every row, and the squared distance to it, `[n]` each."""
-        centres = model.tensor("sum") / np.maximum(model.tensor("mass"), 1e-9)[:, None]
+        centres = model.tensor("sum") / np.maximum(model.tensor("mass"), 1e-6)[:, None]  # an empty one is at 0
         squared = ((x[:, None] - centres) ** 2).sum(axis=2)
         return squared.argmin(axis=1), squared.min(axis=1)
 
