@@ -91,7 +91,7 @@ def pieces(request: Request, workers: int, chunk: int | None) -> list[tuple[int,
     if chunk is not None:
         most = min(most, chunk)
     if workers > 1:
-        most = min(most, max(1, -(-request.n // (workers * 4))))
+        most = min(most, max(1, -(-request.n // (workers * 2))))
     return [(a, min(a + most, request.n)) for a in range(0, request.n, most)]
 
 
