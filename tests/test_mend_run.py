@@ -192,7 +192,7 @@ def test_a_run_is_not_resumed_with_another_job(tmp_path):
     for changes, told in [
         ({"seed": 2}, "seed was 1 and is 2"), ({"training": ff.Training(lr=0.7)}, "training.lr was 0.1 and is 0.7"),
         ({"algorithm": ff.FedAvg(rounds=7, cohort=3)}, "algorithm.rounds was 6 and is 7"),
-        ({"algorithm": ff.Scaffold(rounds=6, cohort=3)}, "algorithm.local"),
+        ({"algorithm": ff.Scaffold(rounds=6, cohort=3)}, "algorithm.name was 'fedavg' and is 'scaffold'"),
         ({"algorithm": StopAt(ff.FedAvg(rounds=6, cohort=3), patience=9)}, "algorithm was 'FedAvg' and is 'StopAt'"),
         ({"stop_at": ff.StopAt(at_least=0.9)}, "stop_at was None and is StopAt"),
         ({"simulated": ff.Simulated(evaluation_s=1.0)}, "simulated.evaluation_s was 0.0 and is 1.0"),

@@ -39,7 +39,9 @@ def first_difference(kept: Any, now: Any, where: str = "") -> str | None:
     if isinstance(kept, Mapping) and isinstance(now, Mapping):
         inside = (
             first_difference(kept[key], now[key], f"{where}.{key}" if where else key)
-            for key in sorted(kept.keys() & now.keys(), key=lambda key: (key != "is", list(kept).index(key)))
+            for key in sorted(
+                kept.keys() & now.keys(), key=lambda key: (key != "is", key != "name", list(kept).index(key))
+            )
             if (f"{where}.{key}" if where else key) not in _NO_MATTER
         )
         return next((found for found in inside if found is not None), None)
