@@ -46,19 +46,36 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def prose(docstring: str | None) -> list[str]:
+    """The paragraphs of a docstring as Markdown, without the one that says what is where in the code."""
+    paragraphs = (docstring or "").split("\n\n")
+    lines = "\n\n".join(one for one in paragraphs if not one.startswith("Here:")).split("`")
+    lines[::2] = [outside.replace("**", r"\*\*").replace("\n+ ", "\n\\+ ") for outside in lines[::2]]
+    return ["`".join(lines), ""]
+
+
 def algorithms() -> str:
-    """The catalogue as a page: a table, then what each constructor's docstring says, departures included."""
+    """The catalogue as a page: a table, then what each constructor and its module say, departures included."""
     lines = ["# Algorithms", "", "Made by `scripts/cli_reference.py` from the catalogue.", ""]
     lines += ["| name | constructor | what it does | paper | needs |", "| --- | --- | --- | --- | --- |"]
     for entry in ALGORITHMS:
         constructor = f"`ff.{entry.factory.__name__}`"
         needs = ", ".join(entry.needs) or "-"
         lines.append(f"| {entry.name} | {constructor} | {entry.summary} | {entry.paper} | {needs} |")
-    lines += ["", "All take `rounds` and `cohort` first, then their own options, then `quorum`, `work` and `view`.", ""]
+    lines += [
+        "",
+        "All take `rounds` and `cohort` first, then their own options, then `quorum`, `work` and (not bagging) `view`.",
+        "",
+    ]
+    told: dict[Any, str] = {}
     for entry in ALGORITHMS:
-        text = inspect.getdoc(entry.factory) or ""
-        module = inspect.getdoc(inspect.getmodule(entry.factory)) or ""
-        lines += [f"## {entry.name}", "", text, "", f"From its module: {module.split(chr(10) + chr(10))[0]}", ""]
+        module = inspect.getmodule(entry.factory)
+        lines += [f"## {entry.name}", "", *prose(inspect.getdoc(entry.factory))]
+        if module in told:
+            lines += [f"More under [{told[module]}](#{told[module]}).", ""]
+        else:
+            told[module] = entry.name
+            lines += prose(inspect.getdoc(module))
     return "\n".join(lines)
 
 
