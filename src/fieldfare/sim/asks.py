@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fieldfare.core import rng
 from fieldfare.core.effects import Run
 from fieldfare.core.errors import UsageError
+from fieldfare.core.folds import Stack
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Work
 from fieldfare.sim.population import Population, cohort_key
@@ -32,7 +33,8 @@ class Ask:
     """A resolved `Run` on devices.
 
     `clients` int64 `[n]`, ascending: those whose replies count; `seconds` `[n]` each one's task time; `due` when the
-    gather is over; `missing` `{reason: ids}`; `own` when a node asked its own device.
+    gather is over; `missing` `{reason: ids}`; `bytes_down` to all asked, `bytes_up` from all who answer, late or not;
+    `own` when a node asked its own device.
     """
 
     node: str
@@ -75,10 +77,11 @@ def resolve(
         duration = float(seconds[order[-1]])
     else:
         duration = float(seconds.max()) if deadline is None else deadline
+    sent = up if alive is None else up[alive]
     chosen = order[np.argsort(clients[order], kind="stable")]
     return Ask(
         node, run, now, now + duration, clients[chosen], seconds[chosen], missing,
-        float(down.sum()), float(up[chosen].sum()), float(flops[chosen].sum()), n, own is not None,
+        float(down.sum()), float(sent.sum()), float(flops[chosen].sum()), n, own is not None,
     )  # fmt: skip
 
 
@@ -90,9 +93,24 @@ def asked_clients(run: Run, population: Population, works: Mapping[str, Work], s
     n, need = len(clients), run.quorum.need
     if need is not None and need > n:
         raise UsageError(f"Quorum(need={need}) can never be met by {n} clients: use need <= {n}.")
+    _check_stacks(run, n if need is None else need)
     if run.quorum.late == "next":
         raise UsageError("Quorum(late='next') is not offered by this driver yet: use late='drop'.")
     return clients
+
+
+def _check_stacks(run: Run, replies: int) -> None:
+    """Refuse a `Stack` of whole models ("delta", as they come) that cannot hold the replies, before any is computed."""
+    fold = run.reduce.get("delta")
+    if not isinstance(fold, Stack) or fold.before or run.model is None or run.view is not None or run.model.opaque:
+        return
+    row = 4 * run.model.size
+    size = replies * row
+    if size > fold.max_bytes:
+        raise UsageError(
+            f"Stack('delta') would hold {size} bytes, {replies} rows of {row}, more than "
+            f"max_bytes={fold.max_bytes}: use a smaller cohort, or raise max_bytes."
+        )
 
 
 def client_keys(ask: Ask, seed: int) -> NDArray[np.uint64]:

@@ -62,8 +62,12 @@ class World:
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """All of a run that changes: the clock, the heap, the nodes' states, what is outstanding, bytes by direction
-    (`bytes_between`: sent from node to node)."""
+    """All of a run that changes: the clock, the heap, the nodes' states, what is outstanding, bytes by direction.
+
+    `bytes_down` counts when clients are asked, everyone asked, drop-outs too. `bytes_up` counts when a gather is over:
+    the replies of all who answer, late ones too (sent, then dropped); what is outstanding at `Stop` is cancelled. A
+    node's `Answer` counts when it is sent, none to a gather that is over. `bytes_between`: sent from node to node.
+    """
 
     now: float = 0.0
     seq: int = 0
@@ -184,6 +188,7 @@ class Simulator:
                 raise UsageError(f"node {node!r} runs {run.work!r} on itself but has no device: place it on one.")
             own = world.placement[node]
         ask = resolve(node, run, p.now, world.population, world.works, world.seed, own)
+        p.bytes_down += ask.bytes_down
         p.asks[self._push(ask.due, node, None)] = ask
 
     def _ask_nodes(self, node: str, run: Run) -> None:
@@ -240,7 +245,6 @@ class Simulator:
             pending = {number: ask for number, ask in p.asks.items() if number not in self._results}
             self._results |= gather_all(pending, self.executor, self.world.seed)
         ask, event = p.asks.pop(seq), self._results.pop(seq)
-        p.bytes_down += ask.bytes_down
         p.bytes_up += ask.bytes_up
         self.executor.accept(ask, event)
         self._tell(Answered(p.now, ask, event, p.bytes_down, p.bytes_up))

@@ -60,6 +60,12 @@ class Gathering:
         return len(self.clients) - len(self.lost) - len(self.replies)
 
     @property
+    def sent(self) -> float:
+        """Bytes of the replies of all who answer, late ones too."""
+        silent = self.lost - set(self.replies)
+        return float(self.bytes_up[[at for at in range(len(self.clients)) if at not in silent]].sum())
+
+    @property
     def patience(self) -> float:
         """When the slowest client asked would have replied: who waits cannot know that a reply will never come."""
         return self.issued + float(self.seconds.max(initial=0.0))

@@ -154,7 +154,6 @@ class Loopback:
     def _reply(self, gather: Gathering, at: int) -> None:
         if gather.id in self.nodes[gather.id[0]].seen or at in gather.replies:
             return
-        self.bytes_up += float(gather.bytes_up[at])
         gather.replies[at] = self.devices.cache[gather.id, int(gather.clients[at])][1]
         self._close(gather)
 
@@ -163,7 +162,12 @@ class Loopback:
         if not node.up or gather.id in node.seen or not (gather.complete(self.now) or expired):
             return
         event, accepted = gather.finish()
-        self._step(Message(gather.id, gather.id[0], event), lambda: self.devices.commit(gather, accepted))
+
+        def accept() -> None:
+            self.devices.commit(gather, accepted)
+            self.bytes_up += gather.sent
+
+        self._step(Message(gather.id, gather.id[0], event), accept)
 
     def _expired(self, message: Message) -> None:
         """A deadline: of a gather on devices by its effect id, or of one on nodes by its number."""
