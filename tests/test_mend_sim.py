@@ -6,24 +6,31 @@ import errno
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fieldfare as ff
 from fieldfare.core.effects import Run
+from fieldfare.core.effects import Stop as Stop_
 from fieldfare.core.errors import PeerError
-from fieldfare.core.quorum import Everyone, Sample
+from fieldfare.core.events import Gathered, Started
+from fieldfare.core.folds import Mean, Stack
+from fieldfare.core.params import Layout
+from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.run import Saver
 from fieldfare.sim import pool
 from fieldfare.sim.arena import Arena
 from fieldfare.sim.batch import Executor
+from fieldfare.sim.compute import Request, Segment, pieces
 from fieldfare.sim.observe import Progressed
 from fieldfare.sim.population import Population
 from fieldfare.sim.simulator import Simulator
 from fieldfare.store.runs import RunFolder
-from fieldfare.testing import Asking, Echo, quadratics
+from fieldfare.store.slots import Slots
+from fieldfare.testing import Asking, Echo, loop, quadratics, simulate
 
 
 class Stop(Exception):
@@ -251,3 +258,119 @@ def test_a_flag_is_searched_once_however_often_it_is_drawn_from(monkeypatch):
     drawn = [population.draw(Run("train", Sample(2, "wifi"), tag), 0) for tag in range(20)]
     assert len(calls) == 1
     assert {int(client) for cohort in drawn for client in cohort} == {0, 2, 3, 5}
+
+
+@pytest.mark.parametrize("quorum", [ALL, Quorum(need=2), Quorum(deadline_s=2.5)], ids=["all", "need", "deadline"])
+@pytest.mark.parametrize("drop_out", [0.0, 0.4])
+def test_bytes_go_down_to_all_who_are_asked_and_up_from_all_who_answer_late_or_not(quorum, drop_out):
+    problem = quadratics(n=6, dim=3)
+    fleet = Fleet(overhead_s=np.array([4, 1, 3, 1, 6, 2], np.float32), drop_out=drop_out)
+    run = Run("train", Everyone(), 1, problem.model, quorum, key=("k",), config={"round": 1})
+    world = problem.world(Asking((run,)), fleet=fleet)
+    one, other = simulate(world, keep=True), loop(world)
+    (event,) = one.transcript.events(Gathered)
+    silent = len(event.missing.get("drop-out", ()))
+    assert (silent > 0) == (drop_out > 0)
+    size = problem.model.bytes
+    assert one.driver.progress.bytes_down == other.driver.bytes_down == 6 * size
+    assert one.driver.progress.bytes_up == other.driver.bytes_up == (6 - silent) * size
+
+
+def test_bytes_count_down_when_asked_and_not_up_when_the_run_stops_before_the_answer():
+    problem = quadratics(n=6, dim=3)
+    fleet = Fleet(overhead_s=np.arange(1, 7).astype(np.float32))
+    quick, slow = (Run("train", np.array([c]), c, problem.model, config={"round": 1}) for c in (0, 5))
+    end = simulate(problem.world(FirstOnly((quick, slow)), fleet=fleet))
+    assert end.driver.progress.bytes_down == 2 * problem.model.bytes
+    assert end.driver.progress.bytes_up == problem.model.bytes
+
+
+class FirstOnly:
+    """Asks for all `runs` at once and stops at the first answer."""
+
+    def __init__(self, runs):
+        self.runs = runs
+
+    def init(self, model):
+        return 0
+
+    def step(self, state, event, ctx):
+        return state, self.runs if isinstance(event, Started) else (Stop_("enough"),)
+
+
+def test_rows_never_written_take_no_memory_and_a_table_grows_no_further_than_the_population():
+    slots = Slots(None, {"c": 1000}, population=40)
+    rows, fresh = slots.get("c", np.arange(40))
+    assert fresh.all()
+    assert rows.shape == (40, 1000)
+    assert not rows.any()
+    assert rows.base is not None
+    assert rows.strides[0] == 0
+    assert not rows.flags.writeable
+    for start in range(0, 40, 8):
+        slots.put("c", np.arange(start, start + 8), np.full((8, 1000), start + 1, np.float32))
+    assert len(slots._tables["c"]._rows) == 41
+    rows, fresh = slots.get("c", np.array([39, 0]))
+    assert (rows[:, 0].tolist(), fresh.any()) == ([33.0, 1.0], False)
+    slots.put("c", np.array([77]), np.ones((1, 1000), np.float32))
+    assert slots.count("c") == 41
+
+
+class Counting(Echo):
+    """Keeps per client how often it was asked, in two numbers."""
+
+    def __call__(self, cohort):
+        out = super().__call__(cohort)
+        assert cohort.state.shape == (cohort.n, 2)
+        state = cohort.state + np.array([1, 10], np.float32) * (1 + cohort.clients[:, None])
+        return replace(out, state=state.astype(np.float32))
+
+    def slots(self, layout):
+        return {"asked": 2}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_state_is_read_and_kept_alike_by_one_process_and_several(workers, chunk):
+    runs = tuple(Run("count", np.arange(n), n, state="asked") for n in (5, 8, 1))
+    world = quadratics(n=8).world(Asking(runs), works={"count": Counting()})
+    slots = Slots(None, {"asked": 2}, 8)
+    with Executor(world.works, None, slots, workers, chunk) as executor:
+        Simulator(world, executor).run()
+    times = np.array([3, 2, 2, 2, 2, 1, 1, 1]) * np.arange(1, 9)
+    assert slots.get("asked", np.arange(8))[0].tolist() == np.stack([times, 10 * times], 1).tolist()
+
+
+def test_chunks_count_every_row_a_client_needs(monkeypatch):
+    monkeypatch.setattr("fieldfare.sim.compute.CHUNK_BYTES", 4000)
+
+    def most(leaves, kept):
+        request = Request(
+            "train", np.zeros((1, 100), np.float32), np.zeros(50, np.int64), Layout((), ()), np.arange(50),
+            np.zeros(50, np.uint64), (Segment(0, 50, dict.fromkeys("abc"[:leaves], Mean()), 50),),
+            state=np.zeros((50, kept), np.float32) if kept else None,
+        )  # fmt: skip
+        cuts = pieces(request, 1, None)
+        assert [a for a, _ in cuts[1:]] == [b for _, b in cuts[:-1]]
+        return max(b - a for a, b in cuts)
+
+    assert (most(0, 0), most(1, 0), most(3, 0), most(1, 150)) == (10, 5, 2, 2)
+
+
+@pytest.mark.parametrize("driver", [simulate, loop], ids=["simulator", "loopback"])
+def test_a_stack_that_cannot_hold_the_cohort_is_refused_before_anyone_trains(driver):
+    problem = quadratics(n=6, dim=3)
+
+    def end(max_bytes, **more):
+        run = Run(
+            "train", Everyone(), 1, problem.model, reduce={"delta": Stack(max_bytes)}, config={"round": 1}, **more
+        )
+        return driver(problem.world(Asking((run,)), works=works))
+
+    works = {}
+    row = 4 * problem.model.size
+    assert end(6 * row).reason == "all answered"
+    assert end(2 * row, quorum=Quorum(need=2)).reason == "all answered"
+    works = {"train": Failing(lambda c: AssertionError(f"{c} was trained"))}
+    with pytest.raises(ff.UsageError, match=f"would hold {6 * row} bytes, 6 rows of {row}, more than max_bytes"):
+        end(6 * row - 1)

@@ -87,7 +87,9 @@ class Share:
 
 def pieces(request: Request, workers: int, chunk: int | None) -> list[tuple[int, int]]:
     """Cut a request into runs of clients: bounded in memory, several per worker, never across nothing."""
-    most = max(1, CHUNK_BYTES // max(4 * request.models.shape[1], 1))
+    leaves = max((len(segment.reduce) for segment in request.segments), default=0)
+    kept = 0 if request.state is None else 2 * request.state.shape[1]
+    most = max(1, CHUNK_BYTES // max(4 * (request.models.shape[1] * (1 + leaves) + kept), 1))
     if chunk is not None:
         most = min(most, chunk)
     if workers > 1:

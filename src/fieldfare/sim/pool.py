@@ -82,9 +82,10 @@ class Pool:
     def compute(self, request: Request, chunk: int | None) -> list[Share]:
         """The shares of all workers; an exception of the work (of the first piece that has one) is raised here."""
         arrays = [request.models, request.row, request.clients, request.keys]
-        for optional in (request.state, request.fresh):
-            if optional is not None:
-                arrays.append(optional)
+        if request.state is not None:  # rows that are one, seen many times, travel as one
+            arrays.append(request.state if request.state.strides[0] else request.state[:1])
+        if request.fresh is not None:
+            arrays.append(request.fresh)
         specs = self._down.write(arrays)
         none = np.empty(0)
         header = replace(
@@ -155,7 +156,10 @@ def _serve(
             request = replace(header, models=arrays[0], row=arrays[1], clients=arrays[2], keys=arrays[3])
             rest = arrays[4:]
             if header.state is not None:
-                request = replace(request, state=rest.pop(0))
+                state = rest.pop(0)
+                if len(state) < request.n:
+                    state = np.broadcast_to(state, (request.n, *state.shape[1:]))
+                request = replace(request, state=state)
             if header.fresh is not None:
                 request = replace(request, fresh=rest.pop(0))
             tally = Tally(request, works, data)

@@ -42,6 +42,7 @@ class Table:
     def __init__(self, size: int, population: int = 0) -> None:
         self.size = size
         self.count = 0
+        self._most = 1 + population
         self._where = np.zeros(population, np.int32)
         self._rows = np.zeros((1, size), np.float32)
         self._ids = np.full(1, -1, np.int64)
@@ -49,6 +50,8 @@ class Table:
 
     def get(self, clients: I64) -> tuple[F32, NDArray[np.bool_]]:
         at = self._find(clients)
+        if not at.any():
+            return np.broadcast_to(np.zeros(self.size, np.float32), (len(at), self.size)), at == 0
         return self._rows.take(at, axis=0), at == 0
 
     def put(self, clients: I64, rows: F32, dirty: bool = True) -> None:
@@ -84,7 +87,8 @@ class Table:
         have = len(self._rows)
         if need <= have:
             return
-        capacity = max(need, have + have // 2 + 15)
+        more = have + have // 2 + 15
+        capacity = max(need, min(more, self._most) if need <= self._most else more)
         rows = np.empty((capacity, self.size), np.float32)
         ids, dirty = np.empty(capacity, np.int64), np.zeros(capacity, np.bool_)
         rows[:have], ids[:have], dirty[:have] = self._rows, self._ids, self._dirty
@@ -132,7 +136,10 @@ class Slots:
         return slots
 
     def get(self, slot: str, clients: I64) -> tuple[F32, NDArray[np.bool_]]:
-        """Copies of the rows `[n, S]` of `clients` `[n]`, and who was never written (`[n]`; their rows are zero)."""
+        """Copies of the rows `[n, S]` of `clients` `[n]`, and who was never written (`[n]`; their rows are zero).
+
+        Where none was ever written the rows are one, read-only, seen `n` times: they take no memory.
+        """
         return self._table(slot).get(_ids(clients))
 
     def put(self, slot: str, clients: I64, rows: F32) -> None:
