@@ -16,7 +16,8 @@ _WHERE = {
     "Sample": "core.quorum", "Everyone": "core.quorum", "Quorum": "core.quorum", "Params": "core.params",
     "Training": "work.net", "mlp": "work.dense", "DenseNet": "work.dense", "torch_net": "work.torch_net",
     "jax_net": "work.jax_net", "opaque": "work.opaque", "flower_client": "work.flower_client",
-    "FedAvg": "algorithms.fedavg", "keep_optimizer": "algorithms.keep", "FedAvgM": "algorithms.fedopt", "FedAdam": "algorithms.fedopt",
+    "FedAvg": "algorithms.fedavg",
+    "keep_optimizer": "algorithms.keep", "FedAvgM": "algorithms.fedopt", "FedAdam": "algorithms.fedopt",
     "FedYogi": "algorithms.fedopt", "FedAdagrad": "algorithms.fedopt", "FedProx": "algorithms.fedprox",
     "Scaffold": "algorithms.scaffold", "FedNova": "algorithms.fednova", "FedDyn": "algorithms.feddyn",
     "QFedAvg": "algorithms.qfedavg", "Ditto": "algorithms.personal", "FedPer": "algorithms.personal",
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from fieldfare import work as work
     from fieldfare.algorithms.bagging import Bagging as Bagging
     from fieldfare.algorithms.fedavg import FedAvg as FedAvg
-    from fieldfare.algorithms.keep import keep_optimizer as keep_optimizer
     from fieldfare.algorithms.feddyn import FedDyn as FedDyn
     from fieldfare.algorithms.fednova import FedNova as FedNova
     from fieldfare.algorithms.fedopt import FedAdagrad as FedAdagrad
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fieldfare.algorithms.fedopt import FedAvgM as FedAvgM
     from fieldfare.algorithms.fedopt import FedYogi as FedYogi
     from fieldfare.algorithms.fedprox import FedProx as FedProx
+    from fieldfare.algorithms.keep import keep_optimizer as keep_optimizer
     from fieldfare.algorithms.personal import Ditto as Ditto
     from fieldfare.algorithms.personal import FedBN as FedBN
     from fieldfare.algorithms.personal import FedPer as FedPer
