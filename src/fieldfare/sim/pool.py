@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
-import pickle
 import signal
 import sys
 import traceback
@@ -179,7 +178,9 @@ def _serve(
 def _portable(error: Exception) -> Exception:
     """The error itself where it survives the pipe as it is, else a `RuntimeError` with its type's name and text."""
     try:
-        back = pickle.loads(ForkingPickler.dumps(error))
+        ForkingPickler.dumps(error)
+        reduced: Any = error.__reduce__()
+        back = reduced[0](*reduced[1])  # as the other end of the pipe will make it
         if type(back) is type(error) and str(back) == str(error):
             return error
     except Exception:
