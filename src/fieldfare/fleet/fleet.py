@@ -1,7 +1,8 @@
-"""A fleet: one column per property of its devices, and task time from a cost.
+"""A fleet: one column per property of its devices, and how long a task would take on them.
 
-Not here: availability traces. Invariant: a duration is a function of (device, cost) alone, so the simulator knows
-when a reply is due before it computes what the reply says.
+Not here: what cuts a task short (`tasks`), availability (`availability`), links that change in time (`network`),
+fleets made up or read from tables (`generate`, `traces`). Invariant: a duration is a function of (device, cost,
+time of start, serial number of the ask), so the simulator knows when a reply is due before it computes what it says.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from fieldfare.core import rng
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 from fieldfare.core.work import Cost
+from fieldfare.fleet.availability import Availability
+from fieldfare.fleet.network import Network
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Column = F32 | float
 
-_COLUMNS = ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "overhead_s")
+_SPEEDS = ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "memory_bytes")
+_REST = ("latency_s", "overhead_s", "compute_w", "radio_w", "timezone_s")
+_COLUMNS = (*_SPEEDS, *_REST)
 
 
 @settings
@@ -31,9 +36,14 @@ _COLUMNS = ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "overhe
 class Fleet:
     """Columns over n devices; a plain number stands for all of them.
 
-    `flops_per_s` (sustained FLOP/s), `downlink_bytes_per_s`, `uplink_bytes_per_s`, `overhead_s` (fixed time of a
-    task), `drop_out` (probability that an asked device never replies: a `Run` without a deadline waits for it as long
-    as it would have taken), `flags` (named bool columns for `Sample(where=…)`).
+    `flops_per_s` (sustained FLOP/s in training), `downlink_bytes_per_s`, `uplink_bytes_per_s`, `overhead_s` (fixed time
+    of a task), `memory_bytes`, `latency_s` (of each of a task's two transfers), `compute_w` and `radio_w` (power drawn
+    while computing, and while a transfer lasts, above idle), `timezone_s` (east of UTC). `drop_out`: probability that
+    an asked device never replies (a `Run` without a deadline waits for it as long as it would have taken). `noise`:
+    sigma of a task's own log-normal factor, of mean 1, on its computing time. `flags`: named bool columns for
+    `Sample(where=...)`. `kind` int `[n]`: the device's class, an index into `kinds`. `availability`: when devices may
+    work (None: always). `network`: links that change in time; where there is one, it stands for the two link columns.
+    `note`: how the fleet was made.
     """
 
     flops_per_s: Column = 2e9
@@ -43,8 +53,23 @@ class Fleet:
     drop_out: float = 0.0
     flags: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     name: str = "uniform"
+    memory_bytes: Column = 4e9
+    latency_s: Column = 0.0
+    compute_w: Column = 3.0
+    radio_w: Column = 1.0
+    timezone_s: Column = 0.0
+    noise: float = 0.0
+    kind: NDArray[np.integer[Any]] | None = None
+    kinds: tuple[str, ...] = ()
+    availability: Availability | None = None
+    network: Network | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.noise < 10.0:
+            raise UsageError(f"Fleet(noise={self.noise}): the sigma of a log-normal factor is a number from 0 to 10.")
+        if self.kind is not None:
+            _check_kinds(self.kind, self.kinds)
         for column in _COLUMNS:
             _check(column, getattr(self, column))
         for flag, value in self.flags.items():
@@ -57,18 +82,24 @@ class Fleet:
 
     def fit(self, n: int) -> None:
         """Refuse a column, or a flag, that is not about `n` devices."""
-        for name, value in {**{column: getattr(self, column) for column in _COLUMNS}, **self.flags}.items():
-            if np.ndim(value) and len(value) != n:
+        columns = {column: getattr(self, column) for column in _COLUMNS}
+        for name, value in {**columns, "kind": self.kind, **self.flags}.items():
+            if value is not None and np.ndim(value) and len(value) != n:
                 raise UsageError(
                     f"the fleet's {name} has {len(value)} values for {n} clients: give one per client"
-                    f"{'' if name in self.flags else ', or one number for all'}."
+                    f"{', or one number for all' if name in columns else ''}."
                 )
+        for name, part in (("availability", self.availability), ("network", self.network)):
+            if part is not None and part.size != n:
+                raise UsageError(f"the fleet's {name} is about {part.size} devices, the job has {n} clients.")
 
     def durations(self, devices: I64, cost: Cost) -> F64:
-        """Seconds from ask to reply, `[n]`: overhead + down / downlink + FLOPs / speed + up / uplink."""
+        """Seconds a whole task takes without noise, `[n]`: overhead + down / downlink + FLOPs / speed + up / uplink,
+        and twice the latency; of links that change, by the columns."""
         out = cost.flops / _take(self.flops_per_s, devices)
         out = out + cost.bytes_down / _take(self.downlink_bytes_per_s, devices)
         out = out + cost.bytes_up / _take(self.uplink_bytes_per_s, devices) + _take(self.overhead_s, devices)
+        out = out + 2.0 * _take(self.latency_s, devices)
         return np.broadcast_to(np.asarray(out, np.float64), (len(devices),))
 
     def survivors(self, devices: I64, seed: int, key: tuple[str | int, ...]) -> NDArray[np.bool_] | None:
@@ -135,12 +166,28 @@ def _check(column: str, value: Any) -> None:
             f"Fleet({column}=...) is a number for all devices, or an array of one each, "
             f"not {numbers.dtype} {numbers.shape}."
         )
-    least = numbers >= 0 if column == "overhead_s" else numbers > 0
+    if column == "timezone_s":
+        least = np.abs(numbers) <= 86400.0
+        said = "seconds east of UTC, within a day"
+    elif column in _SPEEDS:
+        least, said = numbers > 0, "a finite number above zero"
+    else:
+        least, said = numbers >= 0, "a finite number not below zero"
     good = least & np.isfinite(numbers)
     if not good.all():
         at = int(np.argmin(good)) if numbers.ndim else 0
-        what, side = ("this time", "not below") if column == "overhead_s" else ("every speed", "above")
-        raise UsageError(f"device {at} has {column} = {np.ravel(numbers)[at]}: {what} must be finite and {side} zero.")
+        raise UsageError(f"device {at} has {column} = {np.ravel(numbers)[at]}: use {said}.")
+
+
+def _check_kinds(kind: NDArray[np.integer[Any]], kinds: tuple[str, ...]) -> None:
+    numbers = np.asarray(kind)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise UsageError(f"Fleet(kind=...) is one whole number per device, not {numbers.dtype} {numbers.shape}.")
+    if numbers.size and not (0 <= numbers.min() and numbers.max() < len(kinds)):
+        raise UsageError(
+            f"Fleet(kind=...) goes from {numbers.min()} to {numbers.max()} and kinds has {len(kinds)} names: "
+            "each is an index into kinds."
+        )
 
 
 def _take(column: Column, devices: I64) -> Any:
