@@ -12,6 +12,8 @@ from fieldfare.core.errors import UsageError
 class Quorum:
     """`need` replies (default: all asked) or `deadline_s` seconds after the ask, whichever is first.
 
+    Drop-outs: who waits cannot know that a reply will never come. So a gather that lacks replies and has no deadline
+    is over when the slowest client asked would have replied, drop-outs included; with a deadline it is over then.
     `late="drop"` throws later replies away; `late="next"` keeps them for the next `Run` of the same work,
     for algorithms that fold stale updates.
     """
