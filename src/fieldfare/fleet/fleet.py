@@ -96,10 +96,10 @@ class Fleet:
     def durations(self, devices: I64, cost: Cost) -> F64:
         """Seconds a whole task takes without noise, `[n]`: overhead + down / downlink + FLOPs / speed + up / uplink,
         and twice the latency; of links that change, by the columns."""
-        out = cost.flops / _take(self.flops_per_s, devices)
-        out = out + cost.bytes_down / _take(self.downlink_bytes_per_s, devices)
-        out = out + cost.bytes_up / _take(self.uplink_bytes_per_s, devices) + _take(self.overhead_s, devices)
-        out = out + 2.0 * _take(self.latency_s, devices)
+        out = cost.flops / take(self.flops_per_s, devices)
+        out = out + cost.bytes_down / take(self.downlink_bytes_per_s, devices)
+        out = out + cost.bytes_up / take(self.uplink_bytes_per_s, devices) + take(self.overhead_s, devices)
+        out = out + 2.0 * take(self.latency_s, devices)
         return np.broadcast_to(np.asarray(out, np.float64), (len(devices),))
 
     def survivors(self, devices: I64, seed: int, key: tuple[str | int, ...]) -> NDArray[np.bool_] | None:
@@ -183,12 +183,12 @@ def _check_kinds(kind: NDArray[np.integer[Any]], kinds: tuple[str, ...]) -> None
     numbers = np.asarray(kind)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise UsageError(f"Fleet(kind=...) is one whole number per device, not {numbers.dtype} {numbers.shape}.")
-    if numbers.size and not (0 <= numbers.min() and numbers.max() < len(kinds)):
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < len(kinds)):
         raise UsageError(
             f"Fleet(kind=...) goes from {numbers.min()} to {numbers.max()} and kinds has {len(kinds)} names: "
             "each is an index into kinds."
         )
 
 
-def _take(column: Column, devices: I64) -> Any:
+def take(column: Column, devices: I64) -> Any:
     return column[devices] if isinstance(column, np.ndarray) else column
