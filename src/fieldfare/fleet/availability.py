@@ -1,32 +1,306 @@
 """When devices may work: sessions as CSR intervals over traces, tiled in time, searched by bisection.
 
-Not here: where sessions come from (`generate`, `traces`). Invariant: an answer depends on (trace, shift, time) alone,
-not on what was asked before.
+Not here: where sessions come from (`generate`, `traces`), and what a session's end does to a task (`tasks`).
+Invariant: an answer depends on (trace, shift, time) alone, never on what was asked before, so jumps forth and back in
+time are right (FedScale's index that moves one slot per call is not; Lai et al., ICML 2022).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from fieldfare.core.errors import UsageError
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+Times = NDArray[np.float32] | NDArray[np.float64]
+
+DAY_S, WEEK_S = 86400.0, 604800.0
+_BLOCK = 1 << 15  # devices searched at once: what a search touches stays in the processor's cache
+_CHECKED = 1 << 22  # intervals checked at once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Availability:
-    """Sessions of n devices over m traces (being written)."""
+    """Sessions of n devices over m traces, in seconds; checked when made.
+
+    `offsets` int64 `[m + 1]`: trace r holds intervals `offsets[r]` to `offsets[r + 1]`. `start`, `end` `[k]`: seconds
+    in [0, `period_s`], within a trace ascending and apart; float32 holds whole seconds exactly up to 194 days.
+    `period_s`: a trace repeats after it; inf: it ends with its last interval, which may itself end at inf. `row` int32
+    `[n]`: the trace of each device (None: its own, n = m). `shift_s` float32 `[n]`: a device at time t looks at
+    (t + shift) mod `period_s`. Memory: 8 bytes an interval and 8 a trace (float32). Raises `UsageError`, naming the
+    first wrong trace and its intervals.
+
+    >>> night = Availability.of([[(0, 3600), (79200, 86400)], []], period_s=86400)
+    >>> night.session(80000.0, np.array([0, 1]))[1].tolist()
+    [90000.0, inf]
+    """
 
     offsets: I64
-    start: NDArray[np.floating[Any]]
-    end: NDArray[np.floating[Any]]
+    start: Times
+    end: Times
     period_s: float
     row: NDArray[np.int32] | None = None
     shift_s: NDArray[np.float32] | None = None
 
+    def __post_init__(self) -> None:
+        self.check()
+
     @property
     def size(self) -> int:
+        """Number of devices, n."""
         return len(self.row) if self.row is not None else len(self.offsets) - 1
+
+    def session(self, t: float | F64, devices: I64) -> tuple[F64, F64]:
+        """(begin, end) `[n']` in absolute seconds: the session that covers `t`, or else the next one after it.
+
+        `begin <= t` means available now, and `end > t` always. (inf, inf): never again. (-inf, inf): always on. A
+        session over the seam of the period is one session. Cost: log2(longest trace) passes over the devices, about
+        1 us for each of 10,000.
+        """
+        t = np.asarray(t, np.float64)
+        devices = np.asarray(devices, np.int64)
+        if len(devices) <= _BLOCK:
+            return self._sessions(t, devices)
+        begin, end = np.empty(len(devices)), np.empty(len(devices))
+        for at in range(0, len(devices), _BLOCK):
+            part = slice(at, at + _BLOCK)
+            begin[part], end[part] = self._sessions(t[part] if t.ndim else t, devices[part])
+        return begin, end
+
+    def at(self, t: float | F64, devices: I64) -> NDArray[np.bool_]:
+        """Whether each device is available at its `t`, `[n']`."""
+        return self.session(t, devices)[0] <= t
+
+    def available(self, t: float) -> I64:
+        """Ids of all devices available at `t`, ascending; tens of milliseconds for 1,000,000 devices."""
+        found = []
+        for at in range(0, self.size, _BLOCK):
+            devices = np.arange(at, min(at + _BLOCK, self.size))
+            low, high, phase, _ = self._look(np.float64(t), devices)
+            index = _first_ending_after(self.end, low, high, phase)
+            inside = (index < high) & (self.start.take(index, mode="clip") <= phase) if len(self.end) else index < high
+            found.append(devices[inside])
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def share(self, t: ArrayLike) -> F64:
+        """Share of all devices available at each `t`, `[k]`.
+
+        Without shifts, one pass over the intervals whatever `k`; with them, `k` searches for every device.
+        """
+        times = np.asarray(t, np.float64)
+        if not self.size:
+            return np.zeros(times.shape)
+        if self.shift_s is not None:
+            return np.array([len(self.available(one)) for one in times.ravel()]).reshape(times.shape) / self.size
+        phase = np.mod(times, self.period_s) if np.isfinite(self.period_s) else times
+        steps, where = np.unique(phase, return_inverse=True)
+        count = np.zeros(len(steps) + 1)
+        per_trace = None if self.row is None else np.bincount(self.row, minlength=len(self.offsets) - 1)
+        for at in range(0, len(self.start), _CHECKED):
+            part = slice(at, at + _CHECKED)
+            weights = None
+            if per_trace is not None:
+                rows = np.searchsorted(self.offsets, np.arange(at, at + len(self.start[part])), "right") - 1
+                weights = per_trace[rows].astype(np.float64)
+            count += np.bincount(np.searchsorted(steps, self.start[part]), weights, len(steps) + 1)
+            count -= np.bincount(np.searchsorted(steps, self.end[part]), weights, len(steps) + 1)
+        return (np.cumsum(count)[where] / self.size).reshape(times.shape)
+
+    def share_between(self, t0: float, t1: float, devices: I64) -> F64:
+        """Share of the time from `t0` to `t1` that each device is available, `[n']`; cost: their intervals."""
+        if not t1 > t0:
+            raise UsageError(f"share_between({t0}, {t1}): the second time must come after the first.")
+        return np.clip((self._spent(t1, devices) - self._spent(t0, devices)) / (t1 - t0), 0.0, 1.0)
+
+    def check(self) -> None:
+        """Refuse intervals that overlap, run backwards, are empty, not finite, or outside [0, `period_s`]."""
+        offsets, start, end = self.offsets, self.start, self.end
+        if not self.period_s > 0:
+            raise UsageError(f"Availability(period_s={self.period_s}): use seconds above zero, or inf for no repeat.")
+        if len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != len(start) or len(start) != len(end):
+            raise UsageError(
+                f"Availability: offsets must run from 0 to the number of intervals, "
+                f"{len(start)} starts and {len(end)} ends were given."
+            )
+        if (np.diff(offsets) < 0).any():
+            raise UsageError("Availability: offsets must not fall.")
+        if self.row is not None and len(self.row) and not 0 <= self.row.min() <= self.row.max() < len(offsets) - 1:
+            raise UsageError(f"Availability: row must name one of the {len(offsets) - 1} traces for each device.")
+        if self.shift_s is not None and (len(self.shift_s) != self.size or not np.isfinite(self.shift_s).all()):
+            raise UsageError(f"Availability: shift_s must be {self.size} finite numbers, one a device.")
+        firsts = offsets[:-1][np.diff(offsets) > 0]
+        for at in range(0, len(start), _CHECKED):
+            begins, ends = start[at : at + _CHECKED], end[at : at + _CHECKED]
+            good = (begins >= 0) & (begins < ends) & (ends <= self.period_s)
+            before = end[at - 1 : at - 1 + len(begins)] if at else np.concatenate([end[:1] * 0, end[: len(begins) - 1]])
+            apart = before <= begins
+            first = firsts[np.searchsorted(firsts, at) : np.searchsorted(firsts, at + len(begins))]
+            apart[first - at] = True
+            if not (good & apart).all():
+                self._refuse(at + int(np.argmin(good & apart)))
+
+    def _refuse(self, at: int) -> None:
+        device = int(np.searchsorted(self.offsets, at, "right")) - 1
+        one = _told(self.start[at], self.end[at])
+        what = "device" if self.row is None else "trace"
+        if not (np.isfinite(self.start[at]) and (np.isfinite(self.end[at]) or self.end[at] == self.period_s)):
+            why = f"its interval {one} is not finite: give both times in seconds"
+        elif self.start[at] >= self.end[at]:
+            why = f"its interval {one} {'is empty' if self.start[at] == self.end[at] else 'runs backwards'}"
+            why += ": give (start, end) with start before end"
+        elif self.start[at] < 0 or self.end[at] > self.period_s:
+            why = f"its interval {one} is outside [0, {self.period_s:.15g}]: cut it, or give a longer period_s"
+        else:
+            before = _told(self.start[at - 1], self.end[at - 1])
+            late = self.end[at] <= self.start[at - 1]
+            why = f"intervals {before} and {one} " + (
+                "are not in order of time: sort them" if late else "overlap: join them or cut one"
+            )
+        raise UsageError(f"availability of {what} {device}: {why}.")
+
+    def _look(self, t: Any, devices: I64) -> tuple[I64, I64, F64, Any]:
+        """(first interval, one past the last, phase, what to add to a time of the trace to make it absolute)."""
+        row = devices if self.row is None else self.row[devices]
+        low, high = self.offsets[row], self.offsets[row + 1]
+        shift = 0.0 if self.shift_s is None else self.shift_s[devices].astype(np.float64)
+        phase, base = t + shift, -shift
+        if np.isfinite(self.period_s):
+            cycle = np.floor(phase / self.period_s)
+            phase = phase - cycle * self.period_s
+            base = cycle * self.period_s - shift
+        return low, high, np.broadcast_to(phase, low.shape), base
+
+    def _sessions(self, t: Any, devices: I64) -> tuple[F64, F64]:
+        low, high, phase, base = self._look(t, devices)
+        if not len(self.end):
+            return np.full(len(low), np.inf), np.full(len(low), np.inf)
+        index = _first_ending_after(self.end, low, high, phase)
+        ended = (index < high) & (self.end.take(index, mode="clip") + base <= t)  # true but for rounding of t + shift
+        index = index + ended
+        over = index >= high
+        finite = bool(np.isfinite(self.period_s))
+        if finite:
+            index = np.where(over, low, index)
+            base = base + over * self.period_s
+        last = np.maximum(high - 1, 0)
+        begin = self.start.take(index, mode="clip").astype(np.float64)
+        end = self.end.take(index, mode="clip").astype(np.float64)
+        if finite:
+            first_start, first_end = self.start.take(low, mode="clip"), self.end.take(low, mode="clip").astype(float)
+            last_start, last_end = self.start.take(last).astype(float), self.end.take(last)
+            seam = (first_start == 0) & (last_end == self.period_s)
+            always = seam & (low == last)
+            end = np.where(always, np.inf, np.where(seam & (index == last), first_end + self.period_s, end))
+            begin = np.where(always, -np.inf, np.where(seam & (index == low), last_start - self.period_s, begin))
+        none = low == high if finite else over
+        return np.where(none, np.inf, begin + base), np.where(none, np.inf, end + base)
+
+    def _spent(self, t: float, devices: I64) -> F64:
+        """Seconds available since the trace's first beginning, up to `t`."""
+        low, high, phase, _ = self._look(np.float64(t), devices)
+        counts = high - low
+        which = np.repeat(np.arange(len(low)), counts)
+        index = np.arange(len(which)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
+        start, end = self.start[index].astype(np.float64), self.end[index].astype(np.float64)
+        out = np.bincount(which, np.clip(phase[which] - start, 0.0, end - start), len(low))
+        if np.isfinite(self.period_s):
+            shift = 0.0 if self.shift_s is None else self.shift_s[devices].astype(np.float64)
+            out = out + np.floor((t + shift) / self.period_s) * np.bincount(which, end - start, len(low))
+        return out
+
+    @staticmethod
+    def of(intervals: Iterable[Sequence[tuple[float, float]] | NDArray[Any]], period_s: float = np.inf) -> Availability:
+        """From the (start, end) pairs in seconds of each device, ascending; pairs that touch become one session."""
+        pairs = [np.asarray(one, np.float64).reshape(-1, 2) for one in intervals]
+        device = np.repeat(np.arange(len(pairs)), [len(one) for one in pairs])
+        times = np.concatenate(pairs) if pairs else np.zeros((0, 2))
+        return of_columns(device, times[:, 0], times[:, 1], len(pairs), period_s)
+
+    @staticmethod
+    def always(n: int) -> Availability:
+        """`n` devices that may work at any time: one trace of one day."""
+        one = np.array([DAY_S], np.float32)
+        return Availability(np.array([0, 1]), one * 0, one, DAY_S, np.zeros(n, np.int32))
+
+
+def of_columns(device: I64, start_s: F64, end_s: F64, n: int, period_s: float = np.inf) -> Availability:
+    """From one row an interval, `[k]` each, in any order of devices and ascending within one.
+
+    Intervals that touch become one session. Times are kept as float32 where that loses nothing, else as float64.
+    """
+    device = np.asarray(device, np.int64)
+    if len(device) and not 0 <= device.min() <= device.max() < n:
+        raise UsageError(
+            f"availability of {n} devices: ids go from {device.min()} to {device.max()}, use 0 to {n - 1}."
+        )
+    if (np.diff(device) < 0).any():
+        order = np.argsort(device, kind="stable")
+        device, start_s, end_s = device[order], start_s[order], end_s[order]
+    offsets = np.searchsorted(device, np.arange(n + 1)).astype(np.int64)
+    start, end = _exact(np.asarray(start_s, np.float64)), _exact(np.asarray(end_s, np.float64))
+    made = Availability(offsets, start, end, float(period_s))
+    touch = np.zeros(len(device), np.bool_)
+    touch[1:] = (device[1:] == device[:-1]) & (start[1:] == end[:-1])
+    if not touch.any():
+        return made
+    first, last = ~touch, np.append(~touch[1:], True)
+    offsets = np.searchsorted(device[first], np.arange(n + 1)).astype(np.int64)
+    return Availability(offsets, start[first], end[last], float(period_s))
+
+
+def of_log(
+    device: I64, start_s: F64, end_s: F64, n: int, from_s: float | None = None, to_s: float | None = None
+) -> tuple[Availability, str]:
+    """A log that lasted from `from_s` to `to_s` (default: its first and last time), made to repeat; and how, in words.
+
+    It repeats by as many whole weeks as it holds, else by as many whole days, counted from `from_s`, which becomes
+    time 0; intervals are cut to that window. Raises `UsageError` when it holds not one whole day.
+    """
+    start, end = np.asarray(start_s, np.float64), np.asarray(end_s, np.float64)
+    of_columns(device, start - min(0.0, start.min(initial=0.0)), end - min(0.0, start.min(initial=0.0)), n)
+    begin = float(start.min(initial=np.inf)) if from_s is None else float(from_s)
+    stop = float(end.max(initial=-np.inf)) if to_s is None else float(to_s)
+    span = stop - begin
+    if not (np.isfinite(span) and span >= DAY_S):
+        held = f"{span / 3600:.3g} hours" if np.isfinite(span) and span > 0 else "no time"
+        raise UsageError(
+            f"the availability trace holds {held}: to repeat it, at least one whole day (86400 s) is needed."
+        )
+    weeks = int(span // WEEK_S)
+    period = weeks * WEEK_S if weeks else span // DAY_S * DAY_S
+    start, end = np.maximum(start - begin, 0.0), np.minimum(end - begin, period)
+    kept = start < end
+    unit = f"{weeks} whole week" if weeks else f"{period / DAY_S:.0f} whole day"
+    note = (
+        f"a trace of {span / DAY_S:.3g} days, repeated by its first {unit}{'' if unit.startswith('1 ') else 's'} "
+        f"({period:.0f} s); time 0 is its second {begin:.15g}"
+    )
+    return of_columns(np.asarray(device)[kept], start[kept], end[kept], n, period), note
+
+
+def _first_ending_after(end: Times, low: I64, high: I64, x: F64) -> I64:
+    """For each row the first index in [low, high) whose `end` is above `x`, or `high`."""
+    longest = int((high - low).max(initial=0))
+    at = low - 1
+    step = 1 << longest.bit_length() >> 1
+    while step:
+        next_ = at + step
+        at = np.where((next_ < high) & (end.take(next_, mode="clip") <= x), next_, at)
+        step >>= 1
+    return at + 1
+
+
+def _exact(values: F64) -> Times:
+    with np.errstate(over="ignore"):
+        small = values.astype(np.float32)
+    return small if np.array_equal(small, values, equal_nan=True) else values
+
+
+def _told(start: Any, end: Any) -> str:
+    return f"({float(start):.15g}, {float(end):.15g})"
