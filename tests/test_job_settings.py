@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fieldfare as ff
+from fieldfare.algorithms import Evaluate, EvaluateOnClients, keep_optimizer
+from fieldfare.config import plain
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import accepts, hints_of, settings, unknown_key, words
 
@@ -163,3 +166,98 @@ def test_a_setting_inside_an_algorithm_is_found_by_its_name():
     assert adam.with_overrides({"algorithm.b1": "0.5"}).algorithm.server.after[0].b1 == 0.5
     with pytest.raises(ff.UsageError, match="unknown key 'mu'"):
         adam.with_overrides({"algorithm.mu": "0.5"})
+
+
+MADE_BY = [
+    (ff.FedAvgM, {"lr": 0.5, "beta": 0.8, "nesterov": True, "weighted": False}),
+    (ff.FedAdam, {"lr": 0.03, "b1": 0.8, "b2": 0.9, "tau": 0.01}),
+    (ff.FedYogi, {"lr": 0.03, "b1": 0.8, "b2": 0.9, "tau": 0.01}),
+    (ff.FedAdagrad, {"lr": 0.03, "b1": 0.8, "tau": 0.01}),
+    (ff.FedProx, {"mu": 0.5}),
+    (ff.FedDyn, {"alpha": 0.5}),
+    (ff.QFedAvg, {"q": 2.0, "lr": 0.5}),
+    (ff.Ditto, {"lam": 0.5}),
+    (partial(ff.FedRep, personal=["head"]), {"head_epochs": 3, "personal": ("body", "head")}),
+    (partial(ff.Krum, byzantine=0), {"byzantine": 1, "keep": 2, "lr": 0.5, "mix": 1}),
+]
+
+
+def job_of(algorithm) -> ff.Job:
+    data = ff.data.synthetic(clients=9, classes=2, features=3)
+    return ff.Job(model=ff.mlp(3, 2), data=data, algorithm=algorithm)
+
+
+def text_of(value) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+@pytest.mark.parametrize(("make", "arguments"), MADE_BY)
+def test_an_argument_of_what_made_an_algorithm_is_a_setting_of_it(make, arguments):
+    job, rounds = job_of(make(rounds=1, cohort=8)), {"algorithm.rounds": "3"}
+    for name, value in arguments.items():
+        for changes in ({f"algorithm.{name}": text_of(value)}, {f"algorithm.{name}": value}):
+            assert job.with_overrides(changes).algorithm == make(rounds=1, cohort=8, **{name: value})
+    whole = {f"algorithm.{name}": text_of(value) for name, value in arguments.items()}
+    wanted = make(rounds=3, cohort=8, **arguments)
+    for changes in (whole | rounds, rounds | whole, dict(reversed(whole.items())) | rounds):
+        assert job.with_overrides(changes).algorithm == wanted
+    assert job.algorithm == make(rounds=1, cohort=8)
+    told = plain(job.with_overrides(whole).algorithm)
+    for name, value in arguments.items():
+        assert told[name] == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_an_argument_is_found_inside_wrappers_and_what_was_made_of_the_algorithm():
+    tuned = job_of(EvaluateOnClients(Evaluate(keep_optimizer(ff.FedProx(1, 2, mu=0.1)))))
+    changed = tuned.with_overrides(
+        {"algorithm.mu": "0.5", "rounds": "4", "algorithm.inner.inner.quorum.deadline_s": "9"}
+    )
+    inner = ff.FedProx(4, 2, mu=0.5, quorum=ff.Quorum(deadline_s=9.0))
+    assert changed.algorithm == EvaluateOnClients(Evaluate(keep_optimizer(inner)))
+    assert plain(changed.algorithm)["inner"]["inner"]["mu"] == 0.5
+    none = job_of(keep_optimizer(ff.FedProx(1, 2, mu=0)))
+    assert none.with_overrides({"algorithm.mu": "0.5"}).algorithm == keep_optimizer(ff.FedProx(1, 2, mu=0.5))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("algorithm.lrr", 1.0, "unknown key 'algorithm.lrr'|unknown key 'lrr'.*did you mean 'lr'"),
+        ("algorithm.lr", "fast", "algorithm.lr='fast': use a number"),
+        ("algorithm.b1", 1.5, "b1=1.5"),
+        ("algorithm.lr.more", 1, "no settings"),
+        ("algorithm.made", 1, "unknown key 'made'"),
+        ("algorithm.arguments", 1, "unknown key 'arguments'"),
+    ],
+)
+def test_an_argument_that_does_not_exist_or_fit_is_refused_in_one_line(key, value, says):
+    with pytest.raises(ff.UsageError, match=says) as caught:
+        job_of(ff.FedAdam(1, 2)).with_overrides({key: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_algorithm_changed_by_hand_is_no_longer_what_its_maker_made():
+    from fieldfare.core.recipe import recipe_of
+
+    made = ff.FedAdam(1, 2, lr=0.03)
+    assert recipe_of(made).arguments["lr"] == 0.03
+    assert (made, hash(made), repr(made)) == (changed := replace(made), hash(changed), repr(changed))
+    assert recipe_of(changed) is None
+    assert "lr" not in plain(changed)
+    job = job_of(made).with_overrides({"algorithm.server.after.1.factor": "0.5"})
+    assert job.algorithm.server.after[1].factor == 0.5
+    assert "lr" not in plain(job.algorithm)
+
+
+def test_a_recipe_is_of_the_outermost_maker_and_leaves_what_it_was_given_alone():
+    from fieldfare.core.recipe import recipe_of
+
+    @settings
+    def gentle(algorithm: Any, note: str = "") -> Any:
+        return algorithm
+
+    inner = ff.FedAdam(1, 2)
+    outer = gentle(inner, "slow")
+    assert outer == inner
+    assert recipe_of(outer).arguments == {"algorithm": inner, "note": "slow"}
+    assert "lr" in recipe_of(inner).takes

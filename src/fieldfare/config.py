@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fieldfare import __version__
+from fieldfare.core.recipe import recipe_of
 
 
 def describe_job(job: Any, net: Any) -> dict[str, Any]:
@@ -52,6 +53,15 @@ def first_difference(kept: Any, now: Any, where: str = "") -> str | None:
     return None if was == is_ else f"{where} was {_brief(was)} and is {_brief(is_)}".replace(".is was", " was")
 
 
+def _made_with(value: Any) -> dict[str, Any]:
+    """The arguments of the function that made `value`; of an algorithm made of another, the other's too."""
+    recipe = recipe_of(value)
+    told: dict[str, Any] = {}
+    for name, part in (recipe.arguments if recipe is not None else {}).items():
+        told |= _made_with(part) if hasattr(part, "step") else {name: plain(part)}
+    return told
+
+
 _NO_MATTER = frozenset({"simulated.workers", "simulated.chunk", "callbacks", "name"})
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -77,7 +87,15 @@ def describe_data(data: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON: dataclasses by field with their class under "is", small arrays as lists, large ones by shape."""
+    """`value` as JSON: dataclasses by field with their class under "is", small arrays as lists, large ones by shape.
+
+    What a function made has the arguments it was made with before its fields, where they are not called alike.
+
+    >>> from fieldfare.algorithms import FedAdam
+    >>> told = plain(FedAdam(10, 5, lr=0.03))
+    >>> told["is"], told["name"], told["lr"], told["rounds"]
+    ('FedAvg', 'fedadam', 0.03, 10)
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.generic):
@@ -88,7 +106,7 @@ def plain(value: Any) -> Any:
         if hasattr(value, "describe") and not hasattr(value, "step"):
             return plain(value.describe())
         inside = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"is": type(value).__name__, **inside}
+        return {"is": type(value).__name__, **{k: v for k, v in _made_with(value).items() if k not in inside}, **inside}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list):

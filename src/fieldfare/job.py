@@ -6,20 +6,20 @@ that only makes sense simulated stands outside `Job.simulated`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fieldfare.algorithms.evaluate import innermost
 from fieldfare.core.errors import UsageError
 from fieldfare.core.quorum import Everyone, Sample
-from fieldfare.core.settings import accepts, hints_of, needed, settings, unknown_key
+from fieldfare.core.settings import settings
 from fieldfare.data.federated import Federated
 from fieldfare.fleet.fleet import Fleet, Phones
+from fieldfare.overrides import SHORT, override
 from fieldfare.work.net import Training
 
 if TYPE_CHECKING:
@@ -139,96 +139,11 @@ class Job:
         return run(self, runs, **options)
 
     def with_overrides(self, changes: Mapping[str, Any]) -> Job:
-        """The job with dotted settings replaced: `{"algorithm.rounds": 5, "seed": 1}`; unknown keys are refused."""
+        """The job with dotted settings replaced: `{"algorithm.rounds": 5, "seed": 1}`; unknown keys are refused.
+
+        What an algorithm was made with counts as a setting of it: `{"algorithm.lr": 0.03}` of a FedAdam.
+        """
         job = self
         for key, value in changes.items():
-            job = _override(job, key.split("."), value, key)
+            job = override(job, SHORT.get(key, key).split("."), value, key)
         return job
-
-
-_SHORT = {
-    "rounds": "algorithm.rounds",
-    "cohort": "algorithm.cohort",
-    "lr": "training.lr",
-    "workers": "simulated.workers",
-}
-
-
-def _override(target: Any, path: list[str], value: Any, whole: str) -> Any:
-    head, *rest = path
-    if isinstance(target, Job) and not rest and head in _SHORT:
-        head, *rest = _SHORT[head].split(".")
-    if isinstance(target, tuple) and head.isdigit() and int(head) < len(target) and rest:
-        parts = list(target)
-        parts[int(head)] = _override(parts[int(head)], rest, value, whole)
-        return tuple(parts)
-    if not dataclasses.is_dataclass(target) or isinstance(target, type):
-        raise UsageError(f"{whole!r}: {type(target).__name__} has no settings to override.")
-    names = [f.name for f in dataclasses.fields(target) if f.init]
-    if head not in names and "inner" in names:
-        return replace(target, inner=_override(target.inner, path, value, whole))
-    if head not in names:
-        inside = _inside(target, head)
-        if len(inside) != 1:
-            raise UsageError(unknown_key(head, names, repr(whole)))
-        return _override(target, [*inside[0], *rest], value, whole)
-    old = getattr(target, head)
-    if rest and old is None:
-        old = _default_of(hints_of(type(target)).get(head), whole)
-    new = _override(old, rest, value, whole) if rest else _typed(type(target), head, old, value, whole)
-    return replace(target, **{head: new})
-
-
-def _inside(target: Any, name: str, path: tuple[str, ...] = ()) -> list[list[str]]:
-    """Where a setting called `name` stands in the parts an algorithm is made of (`mu` of FedProx: `local.0.mu`)."""
-    if isinstance(target, tuple):
-        parts = [(str(i), part) for i, part in enumerate(target)]
-    elif dataclasses.is_dataclass(target) and not isinstance(target, type | Job):
-        fields = [f.name for f in dataclasses.fields(target) if f.init]
-        if path and name in fields:
-            return [[*path, name]]
-        parts = [(field, getattr(target, field)) for field in fields]
-    else:
-        return []
-    return [found for key, part in parts for found in _inside(part, name, (*path, key))]
-
-
-def _default_of(hint: Any, whole: str) -> Any:
-    """A setting that is None now, as its own class makes it without arguments (`stop_at.at_least=0.9`)."""
-    for one in get_args(hint):
-        if dataclasses.is_dataclass(one) and isinstance(one, type):
-            return one()
-    raise UsageError(f"{whole!r}: what it belongs to is None here; give it in the job file first.")
-
-
-def _typed(owner: type, name: str, old: Any, value: Any, whole: str) -> Any:
-    """A command line's text as the type that setting `name` of `owner` is declared to have."""
-    if not isinstance(value, str):
-        return value
-    hint = hints_of(owner).get(name, Any)
-    if hint is Any:
-        if old is None or isinstance(old, str):
-            return value
-        raise UsageError(f"{whole}={value!r}: {name} is no text or number; change it in the job file.")
-    text = value.strip()
-    for found in (*_read(text), text):
-        if accepts(found, hint):
-            return found
-    raise UsageError(f"{whole}={value!r}: use {needed(owner, name)} (now {old!r}).")
-
-
-def _read(text: str) -> list[Any]:
-    """What a piece of text may mean, most special first: None, a truth value, numbers, numbers in brackets."""
-    known = {"none": None, "null": None, "true": True, "false": False}
-    if text.lower() in known:
-        return [known[text.lower()]]
-    found: list[Any] = []
-    for kind in (int, float):
-        try:
-            found.append(kind(text))
-        except ValueError:
-            continue
-    if "," in text:
-        parts = [_read(part.strip()) for part in text.strip("()[] ").split(",") if part.strip()]
-        found.append(tuple(part[0] if part else text for part in parts))
-    return found

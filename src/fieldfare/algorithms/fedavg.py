@@ -24,6 +24,7 @@ from fieldfare.core.events import Event, Gathered, Started
 from fieldfare.core.local import Local
 from fieldfare.core.params import Params, View
 from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
+from fieldfare.core.recipe import Recorded
 from fieldfare.core.settings import settings
 
 _MEAN, _PLAIN = chain(mean()), Plain()
@@ -43,7 +44,7 @@ class State:
 
 @settings
 @dataclass(frozen=True, slots=True)
-class FedAvg:
+class FedAvg(Recorded):
     """`rounds` rounds over `cohort`: a count, `Sample`, `Everyone`, int64 ids `[n]`, or names of nodes.
 
     Round r = 1, 2, ... runs `work` with `config={"round": r}` and randomness of key ("train", r), then publishes

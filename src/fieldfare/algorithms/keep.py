@@ -12,8 +12,10 @@ from typing import Any
 from fieldfare.algorithms.fedavg import FedAvg
 from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Keep
+from fieldfare.core.settings import settings
 
 
+@settings
 def keep_optimizer(algorithm: Any) -> FedAvg:
     """`algorithm` with clients that keep momentum, or Adam's moments and count of steps, from ask to ask.
 

@@ -19,12 +19,15 @@ from typing import Any, Literal, TypeVar, Union, Unpack, cast, get_args, get_ori
 import numpy as np
 
 from fieldfare.core.errors import UsageError
+from fieldfare.core.recipe import Recipe, recorded
 
 T = TypeVar("T")
 
 
 def settings(made: T) -> T:
     """A dataclass, or a function that makes something, which refuses unknown, missing and wrongly typed settings.
+
+    What a function makes remembers the call, if it is `Recorded`, so that one argument can be changed later.
 
     >>> @settings
     ... @dataclasses.dataclass(frozen=True)
@@ -64,9 +67,20 @@ def _guarded(call: Callable[..., Any], owner: Any, skip: int) -> Callable[..., A
         for values in inside:
             for key in values.keys() & hints.keys() & set(known):
                 values[key] = _checked(owner, key, values[key], hints[key])
-        return call(*bound.args, **bound.kwargs)
+        made = call(*bound.args, **bound.kwargs)
+        return made if skip else recorded(made, Recipe(guarded, _flat(bound), tuple(known)))
 
     return guarded
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """All arguments of a call by name, defaults too, and those of `**more` beside the others."""
+    bound.apply_defaults()
+    flat = dict(bound.arguments)
+    for p in bound.signature.parameters.values():
+        if p.kind is p.VAR_KEYWORD:
+            flat |= flat.pop(p.name)
+    return flat
 
 
 def _checked(owner: Any, name: str, value: Any, hint: Any) -> Any:
