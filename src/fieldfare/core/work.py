@@ -29,7 +29,8 @@ class Cohort:
     `models` float32 `[v, P]` with `row` int64 `[n]` saying which one a client starts from; `keys` uint64 `[n]`, a
     random stream per client; `state` float32 `[n, S]` of the slot with `fresh` bool `[n]` (never written before);
     `inputs` for all; `each` `{position: {name: value}}`; `config` small scalars. `held`: the held-out rows, for a
-    work that declares `needs_held = True`.
+    work that declares `needs_held = True`. `steps` int64 `[n]`: the most local steps of each client, for a work with a
+    method `steps`, where the ask's budget of time limits them.
     """
 
     models: F32
@@ -45,6 +46,7 @@ class Cohort:
     fresh: NDArray[np.bool_] | None = None
     opaque: bytes = b""
     held: Block | None = None
+    steps: I64 | None = None
 
     @property
     def n(self) -> int:
@@ -61,6 +63,7 @@ class Cohort:
             None if self.fresh is None else self.fresh[pick],
             self.opaque,
             None if self.held is None else self.held.part(start, stop),
+            None if self.steps is None else self.steps[pick],
         )  # fmt: skip
 
 

@@ -22,10 +22,11 @@ _PASS = 32
 """Bits of a counter left for the example; the bits above count passes over the data."""
 
 
-def passes_and_steps(sizes: I64, training: Training) -> tuple[I64, I64, I64]:
+def passes_and_steps(sizes: I64, training: Training, most: I64 | None = None) -> tuple[I64, I64, I64]:
     """Passes over the data, steps and examples taken, `[n]` each, by clients with `sizes` examples.
 
-    A client without examples takes no step. With `training.steps` the last pass may stop early.
+    A client without examples takes no step. With `training.steps`, or at `most` so many steps `[n]`, the last pass may
+    stop early.
 
     >>> [a.tolist() for a in passes_and_steps(np.array([5, 0]), Training(batch_size=2, epochs=3))]
     [[3, 0], [9, 0], [15, 0]]
@@ -33,27 +34,28 @@ def passes_and_steps(sizes: I64, training: Training) -> tuple[I64, I64, I64]:
     batch = training.batch_size
     per = -(-sizes // batch)
     some = (sizes > 0).astype(np.int64)
-    if training.steps is None:
+    if training.steps is None and most is None:
         passes = some * training.epochs
         return passes, passes * per, passes * sizes
-    steps = some * training.steps
+    steps = some * training.epochs * per if training.steps is None else some * training.steps
+    steps = steps if most is None else np.minimum(steps, most)
     whole, rest = np.divmod(steps, np.maximum(per, 1))
     return whole + (rest > 0), steps, whole * sizes + np.minimum(rest * batch, sizes)
 
 
-def make_plan(data: Block, keys: U64, training: Training) -> Plan:
+def make_plan(data: Block, keys: U64, training: Training, most: I64 | None = None) -> Plan:
     """The batches of all clients of `data` under `training`, client by client and step by step.
 
-    `keys` uint64 `[n]`. Every pass is a fresh shuffle: the order of the hash bits of (client key, pass, example), which
+    `keys` uint64 `[n]`. `most` int64 `[n]` limits each client's steps. Every pass is a fresh shuffle: the order of the hash bits of (client key, pass, example), which
     are all different, so no tie can let the neighbours in. `shuffle=False` takes stored order. Cost: one sort of
     the examples taken; a cohort of equal sizes needs no padding and gives the same numbers.
     """
     sizes = data.sizes
-    passes, steps, taken = passes_and_steps(sizes, training)
+    passes, steps, taken = passes_and_steps(sizes, training, most)
     start = np.zeros(data.n + 1, np.int64)
     np.cumsum(taken, out=start[1:])
     key = rng.mix(keys ^ _SHUFFLE) if training.shuffle else None
-    if data.n and sizes[0] > 0 and (sizes == sizes[0]).all():
+    if data.n and sizes[0] > 0 and (sizes == sizes[0]).all() and (taken == taken[0]).all():
         rows = _equal(data, key, int(sizes[0]), int(passes[0]), int(taken[0]))
     else:
         rows = _ragged(data, key, sizes, passes, start)

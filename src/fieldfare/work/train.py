@@ -241,7 +241,7 @@ class Train:
         self, models: F32, row: I64, cohort: Cohort, keys: U64, training: Training, lr: float, drift: Drift,
         moments: F32 | None = None,
     ) -> tuple[Fit, I64]:  # fmt: skip
-        plan = make_plan(cohort.data, keys, training)
+        plan = make_plan(cohort.data, keys, training, cohort.steps)
         more = {} if moments is None else {"moments": moments}
         return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift, **more), plan.steps
 
@@ -318,6 +318,14 @@ class Train:
                     pass
         vector = 4.0 * layout.size
         return Cost(self.net.flops() * taken, vector * down, vector * up + extra, vector * held)
+
+    def steps(self, examples: I64, config: Mapping[str, Scalar]) -> I64:
+        """Local steps of clients with that many `examples`, `[n]`, when nothing limits them."""
+        return passes_and_steps(np.asarray(examples, np.int64), settings(self.training, config)[0])[1]
+
+    def alike(self, config: Mapping[str, Scalar]) -> Any:
+        """What of a config matters here: asks for which this is equal may be computed in one stack."""
+        return settings(self.training, config)
 
     def slots(self, layout: Layout) -> Mapping[str, int]:
         """The client-state slot that `local` keeps, see `slots_of`."""
