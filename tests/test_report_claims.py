@@ -9,7 +9,7 @@ import pytest
 from report_folders import make_study, read_rows, write_lines
 
 from fieldfare.core.errors import UsageError
-from fieldfare.report.claims import compute_claims, in_words, read_claims
+from fieldfare.report.claims import claims_changed, compute_claims, digest, in_words, read_claims
 
 
 def arm(folder, name, rows, **totals):
@@ -261,6 +261,25 @@ def test_a_claim_that_is_gone_from_its_file_does_not_hold(tmp_path):
     assert [claim["holds"] for claim in compute_claims(folder)] == [False, False]
     (folder / "summary.json").unlink()
     assert [claim["name"] for claim in compute_claims(folder)] == ["fedavg", "ours"]
+
+
+@pytest.mark.parametrize("record", ["config.json", "summary.json"])
+def test_a_claims_file_other_than_the_one_on_record_makes_its_claims_false_and_keeps_their_values(tmp_path, record):
+    folder = make_study(tmp_path / "study", seeds=1, rounds=20, claims=TWO)
+    before = compute_claims(folder)
+    assert (claims_changed(folder), [claim["holds"] for claim in before]) == (None, [True, True])
+    kept = json.loads((folder / record).read_text())
+    (folder / record).write_text(json.dumps({**kept, "claims_sha256": digest(folder / "claims.toml")}))
+    assert (claims_changed(folder), compute_claims(folder)) == (None, before)
+    (folder / "claims.toml").write_text(TWO.replace("target = 0.3", "target = 0.2", 1))
+    assert record in claims_changed(folder)
+    after = compute_claims(folder)
+    assert [claim["ours"] for claim in after] == [claim["ours"] for claim in before]
+    assert [(claim["holds"], claim["why"]) for claim in after] == [
+        (False, "claims.toml was changed since the run was made")
+    ] * 2
+    (tmp_path / "others.toml").write_text(TWO)
+    assert all(claim["holds"] for claim in compute_claims(folder, tmp_path / "others.toml"))
 
 
 def cut_cleanly(path):

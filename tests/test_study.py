@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 
@@ -98,6 +99,29 @@ def test_a_claim_whose_file_is_gone_does_not_hold(done, tmp_path):
     shown = fieldfare(tmp_path, "claims", run.id)
     assert shown.code == 4
     assert "missing" in shown.out
+
+
+@pytest.mark.parametrize("text", [CLAIMS.replace("target = 1.0", "target = 2.0"), CLAIMS + "\n", ""])
+def test_under_a_claims_file_that_was_changed_since_no_claim_holds(done, tmp_path, text):
+    folder, outcome = done
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run = RunFolder.find("latest", tmp_path / "runs")
+    assert outcome.result["claims_sha256"] == hashlib.sha256(CLAIMS.encode()).hexdigest()
+    assert fieldfare(tmp_path, "claims", run.id, "--json").result["changed"] is None
+    (run.path / "claims.toml").write_text(text)
+    told = fieldfare(tmp_path, "claims", run.id, "--json")
+    assert told.code == 4
+    assert [claim["holds"] for claim in told.result["claims"]] == [False, False]
+    assert "claims.toml was changed since the run was made" in told.result["changed"]
+    shown = fieldfare(tmp_path, "claims", run.id)
+    assert shown.code == 4
+    assert shown.err.strip() == told.result["changed"]
+    assert "\n" not in shown.err.strip()
+    again = fieldfare(tmp_path, "resume", run.id, "--json")
+    assert again.result["claims_sha256"] == outcome.result["claims_sha256"]
+    assert fieldfare(tmp_path, "claims", run.id).code == 4
+    (run.path / "claims.toml").write_text(CLAIMS)
+    assert fieldfare(tmp_path, "claims", run.id).code == 0
 
 
 def test_an_arm_is_the_run_that_its_job_would_be_alone(done, tmp_path):

@@ -24,7 +24,7 @@ EXIT = {
     1: "a defect of Fieldfare or of the user's own code (with a traceback)",
     2: "bad input: job, data, arguments or a run folder; one line says what to do",
     3: "a client sent something wrong and the job says to stop",
-    4: "`fieldfare claims`: a claim does not hold",
+    4: "`fieldfare claims`: a claim does not hold, or `claims.toml` was changed since the run was made",
     5: "the disk is full: nothing is lost but the round; free space and `fieldfare resume`",
     130: "interrupted (Ctrl-C or SIGTERM): `fieldfare resume` goes on",
 }
@@ -216,18 +216,20 @@ def new(path: Path, force: bool, as_json: bool) -> None:
 @runs_
 @as_json_
 def claims(which: str, runs: Path, as_json: bool) -> None:
-    """Recompute a study's claims from its stored tables; exit code 4 if one does not hold."""
-    from fieldfare.report.claims import compute_claims
+    """Recompute a study's claims from its stored tables; exit code 4 if one is false or claims.toml was changed."""
+    from fieldfare.report.claims import claims_changed, compute_claims
     from fieldfare.show import show_claims
     from fieldfare.store.runs import RunFolder
 
     folder = RunFolder.find(which, runs)
-    found = compute_claims(folder.path)
+    found, changed = compute_claims(folder.path), claims_changed(folder.path)
     if as_json:
-        _print({"run": folder.id, "claims": found}, True, "")
+        _print({"run": folder.id, "claims": found, "changed": changed}, True, "")
     else:
         show_claims(found)
-    if not all(claim["holds"] for claim in found):
+        if changed is not None:
+            click.echo(changed, err=True)
+    if changed is not None or not all(claim["holds"] for claim in found):
         raise click.exceptions.Exit(4)
 
 

@@ -67,7 +67,7 @@ class Study:
     ) -> Result:  # fmt: skip
         """Run the arms that are not complete, then the report and the claims; the first arm is the headline."""
         refuse_while_loading("study")
-        from fieldfare.report.claims import compute_claims, read_claims
+        from fieldfare.report.claims import compute_claims, digest, read_claims
 
         if folder is None:
             source = source or running_file(self)
@@ -79,7 +79,8 @@ class Study:
                 _copy(claims, folder.file("claims.toml"))
             arms = [name for name, _ in self.jobs()]
             made = [] if claims is None else [claim["name"] for claim in read_claims(claims)]
-            config = {"format": 1, "study": self.name, "arms": arms, "claims": made}
+            kept = digest(folder.file("claims.toml"))
+            config = {"format": 1, "study": self.name, "arms": arms, "claims": made, "claims_sha256": kept}
             folder.write_json("config.json", {**config, "source": source_of(source, overrides, job_name)})
         first: Result | None = None
         summaries: dict[str, Any] = {}
@@ -98,6 +99,8 @@ class Study:
             self._headline(folder)
             if told := compute_claims(folder.path):
                 summary["claims"] = told
+            begun = folder.read_json("config.json")
+            summary |= {key: begun[key] for key in ("claims_sha256",) if key in begun}
             folder.write_model(first.model)
             folder.finish(summary)
         from fieldfare.report.html import write_report

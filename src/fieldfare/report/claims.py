@@ -3,7 +3,7 @@
 Here: `claims.toml` read and checked, the measures, `compute_claims`. Not here: how a claim is shown (`html`). Kept: a
 claim is computed from the files of the arms: curves from ``rounds.jsonl``, totals from ``summary.json``. A claim whose
 inputs are missing, cut short or unreadable, whose threshold was never reached, or that is gone from the claims file,
-has no value of ours and does not hold.
+has no value of ours and does not hold; none holds under a claims file that is not the one the run was made with.
 
 A claims file::
 
@@ -19,6 +19,7 @@ A claims file::
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,9 @@ _MAY: Mapping[str, set[str]] = {
 }
 
 
+_CHANGED = "claims.toml was changed since the run was made"
+
+
 class _Missing(Exception):
     """A measure cannot be taken; the text says why, for the claim's line."""
 
@@ -76,9 +80,10 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
     ``claims_toml`` defaults to the run's own ``claims.toml``; without either there are no claims: ``[]``. Each entry
     has ``name``, ``ours`` (None when it cannot be computed), ``target``, ``sense`` (``>=``, ``<=``, or ``=`` for no
     further from the target than ``tolerance``), ``tolerance`` and ``published`` (or None), ``holds``, ``unit`` (see
-    `units.in_unit`), ``measure`` (in words) and ``why`` (the reason when ``ours`` is None). A claim that the run made
-    and that its own ``claims.toml`` holds no more is listed too, and does not hold. Measures, each taken per seed and
-    then aggregated (``aggregate``: median unless stated):
+    `units.in_unit`), ``measure`` (in words) and ``why`` (the reason when it can not hold, as ``ours`` is None or the
+    run's own ``claims.toml`` was changed, see `claims_changed`). A claim that the run made and that its ``claims.toml``
+    holds no more is listed too, and does not hold. Measures, each taken per seed and then aggregated (``aggregate``:
+    median unless stated):
 
     - ``final``: the last value of ``metric``, or the mean of its last ``window`` values;
     - ``best``: its highest value; its lowest for a loss or with ``goal = "min"``;
@@ -100,9 +105,36 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
     written = read_claims(source) if claims_toml is not None or source.is_file() else []
     names = {claim["name"] for claim in written}
     made = claims_made(folder) if claims_toml is None else {}
-    return [_judge(claim, tables) for claim in written] + [
-        _gone(name, told) for name, told in made.items() if name not in names
-    ]
+    judged = [_judge(claim, tables) for claim in written]
+    if claims_toml is None and claims_changed(folder):
+        judged = [{**claim, "holds": False, "why": _CHANGED} for claim in judged]
+    return judged + [_gone(name, told) for name, told in made.items() if name not in names]
+
+
+def digest(claims_toml: Path) -> str | None:
+    """Give the SHA-256 of a claims file in hexadecimal; None where there is none."""
+    return hashlib.sha256(claims_toml.read_bytes()).hexdigest() if claims_toml.is_file() else None
+
+
+def claims_changed(run_dir: str | Path) -> str | None:
+    """Say in one line that a run's ``claims.toml`` is not the one it was made with, to the byte; None where it is.
+
+    Compared with ``claims_sha256`` of ``config.json`` (written when the run begins) and of ``summary.json`` (at its
+    end); a run that kept neither is not checked.
+    """
+    folder = Path(run_dir)
+    now = digest(folder / "claims.toml")
+    for name in ("config.json", "summary.json"):
+        try:
+            kept = load(folder / name)
+        except UsageError:
+            continue
+        if kept.get("claims_sha256", now) != now:
+            return (
+                f"{_CHANGED} (its SHA-256 is not that in {name}), so none of its claims holds: put the file back as it "
+                "was, or run the study again."
+            )
+    return None
 
 
 def claims_made(folder: Path) -> dict[str, Mapping[str, Any]]:
