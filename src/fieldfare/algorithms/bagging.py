@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.aggregate.trees import MergeTrees
-from fieldfare.algorithms.fedavg import cohort_size
+from fieldfare.algorithms.fedavg import as_on, check_rounds
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, On, Publish, Run, Stop
 from fieldfare.core.errors import PeerError, UsageError
@@ -71,16 +71,12 @@ class Bagging:
     name: str = "bagging"
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UsageError(f"{self.name}(rounds={self.rounds}): a run has at least one round; use rounds >= 1.")
-        asked, need = cohort_size(self.on), self.quorum.need
-        if asked is not None and need is not None and need > asked:
-            raise UsageError(f"Quorum(need={need}) can never be met by {asked} clients: use need <= {asked}.")
+        check_rounds(self.name, self.rounds, self.on, self.quorum)
 
     @property
     def on(self) -> On:
         """The cohort as a `Run` names it."""
-        return Sample(self.cohort) if isinstance(self.cohort, int) else self.cohort
+        return as_on(self.cohort)
 
     def init(self, model: Params) -> State:
         if model.size:

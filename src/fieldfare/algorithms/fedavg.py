@@ -64,16 +64,12 @@ class FedAvg(Recorded):
     view: View | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UsageError(f"{self.name}(rounds={self.rounds}): a run has at least one round; use rounds >= 1.")
-        asked, need = cohort_size(self.on), self.quorum.need
-        if asked is not None and need is not None and need > asked:
-            raise UsageError(f"Quorum(need={need}) can never be met by {asked} clients: use need <= {asked}.")
+        check_rounds(self.name, self.rounds, self.on, self.quorum)
 
     @property
     def on(self) -> On:
         """The cohort as a `Run` names it."""
-        return Sample(self.cohort) if isinstance(self.cohort, int) else self.cohort
+        return as_on(self.cohort)
 
     def init(self, model: Params) -> State:
         return State(model, self.server.init(model.size), self.rule.init(model.size))
@@ -112,6 +108,20 @@ class FedAvg(Recorded):
         update, server = self.server.update(delta, state.server)
         model = state.model.replace(state.model.vector + update)
         return replace(state, model=model, server=server, rule=rule, version=state.asked)
+
+
+def as_on(cohort: int | On) -> On:
+    """A cohort as a `Run` names it: a count is a `Sample`."""
+    return Sample(cohort) if isinstance(cohort, int) else cohort
+
+
+def check_rounds(name: str, rounds: int, on: On, quorum: Quorum) -> None:
+    """Refuse rounds that are none, and a quorum that their cohort can never meet."""
+    if rounds < 1:
+        raise UsageError(f"{name}(rounds={rounds}): a run has at least one round; use rounds >= 1.")
+    size, need = cohort_size(on), quorum.need
+    if size is not None and need is not None and need > size:
+        raise UsageError(f"Quorum(need={need}) can never be met by {size} clients: use need <= {size}.")
 
 
 def cohort_size(on: On) -> int | None:
