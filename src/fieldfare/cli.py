@@ -49,6 +49,7 @@ def app(context: click.Context) -> None:
         print(context.get_help())
 
 
+on_ = click.option("--on", metavar="local|ray[://HOST:PORT]", help="Where to compute, to the same bits.")
 as_json_ = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on the last line.")
 runs_ = click.option("--runs", type=click.Path(path_type=Path), default="runs", help="Where run folders are kept.")
 quiet_ = click.option("--quiet", "-q", is_flag=True, help="No progress display.")
@@ -63,18 +64,19 @@ job_ = click.argument("job", metavar="JOB.py", type=click.Path(path_type=Path))
 @click.option("--rounds", type=int, help="Short for --set algorithm.rounds=N.")
 @click.option("--seed", type=int, help="Short for --set seed=N.")
 @click.option("--workers", type=int, help="Worker processes (default: as many as cores).")
+@on_
 @name_
 @runs_
 @quiet_
 @as_json_
 def run(
-    job: Path, set_: tuple[str, ...], rounds: int | None, seed: int | None, workers: int | None, name: str | None,
-    runs: Path, quiet: bool, as_json: bool,
+    job: Path, set_: tuple[str, ...], rounds: int | None, seed: int | None, workers: int | None, on: str | None,
+    name: str | None, runs: Path, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Simulate a job (or a study) and write runs/<id>/ with model, metrics and report."""
     from fieldfare.load import load_job
 
-    changes = _changes(set_, rounds=rounds, seed=seed, workers=workers)
+    changes = _changes(set_, rounds=rounds, seed=seed, workers=workers, on=on)
     loaded = load_job(job, name)
     if changes:
         loaded = loaded.with_overrides(changes)
@@ -85,14 +87,15 @@ def run(
 
 @app.command()
 @which_
+@on_
 @runs_
 @quiet_
 @as_json_
-def resume(which: str, runs: Path, quiet: bool, as_json: bool) -> None:
+def resume(which: str, on: str | None, runs: Path, quiet: bool, as_json: bool) -> None:
     """Go on with a run that was stopped or killed; it ends with the same bits."""
     from fieldfare.resume import resume_run
 
-    result = resume_run(which, runs, progress=False if quiet else None)
+    result = resume_run(which, runs, progress=False if quiet else None, on=on)
     _show_result(result.summary, result.path, as_json)
 
 

@@ -56,12 +56,15 @@ class Simulated:
     """All that only makes sense in a simulation: the devices, and how this machine computes.
 
     `workers`: processes (None: as many as cores, when the work is worth it). `chunk`: clients per stacked call (None:
-    by memory). `evaluation_s`: virtual seconds of one central evaluation. None of workers and chunk changes a bit.
+    by memory). `on`: "local"; "ray" for the Ray of this process, of RAY_ADDRESS, or one started for the run;
+    "ray://HOST:PORT" for a cluster. None of workers, chunk and on changes a bit.
+    `evaluation_s`: virtual seconds of one central evaluation.
     """
 
     fleet: Fleet | Phones = field(default_factory=Phones)
     workers: int | None = None
     chunk: int | None = None
+    on: str = "local"
     evaluation_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class Simulated:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"Simulated({name}={value}): use a number >= 1, or None for what this machine has.")
+        if self.on not in ("local", "ray") and not (self.on.startswith("ray://") and len(self.on) > len("ray://")):
+            raise UsageError(f"Simulated(on={self.on!r}): use 'local', 'ray', 'ray://HOST:PORT' or 'ray://auto'.")
         if not 0.0 <= self.evaluation_s < np.inf:
             raise UsageError(f"Simulated(evaluation_s={self.evaluation_s}): use a number of seconds >= 0.")
 

@@ -21,6 +21,7 @@ SHORT = {
     "cohort": "algorithm.cohort",
     "lr": "training.lr",
     "workers": "simulated.workers",
+    "on": "simulated.on",
 }
 """Settings of a job that have a short name."""
 

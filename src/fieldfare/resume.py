@@ -20,12 +20,12 @@ from fieldfare.study import Study
 
 def resume_run(
     which: str | Path = "latest", runs: str | Path = "runs", *, progress: bool | None = None,
-    job: Job | Study | None = None,
+    job: Job | Study | None = None, on: str | None = None,
 ) -> Result:  # fmt: skip
     """Go on with the run `which` from its newest snapshot; a complete run is returned as it is.
 
     One that was killed before its report was written gets it now. `job`: the same job again, where it was made in a
-    session and no file of it was kept.
+    session and no file of it was kept. `on`: where to compute from here on (`Simulated(on=...)`), to the same bits.
     """
     folder = RunFolder.find(str(which), runs)
     if folder.complete:
@@ -37,6 +37,8 @@ def resume_run(
         return Result(summary["final"], folder.read_model(), folder.read_lines("rounds.jsonl"), summary, folder.path)
     if job is None:
         job = _job_of(folder)
+    if on is not None:
+        job = job.with_overrides({"simulated.on": on})
     with RunFolder.open(folder.path) as opened:
         if isinstance(job, Study):
             return job.run(progress=progress, folder=opened)

@@ -321,7 +321,7 @@ def run(
     )
     try:
         with shown, Executor(
-            assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk
+            assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk, job.simulated.on
         ) as executor:  # fmt: skip
             simulator = Simulator(assembly.world, executor)
             recorder.expects = partial(_expects, simulator)

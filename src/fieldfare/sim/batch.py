@@ -19,6 +19,7 @@ from fieldfare.core.work import Work
 from fieldfare.sim.asks import Ask, client_keys, levels
 from fieldfare.sim.compute import Piece, Request, Segment, Share, compute_inline
 from fieldfare.sim.pool import Pool, allowed_workers, one_thread
+from fieldfare.sim.ray import RayPool, ready
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -55,26 +56,33 @@ class Executor:
     """Computes requests here or in `workers` processes (None: as many as cores, if the work is worth it).
 
     A work that says `forks = False`, for a library with threads of its own, is computed here whatever `workers` says.
+    `on`: "local", or where `sim.ray` finds its workers.
     Until it is closed, the libraries' thread pools have one thread each.
     """
 
     def __init__(
         self, works: Mapping[str, Work], data: Any, slots: ClientState | None = None, workers: int | None = None,
-        chunk: int | None = None,
+        chunk: int | None = None, on: str = "local",
     ) -> None:  # fmt: skip
         self.works = works
         self.data = data
         self.slots = slots
         self.chunk = chunk
-        self.workers = allowed_workers(workers)
+        self.on = ready(on)
+        self._asked = workers
+        self.workers = allowed_workers(workers if on == "local" else 1)
         if not all(forks(work) for work in works.values()):
             self.workers = 1
         self._eager = workers is not None
-        self._pool: Pool | None = None
+        self._pool: Pool | RayPool | None = None
         self._state: dict[int, list[tuple[str, I64, F32]]] = {}
         self._restore: Callable[[], None] | None = one_thread()
 
     def compute(self, request: Request, flops: float) -> list[Share]:
+        if self.on != "local" and request.n > 1:
+            if self._pool is None:
+                self._pool = RayPool(self.works, self.data, self._asked, self.on)
+            return self._pool.compute(request, self.chunk)
         if self.workers > 1 and request.n > 1 and (self._eager or flops >= _WORTH_FORKING):
             if self._pool is None:
                 self._pool = Pool(self.works, self.data, self.workers)

@@ -1,0 +1,468 @@
+"""Workers on a Ray cluster, or on a Ray started here: the same shares as `pool.Pool`, over many machines.
+
+Here: joining the cluster, actors that hold works and data, dealing pieces to them, replacing those that die. Not here:
+what a piece computes (compute). Works, data and requests travel as pickles, between this program and workers that it
+started itself on a cluster its user trusts.
+
+An actor folds its pieces where they lie and hands over one share, so a request costs as much traffic per worker as in
+`Pool`, whatever the number of pieces. The price: with an actor everything that it folded and did not hand over is
+lost, and computed again elsewhere. Only whole shares of live actors are merged, so every piece counts exactly once.
+Invariant: results are those of `compute_inline`, bit for bit, whatever dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import importlib.util
+import logging
+import mmap
+import os
+import signal
+import sys
+import sysconfig
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldfare import __version__
+from fieldfare.core.errors import MissingExtra, UsageError
+from fieldfare.core.work import Work
+from fieldfare.sim.compute import Request, Share, Tally, pieces
+from fieldfare.sim.pool import WorkerDied, default_workers, one_thread
+
+STORE_BYTES = 400 << 20
+START_S = 120.0
+_SHARE = -1
+_START = -2
+_DEATHS = 4
+_CLIENT_PORT = 10001
+
+
+def ready(on: str) -> str:
+    """`on` itself, where what it needs is installed; else `MissingExtra`, before anything is computed."""
+    if on != "local" and importlib.util.find_spec("ray") is None:
+        raise MissingExtra.of("ray", "ray")
+    return on
+
+
+def library() -> Any:
+    """The module `ray`, without its usage statistics."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    return ray
+
+
+class Worker:
+    """One actor: works and data, held once, and the tally of the request under way."""
+
+    def __init__(self, boxed: list[Any]) -> None:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = "1"  # of libraries that are loaded later
+        self.broken = ""
+        self.serial = 0
+        self.tally: Tally | None = None
+        try:
+            import ray
+
+            self.works, self.data = ray.get(boxed[0])
+        except Exception as error:
+            self.broken = f"{type(error).__name__}: {error}"
+        one_thread()
+
+    def hello(self) -> tuple[int, str, dict[str, str], str]:
+        """Process id, machine, versions, and what kept works and data from being read ("" if nothing)."""
+        return os.getpid(), os.uname().nodename, versions(), self.broken
+
+    def compute(self, serial: int, boxed: list[Any], start: int, stop: int) -> tuple[Exception, str] | None:
+        """Compute and fold clients `start..stop` of request `serial`; gives what the work raised, if it did."""
+        import ray
+
+        if self.tally is None or serial != self.serial:
+            request = _widened(ray.get(boxed[0]))
+            self.serial, self.tally = serial, Tally(request, self.works, self.data)
+        try:
+            self.tally.compute(start, stop)
+        except Exception as error:
+            return _portable(error), traceback.format_exc()
+        return None
+
+    def share(self) -> Share:
+        """What was computed since the last share."""
+        assert self.tally is not None
+        share, self.tally = self.tally.share, None
+        return share
+
+
+@dataclass(eq=False)
+class Member:
+    """One place among the workers, and the actor in it: `pid` is 0 until it has said hello through `ready`."""
+
+    actor: Any
+    ready: Any
+    pid: int = 0
+    host: str = ""
+
+
+class RayPool:
+    """`workers` actors (None: one per CPU of the cluster) holding the works and the data; closed by hand.
+
+    `on`: "ray" for the Ray initialised in this process, else the one that RAY_ADDRESS names, else one started here for
+    as long as the pool lives; "ray://HOST:PORT" for Ray's client; "ray://auto" for the cluster of this machine.
+    `deaths` counts the actors that ended and were replaced. Errors: `UsageError` where none can be started, and
+    `WorkerDied` where the same clients end theirs again and again.
+    """
+
+    def __init__(
+        self, works: Mapping[str, Work], data: Any, workers: int | None = None, on: str = "ray"
+    ) -> None:  # fmt: skip
+        self._ray = ray = library()
+        self._members: list[Member] = []
+        self._own: list[Any] = []
+        self._box: list[Any] = []
+        self._serial = 0
+        self.deaths = 0
+        self._joined = _join(ray, address_of(on), workers)
+        try:
+            cpus = int(ray.cluster_resources().get("CPU", 0))
+            if (workers or 1) > cpus:
+                raise UsageError(
+                    f"workers={workers}: this Ray cluster has {cpus} CPUs; use workers <= {cpus}, or none to use all."
+                )
+            self.count = workers or cpus
+            self._own = own_modules()
+            for module in self._own:
+                ray.cloudpickle.register_pickle_by_value(module)
+            with _mapped_files(ray):
+                self._box = [ray.put((dict(works), data))]
+            self._actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(Worker)
+            self._members = [self._member() for _ in range(self.count)]
+            self._meet()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the actors that are up."""
+        return [member.pid for member in self._members if member.pid]
+
+    def compute(self, request: Request, chunk: int | None) -> list[Share]:
+        """The shares of all workers; an exception of the work (of the first piece that has one) is raised here."""
+        self._serial += 1
+        cuts = pieces(request, self.count, chunk)
+        box = [self._ray.put(_slim(request))]
+        todo = list(range(len(cuts)))
+        held: dict[Member, list[int]] = {member: [] for member in self._members}
+        busy: dict[Any, tuple[Member, int]] = {}
+        died: Counter[int] = Counter()
+        failed: dict[int, tuple[Exception, str]] = {}
+        shares: list[Share] = []
+        while True:
+            working = {member for member, _ in busy.values()}
+            for member in self._members:
+                if not member.pid or member in working:
+                    continue
+                if todo and (not failed or todo[0] < min(failed)):
+                    at = heapq.heappop(todo)
+                    busy[member.actor.compute.remote(self._serial, box, *cuts[at])] = member, at
+                elif held[member] and not failed:
+                    busy[member.actor.share.remote()] = member, _SHARE
+            if not busy and (min(todo, default=len(cuts)) > min(failed) if failed else not todo):
+                break
+            for ref in self._wait(busy):
+                starting = ref not in busy
+                member, at = busy.pop(ref) if not starting else (self._starting()[ref], _START)
+                try:
+                    got = self._ray.get(ref)
+                except self._ray.exceptions.RayError as error:
+                    for piece in (*held[member], *((at,) if at >= 0 else ())):
+                        heapq.heappush(todo, piece)
+                    held[member] = []
+                    died[at] += 1
+                    if died[at] >= _DEATHS + (0 if at >= 0 else self.count):
+                        raise WorkerDied(_died(request, cuts, at, died[at], error)) from error
+                    self._replace(member)
+                    continue
+                if starting:
+                    _greet(member, got)
+                elif at == _SHARE:
+                    held[member] = []
+                    shares.append(_owned(got))
+                elif got is None:
+                    held[member].append(at)
+                else:
+                    error, text = got
+                    failed[at] = error, f"in Ray worker process {member.pid} on {member.host}:\n{text}"
+        if failed:
+            error, note = failed[min(failed)]
+            error.add_note(note)
+            raise error
+        return shares
+
+    def close(self) -> None:
+        """End the actors, and leave the cluster if it was joined here."""
+        for member in self._members:
+            with contextlib.suppress(Exception):
+                self._ray.kill(member.actor)
+        self._members = []
+        self._box = []
+        for module in self._own:
+            self._ray.cloudpickle.unregister_pickle_by_value(module)
+        self._own = []
+        if self._joined:
+            self._joined = False
+            with contextlib.suppress(Exception):
+                self._ray.shutdown()
+
+    def _member(self) -> Member:
+        actor = self._actor.remote(self._box)
+        return Member(actor, actor.hello.remote())
+
+    def _starting(self) -> dict[Any, Member]:
+        return {member.ready: member for member in self._members if not member.pid}
+
+    def _replace(self, member: Member) -> None:
+        """A new actor in the place of one that died, or that is out of reach and so must not be heard any more."""
+        with contextlib.suppress(Exception):
+            self._ray.kill(member.actor)
+        self.deaths += 1
+        new = self._member()
+        member.actor, member.ready, member.pid = new.actor, new.ready, 0
+
+    def _wait(self, busy: Mapping[Any, Any]) -> list[Any]:
+        """The calls that are done, at least one."""
+        waiting = [*busy, *self._starting()]
+        done, _ = self._ray.wait(waiting, num_returns=1, timeout=None if busy else START_S)
+        if not done:
+            raise WorkerDied(
+                f"all Ray workers ended and none could be started again within {START_S:g} s: see that the cluster "
+                "has free CPUs, then resume the run."
+            )
+        return done
+
+    def _meet(self) -> None:
+        """Wait until all actors are up, or START_S have passed and one is: the others take part when they are."""
+        starting = self._starting()
+        done, _ = self._ray.wait([*starting], num_returns=len(starting), timeout=START_S)
+        if not done:
+            raise UsageError(
+                f"no Ray worker could be started within {START_S:g} s: see `ray status` for free CPUs, then try again."
+            )
+        for ref in done:
+            try:
+                _greet(starting[ref], self._ray.get(ref))
+            except self._ray.exceptions.RayError as error:
+                raise UsageError(_unready(_one_line(error))) from error
+
+
+def versions() -> dict[str, str]:
+    """What must be the same on all machines for equal bits: the libraries that compute, where they are loaded."""
+    loaded = {name: sys.modules.get(name) for name in ("numpy", "torch", "jax")}
+    return {"fieldfare": __version__} | {
+        name: str(getattr(module, "__version__", "")) for name, module in loaded.items() if module is not None
+    }
+
+
+def own_modules() -> list[Any]:
+    """The user's own modules, of the job file and beside it: they travel as they are, libraries only by name."""
+    from importlib.metadata import packages_distributions
+
+    installed = [Path(path).resolve() for path in set(sysconfig.get_paths().values())]
+    known = {"fieldfare", "__main__", *packages_distributions(), *sys.stdlib_module_names}
+    found: list[Any] = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if not file or name.partition(".")[0] in known or getattr(module, "__name__", None) != name:
+            continue
+        path = Path(file).resolve()
+        if path.suffix == ".py" and not any(path.is_relative_to(place) for place in installed):
+            found.append(module)
+    return found
+
+
+def address_of(on: str) -> str | None:
+    """The address Ray knows for `on`, with the port its clients use where none is given; None for "ray".
+
+    >>> address_of("ray://head"), address_of("ray://auto"), address_of("ray")
+    ('ray://head:10001', 'auto', None)
+    """
+    where = on.removeprefix("ray").removeprefix("://")
+    if where in ("", "auto"):
+        return where or None
+    return f"ray://{where}" if ":" in where else f"ray://{where}:{_CLIENT_PORT}"
+
+
+def _join(ray: Any, address: str | None, workers: int | None) -> bool:
+    """Be part of a cluster; gives whether this call joined it, so that it is to be left again."""
+    if ray.is_initialized():
+        if address is not None:
+            raise UsageError(f"{address}: Ray is initialised in this process already; use on='ray' to compute on it.")
+        return False
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if main else None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        if address == "local":
+            with _loopback(ray):
+                ray.init(
+                    address="local", num_cpus=workers or default_workers(), include_dashboard=False,
+                    object_store_memory=STORE_BYTES, **quiet,
+                )  # fmt: skip
+        else:
+            ray.init(address=address, **quiet)
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        raise UsageError(
+            f"no Ray cluster could be joined at {address!r} ({_one_line(error)}): start one with `ray start --head`, "
+            "check the address, or use on='ray' for one on this machine."
+        ) from error
+    finally:
+        if main and before is not None:
+            signal.signal(signal.SIGTERM, before)  # Ray puts its own there
+    return True
+
+
+@contextlib.contextmanager
+def _loopback(ray: Any) -> Iterator[None]:
+    """Let a Ray that is started in here listen on 127.0.0.1 only: whoever reaches its ports can run programs."""
+    constants = ray._private.ray_constants
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": loopback alone, on Linux too
+    before, kept = os.environ.get(name), constants.ENABLE_RAY_CLUSTER
+    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = kept
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _mapped_files(ray: Any) -> Iterator[None]:
+    """On a cluster of this machine alone, let memory-mapped arrays travel as the names of their files."""
+    alone = not ray.util.client.ray.is_connected() and sum(node["Alive"] for node in ray.nodes()) == 1
+    if not alone:
+        yield
+        return
+    ray.util.register_serializer(np.memmap, serializer=_place_in_file, deserializer=_from_place)
+    try:
+        yield
+    finally:
+        ray.util.deregister_serializer(np.memmap)
+
+
+def _place_in_file(array: np.memmap[Any, Any]) -> Any:
+    """Where in its file an array lies, `(file, dtype, offset, shape)`; its values where it is no plain piece of one."""
+    held = getattr(array, "_mmap", None)
+    if held is None or array.filename is None or array.mode == "c" or not array.flags.c_contiguous:
+        return np.array(array)
+    start = np.frombuffer(held, np.uint8).__array_interface__["data"][0]
+    inside = array.__array_interface__["data"][0] - start
+    offset = inside + array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+    return str(Path(array.filename).resolve()), array.dtype, offset, array.shape
+
+
+def _from_place(place: Any) -> Any:
+    if isinstance(place, np.ndarray):
+        return place
+    file, dtype, offset, shape = place
+    return np.memmap(file, dtype, "r", offset, shape) if np.prod(shape) else np.empty(shape, dtype)
+
+
+def _slim(request: Request) -> Request:
+    """A request whose state, if it is one row seen many times, holds that row once."""
+    if request.state is None or request.state.strides[0] or not len(request.state):
+        return request
+    return replace(request, state=request.state[:1])
+
+
+def _widened(request: Request) -> Request:
+    if request.state is None or len(request.state) == request.n:
+        return request
+    return replace(request, state=np.broadcast_to(request.state, (request.n, *request.state.shape[1:])))
+
+
+def _owned(share: Share) -> Share:
+    """A share whose arrays are this process's own: those that Ray gives are read-only, and hold its store's memory."""
+    for piece in share.pieces:
+        piece.weight, piece.refused = piece.weight.copy(), piece.refused.copy()
+        piece.metrics = {name: np.array(values) for name, values in piece.metrics.items()}
+        piece.state = None if piece.state is None else piece.state.copy()
+    for partials in share.partials.values():
+        for partial in partials.values():
+            if partial.sum is not None:
+                partial.sum.total = partial.sum.total.copy()
+                if partial.sum.coverage is not None:
+                    partial.sum.coverage = partial.sum.coverage.copy()
+            partial.clients = [c.copy() if isinstance(c, np.ndarray) else c for c in partial.clients]
+            partial.rows = [rows.copy() if isinstance(rows, np.ndarray) else rows for rows in partial.rows]
+            partial.weights = [weight.copy() for weight in partial.weights]
+    return share
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself where it survives the way as it is, else a `RuntimeError` with its type's name and text."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        back = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
+        if type(back) is type(error) and str(back) == str(error):
+            return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _greet(member: Member, hello: tuple[int, str, dict[str, str], str]) -> None:
+    """Take an actor in; refuse one that lacks what the job needs, or has other versions of it."""
+    pid, host, theirs, broken = hello
+    if broken:
+        raise UsageError(_unready(broken))
+    mine = versions()
+    for name in mine.keys() & theirs.keys():
+        if mine[name] != theirs[name]:
+            raise UsageError(
+                f"the Ray worker on {host} has {name} {theirs[name]} and this program {mine[name]}: results would not "
+                "be the same; install the same versions on every machine."
+            )
+    member.pid, member.host = pid, host
+
+
+def _unready(why: str) -> str:
+    return (
+        f"a Ray worker could not take up the job ({why}): install fieldfare, and all that the job imports, "
+        "in the same versions on every machine of the cluster."
+    )
+
+
+def _died(request: Request, cuts: list[tuple[int, int]], at: int, times: int, error: Exception) -> str:
+    match at:
+        case value if value == _SHARE:
+            when = "handing over results"
+        case value if value == _START:
+            when = "starting"
+        case _:
+            start, stop = cuts[at]
+            when = f"computing clients {request.clients[start]} to {request.clients[stop - 1]}"
+    return (
+        f"Ray workers ended {times} times while {when} (killed, or out of memory; {_one_line(error)}): "
+        "resume the run with fewer workers or a smaller chunk."
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    """The most telling line of an error of Ray's, whose texts hold whole logs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [line for line in lines if line.partition(":")[0].endswith("Error")]
+    return f"{(named or lines or [type(error).__name__])[-1 if named else 0]:.200}"
