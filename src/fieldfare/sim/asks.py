@@ -1,15 +1,17 @@
 """An outstanding `Run`: who was asked, who will answer in time, and when the gather is over.
 
 Resolved from costs before any value is computed, so clients whose work would be thrown away are never trained.
-A gather without a deadline that lacks replies is over when the slowest client asked would have replied, those that
-dropped out included: who waits cannot know that a reply will never come.
-Invariant: everything here is a pure function of (run, population, seed, time of asking).
+A gather without a deadline that lacks replies is over when the last client asked would have replied, those that
+dropped out included: who waits cannot know that a reply will never come. A session's end and a time-out are known
+when they happen. Not here: gathers whose late replies count in the next (`stream`).
+Invariant: everything here is a pure function of (run, population, seed, time of asking, what selection has learned).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,23 @@ from fieldfare.core.effects import Run
 from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Stack
 from fieldfare.core.params import Layout
-from fieldfare.core.work import Work
+from fieldfare.core.work import Cost, Work
+from fieldfare.fleet.fleet import Fleet
+from fieldfare.fleet.tasks import (
+    DROP_OUT,
+    INTERRUPTED,
+    LATE,
+    OK,
+    TIMEOUT,
+    Phases,
+    Tasks,
+    account,
+    ends,
+    noise_of,
+    phases,
+)
+from fieldfare.sim.budget import steps_within
+from fieldfare.sim.draw import Selected, cohort
 from fieldfare.sim.population import Population, cohort_key
 
 F64 = NDArray[np.float64]
@@ -29,12 +47,38 @@ _NOTHING = Layout((), ())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """The tasks of a `Run`, `[n]` each, in the order drawn, if nobody waited for them.
+
+    `start` absolute seconds; `seconds` from the ask to the end of each (whole or cut short); `good`: those that end
+    with a reply; `outcome` of `fleet.tasks`; `steps` `[n]` where a budget limits them; `unavailable` ids that can
+    never begin.
+    """
+
+    clients: I64
+    start: F64
+    seconds: F64
+    good: NDArray[np.bool_]
+    outcome: NDArray[np.int8]
+    parts: Phases
+    cost: Cost
+    steps: I64 | None
+    unavailable: I64
+
+    @property
+    def cut(self) -> bool:
+        """Whether a task was interrupted or timed out."""
+        return bool(((self.outcome == INTERRUPTED) | (self.outcome == TIMEOUT)).any())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Ask:
     """A resolved `Run` on devices.
 
-    `clients` int64 `[n]`, ascending: those whose replies count; `seconds` `[n]` each one's task time; `due` when the
-    gather is over; `missing` `{reason: ids}`; `bytes_down` to all asked, `bytes_up` from all who answer, late or not;
-    `own` when a node asked its own device.
+    `clients` int64 `[n]`, ascending: those whose replies count; `seconds` `[n]` from the ask to each one's reply; `due`
+    when the gather is over; `missing` `{reason: ids}`; `bytes_down` to all asked, `bytes_up` from all who answer, late
+    or not; `own` when a node asked its own device; `begun` all tasks, and `place` `[n]` where the clients are in it;
+    `number` how many asks came before.
     """
 
     node: str
@@ -49,25 +93,48 @@ class Ask:
     flops: float
     asked: int
     own: bool = False
+    begun: Begun | None = None
+    place: I64 | None = None
+    number: int = 0
+
+    @property
+    def steps(self) -> I64 | None:
+        """The most steps of each client `[n]`, where a budget limits them."""
+        return None if self.begun is None or self.begun.steps is None else self.begun.steps[self.place]
+
+    def tasks(self, fleet: Fleet) -> Tasks | None:
+        """All tasks of the ask with their outcomes and what they took; None where nobody was asked."""
+        if self.begun is None or self.place is None:
+            return None
+        b, outcome = self.begun, self.begun.outcome.copy()
+        late = b.good.copy()
+        late[self.place] = False
+        outcome[late] = LATE
+        base = np.full(len(b.clients), self.number)
+        end = self.issued + b.seconds
+        return account(fleet, b.clients, b.start, end, outcome, base, b.parts, b.cost)
 
 
 def resolve(
-    node: str, run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, own: int | None
-) -> Ask:
+    node: str, run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, own: int | None,
+    selected: Selected | None = None, number: int = 0,
+) -> Ask:  # fmt: skip
     """Draw the cohort, cost it, and settle the quorum."""
-    clients = asked_clients(run, population, works, seed, own)
-    n, need = len(clients), run.quorum.need
+    begun = begin(run, now, population, works, seed, own, selected or Selected())
+    clients, seconds, good = begun.clients, begun.seconds, begun.good
+    n, need, deadline = len(clients), run.quorum.need, run.quorum.deadline_s
+    missing: dict[str, I64] = {"unavailable": begun.unavailable} if len(begun.unavailable) else {}
     if n == 0:
         nothing = np.empty(0, np.int64)
-        return Ask(node, run, now, now, nothing, np.empty(0), {}, 0.0, 0.0, 0.0, 0)
-    missing: dict[str, I64] = {}
-    alive = population.fleet.survivors(clients, seed, cohort_key(run))
-    seconds, down, up, flops = timings(run, clients, population, works[run.work])
+        due = now if deadline is None or not missing else now + deadline
+        return Ask(node, run, now, due, nothing, np.empty(0), missing, 0.0, 0.0, 0.0, 0)
     order = np.lexsort((clients, seconds))
-    if alive is not None and not alive.all():
-        missing["drop-out"] = np.sort(clients[~alive])
-        order = order[alive[order]]
-    deadline = run.quorum.deadline_s
+    if not good.all():
+        for code, reason in ((DROP_OUT, "drop-out"), (INTERRUPTED, "interrupted"), (TIMEOUT, "timeout")):
+            those = begun.outcome == code
+            if those.any():
+                missing[reason] = np.sort(clients[those])
+        order = order[good[order]]
     count = len(order) if deadline is None else int(np.searchsorted(seconds[order], deadline, side="right"))
     count = count if need is None else min(count, need)
     order, rest = order[:count], order[count:]
@@ -77,29 +144,63 @@ def resolve(
         duration = float(seconds[order[-1]])
     else:
         duration = float(seconds.max()) if deadline is None else deadline
-    sent = up if alive is None else up[alive]
-    chosen = order[np.argsort(clients[order], kind="stable")]
+    place = order[np.argsort(clients[order], kind="stable")]
+    cost: Any = begun.cost
+    down, up = cost.bytes_down, cost.bytes_up
+    if begun.cut:
+        end = now + seconds
+        told = account(population.fleet, clients, begun.start, end, begun.outcome, clients, begun.parts, cost)
+        down, up = told.bytes_down, told.bytes_up
+    sent = up if good.all() else up[begun.outcome != DROP_OUT]
     return Ask(
-        node, run, now, now + duration, clients[chosen], seconds[chosen], missing,
-        float(down.sum()), float(sent.sum()), float(flops[chosen].sum()), n, own is not None,
+        node, run, now, now + duration, clients[place], seconds[place], missing, float(down.sum()), float(sent.sum()),
+        float(cost.flops[place].sum()), n, own is not None, begun, place, number,
     )  # fmt: skip
 
 
-def asked_clients(run: Run, population: Population, works: Mapping[str, Work], seed: int, own: int | None) -> I64:
-    """The devices a `Run` asks, `[n]` in the order drawn; a `Run` that cannot be answered is refused."""
+def begin(
+    run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, own: int | None,
+    selected: Selected,
+) -> Begun:  # fmt: skip
+    """The tasks of a `Run` as they would go: who, from when, how long, how each ends."""
     if run.work not in works:
         raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(works) or 'none'}.")
-    clients = population.draw(run if own is None else replace(run, on=np.array([own])), seed)
-    n, need = len(clients), run.quorum.need
-    if need is not None and need > n:
-        raise UsageError(f"Quorum(need={need}) can never be met by {n} clients: use need <= {n}.")
-    _check_stacks(run, n if need is None else need)
     if run.quorum.late == "next":
-        raise UsageError("Quorum(late='next') is not offered by this driver yet: use late='drop'.")
-    return clients
+        raise UsageError("Quorum(late='next') is for samples of devices: use late='drop' here.")
+    work, fleet = works[run.work], population.fleet
+
+    def expected(ids: I64) -> F64:
+        return fleet.durations(ids, costs(run, ids, population, work)[0])
+
+    whom = run if own is None else replace(run, on=np.array([own]))
+    clients, start = cohort(whom, population, seed, now, expected, selected)
+    need = run.quorum.need
+    if need is not None and need > len(clients) and fleet.availability is None:
+        raise UsageError(f"Quorum(need={need}) can never be met by {len(clients)} clients: use need <= {len(clients)}.")
+    check_stacks(run, len(clients) if need is None else need)
+    unavailable = np.empty(0, np.int64)
+    if fleet.availability is not None:
+        last = np.inf if run.quorum.deadline_s is None else now + run.quorum.deadline_s
+        there = start < last
+        if not there.all():
+            unavailable, clients, start = np.sort(clients[~there]), clients[there], start[there]
+    cost, steps = costs(run, clients, population, work)
+    noise = noise_of(fleet, rng.keys(seed, ("noise", *cohort_key(run)), clients)) if fleet.noise else None
+    parts = phases(fleet, clients, cost, start, noise)
+    alive = fleet.survivors(clients, seed, cohort_key(run))
+    if fleet.availability is None and run.quorum.timeout_s is None:
+        seconds, outcome = parts.whole, np.zeros(len(clients), np.int8)
+    else:
+        end, outcome = ends(fleet, clients, start, parts.whole, run.quorum.timeout_s)
+        seconds = end - now
+        whole = (outcome == OK) & (start == now)
+        seconds[whole] = parts.whole[whole]
+    if alive is not None and not alive.all():
+        outcome[~alive & (outcome == OK)] = DROP_OUT
+    return Begun(clients, start, seconds, outcome == OK, outcome, parts, cost, steps, unavailable)
 
 
-def _check_stacks(run: Run, replies: int) -> None:
+def check_stacks(run: Run, replies: int) -> None:
     """Refuse a `Stack` of whole models ("delta", as they come) that cannot hold the replies, before any is computed."""
     fold = run.reduce.get("delta")
     if not isinstance(fold, Stack) or fold.before or run.model is None or run.view is not None or run.model.opaque:
@@ -113,7 +214,7 @@ def _check_stacks(run: Run, replies: int) -> None:
         )
 
 
-def client_keys(ask: Ask, seed: int) -> NDArray[np.uint64]:
+def client_keys(ask: Any, seed: int) -> NDArray[np.uint64]:
     """A random stream per client: (seed, key, client); for a node's own device (seed, key), so that it can move."""
     key = ("client", *cohort_key(ask.run))
     return rng.keys(seed, key, np.zeros_like(ask.clients) if ask.own else ask.clients)
@@ -126,16 +227,21 @@ def levels(run: Run, clients: I64) -> list[tuple[int, I64]]:
     return [(int(level), np.flatnonzero(plan == level)) for level in np.unique(plan)]
 
 
-def timings(run: Run, clients: I64, population: Population, work: Work) -> tuple[F64, F64, F64, F64]:
-    """(seconds from ask to reply, bytes down, bytes up, FLOPs) of every client, `[n]` each."""
-    out = np.empty((4, len(clients)))
+def costs(run: Run, clients: I64, population: Population, work: Work) -> tuple[Cost, I64 | None]:
+    """(cost of every client, `[n]` each; the most steps each may take, where the run gives a budget)."""
+    out, steps = np.empty((4, len(clients))), None
     if run.view is None:
         layout = run.model.layout if run.model is not None else _NOTHING
         parts = [(np.arange(len(clients)), layout)]
     else:
         parts = [(at, run.view.layout(level)) for level, at in levels(run, clients)]
     for at, layout in parts:
-        cost = work.cost(population.examples[clients[at]], layout, run.config)
-        out[0, at] = population.fleet.durations(clients[at], cost)
-        out[1, at], out[2, at], out[3, at] = cost.bytes_down, cost.bytes_up, cost.flops
-    return out[0], out[1], out[2], out[3]
+        examples = population.examples[clients[at]]
+        cost = work.cost(examples, layout, run.config)
+        limit = steps_within(run.config, population.fleet, clients[at], work, examples, cost)
+        if limit is not None:
+            most, cost = limit
+            steps = np.empty(len(clients), np.int64) if steps is None else steps
+            steps[at] = most
+        out[0, at], out[1, at], out[2, at], out[3, at] = cost.flops, cost.bytes_down, cost.bytes_up, cost.memory_bytes
+    return Cost(out[0], out[1], out[2], out[3]), steps

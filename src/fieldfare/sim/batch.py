@@ -146,10 +146,10 @@ def _shares(number: int, ask: Ask) -> list[Share1]:
 
 def _kind(share: Share1) -> Any:
     run = share.ask.run
-    layout = id(run.model.layout) if run.model is not None else 0
+    layout = 0 if run.model is None else (id(run.model.layout), id(run.model.sides) if run.model.sides else 0)
     if run.inputs or run.each or run.view is not None or (run.model is not None and run.model.opaque):
         return (share.number, share.level)
-    return (run.work, layout, tuple(sorted(run.config.items())), run.state)
+    return (run.work, layout, tuple(sorted(run.config.items())), run.state, share.ask.steps is None)
 
 
 def _model(share: Share1) -> tuple[F32, Layout]:
@@ -173,6 +173,7 @@ def _compute(
     segments: list[Segment] = []
     clients: list[I64] = []
     keys: list[NDArray[np.uint64]] = []
+    steps: list[I64] = []
     start = 0
     layout = _EMPTY
     for share in shares:
@@ -187,6 +188,8 @@ def _compute(
         clients.append(share.ask.clients if whole else share.ask.clients[share.at])
         stream = client_keys(share.ask, seed)
         keys.append(stream if whole else stream[share.at])
+        if share.ask.steps is not None:
+            steps.append(share.ask.steps[share.at])
         index = None if share.level is None or run.view is None else run.view.index(share.level)
         size = None if index is None or share.ask.run.model is None else share.ask.run.model.size
         segments.append(Segment(start, start + n, share.ask.run.reduce, share.ask.asked, index, size))
@@ -200,7 +203,8 @@ def _compute(
         keys[0] if len(keys) == 1 else np.concatenate(keys),
         tuple(segments), run.config, run.inputs,
         {i: run.each[c] for i, c in enumerate(ids.tolist()) if c in run.each} if run.each else {},
-        state, fresh, run.model.opaque if run.model is not None else b"",
+        state, fresh, run.model.opaque if run.model is not None else b"", np.concatenate(steps) if steps else None,
+        sides={} if run.model is None else run.model.sides,
     )  # fmt: skip
     done = executor.compute(request, sum(share.ask.flops for share in shares))
     for share in done:

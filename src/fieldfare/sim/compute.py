@@ -59,6 +59,8 @@ class Request:
     state: F32 | None = None
     fresh: NDArray[np.bool_] | None = None
     opaque: bytes = b""
+    steps: I64 | None = None
+    sides: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -122,6 +124,8 @@ class Tally:
                 None if request.fresh is None else request.fresh[pick],
                 request.opaque,
                 self.data.held_block(clients) if getattr(self.work, "needs_held", False) else None,
+                None if request.steps is None else request.steps[pick],
+                sides=request.sides,
             )
         )  # fmt: skip
         if len(out.weight) != len(clients):

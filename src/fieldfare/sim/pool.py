@@ -85,11 +85,16 @@ class Pool:
             arrays.append(request.state if request.state.strides[0] else request.state[:1])
         if request.fresh is not None:
             arrays.append(request.fresh)
+        if request.steps is not None:
+            arrays.append(request.steps)
+        arrays += request.sides.values()
         specs = self._down.write(arrays)
         none = np.empty(0)
         header = replace(
             request, models=none, row=none, clients=none, keys=none,
             state=None if request.state is None else none, fresh=None if request.fresh is None else none,
+            steps=None if request.steps is None else none,
+            sides=dict.fromkeys(request.sides, none),
         )  # fmt: skip
         cuts = pieces(request, self.count, chunk)
         self._next.value = 0
@@ -161,6 +166,9 @@ def _serve(
                 request = replace(request, state=state)
             if header.fresh is not None:
                 request = replace(request, fresh=rest.pop(0))
+            if header.steps is not None:
+                request = replace(request, steps=rest.pop(0))
+            request = replace(request, sides=dict(zip(header.sides, rest, strict=True)))
             tally = Tally(request, works, data)
             while True:
                 with counter.get_lock():

@@ -48,46 +48,45 @@ class Population:
         """Client i of the data lives on device i of the fleet."""
         return cls(data.n_clients, np.asarray(data.sizes), fleet, data)
 
-    def draw(self, run: Run, seed: int) -> I64:
-        """The device ids a `Run` asks, `[n]`; a `Sample` depends on (seed, work, key) only.
+    def named(self, run: Run) -> I64:
+        """The device ids of a `Run` on everyone or on explicit ids, `[n]`; what is not there, or twice, is refused."""
+        if isinstance(run.on, Everyone):
+            return np.arange(self.size)
+        ids: Any = np.asarray(run.on, np.int64)
+        ordered = np.sort(ids)
+        for end in ordered[:1], ordered[-1:]:
+            if end.size and not 0 <= end[0] < self.size:
+                raise UsageError(f"a Run asks device {end[0]}: the population has 0..{self.size - 1}.")
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if twice.size:
+            raise UsageError(f"a Run asks device {twice[0]} twice: name each once.")
+        return ids
 
-        Evaluations of one version (key `("evaluate", ...)`) ask the same clients, whatever each measures there.
-        """
-        on = run.on
-        match on:
-            case Sample(count, where, by):
-                if by != "uniform":
-                    raise UsageError(f"Sample(by={by!r}): this fleet knows 'uniform'.")
-                key = cohort_key(run)
-                purpose = ("cohort", "evaluate" if key[:1] == ("evaluate",) else run.work, *key)
-                if where is None:
-                    if count > self.size:
-                        raise UsageError(
-                            f"Sample({count}) can never be drawn from a population of {self.size}: "
-                            f"use a cohort of at most {self.size}."
-                        )
-                    return rng.choose(seed, purpose, count, self.size)
-                if where not in self.fleet.flags:
-                    known = ", ".join(self.fleet.flags) or "none"
-                    raise UsageError(f"Sample(where={where!r}): the fleet has no such column (it has: {known}).")
-                among = self._flagged.get(where)
-                if among is None:
-                    among = self._flagged[where] = np.flatnonzero(self.fleet.flags[where])
-                if count > len(among):
-                    raise UsageError(f"Sample({count}, where={where!r}): only {len(among)} devices are {where}.")
-                return among[rng.choose(seed, purpose, count, len(among))]
-            case Everyone():
-                return np.arange(self.size)
-            case _:
-                ids: Any = np.asarray(on, np.int64)
-                ordered = np.sort(ids)
-                for end in ordered[:1], ordered[-1:]:
-                    if end.size and not 0 <= end[0] < self.size:
-                        raise UsageError(f"a Run asks device {end[0]}: the population has 0..{self.size - 1}.")
-                twice = ordered[1:][ordered[1:] == ordered[:-1]]
-                if twice.size:
-                    raise UsageError(f"a Run asks device {twice[0]} twice: name each once.")
-                return ids
+    def flagged(self, on: Sample) -> I64 | None:
+        """The ids a sample may take, ascending; None: all. A sample larger than that is refused."""
+        if on.where is None:
+            if on.count > self.size:
+                raise UsageError(
+                    f"Sample({on.count}) can never be drawn from a population of {self.size}: "
+                    f"use a cohort of at most {self.size}."
+                )
+            return None
+        if on.where not in self.fleet.flags:
+            known = ", ".join(self.fleet.flags) or "none"
+            raise UsageError(f"Sample(where={on.where!r}): the fleet has no such column (it has: {known}).")
+        among = self._flagged.get(on.where)
+        if among is None:
+            among = self._flagged[on.where] = np.flatnonzero(self.fleet.flags[on.where])
+        if on.count > len(among):
+            raise UsageError(f"Sample({on.count}, where={on.where!r}): only {len(among)} devices are {on.where}.")
+        return among
+
+    def sample(self, on: Sample, seed: int, purpose: tuple[str | int, ...]) -> I64:
+        """`on.count` of all, or of those flagged, all alike; the draw depends on (seed, purpose) only."""
+        among = self.flagged(on)
+        if among is None:
+            return rng.choose(seed, purpose, on.count, self.size)
+        return among[rng.choose(seed, purpose, on.count, len(among))]
 
 
 def cohort_key(run: Run) -> tuple[str | int, ...]:

@@ -21,8 +21,10 @@ from fieldfare.core.effects import Run
 from fieldfare.core.events import Gathered
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Output
-from fieldfare.sim.asks import Ask, asked_clients, client_keys, timings
-from fieldfare.sim.population import Population, cohort_key
+from fieldfare.fleet.tasks import OUTCOMES, account
+from fieldfare.sim.asks import Ask, begin, client_keys
+from fieldfare.sim.draw import Selected
+from fieldfare.sim.population import Population
 from fieldfare.sim.simulator import World
 from fieldfare.testing.toys import Slots
 
@@ -38,7 +40,8 @@ class Gathering:
     """An outstanding `Run` on devices: `clients` int64 `[n]` ascending, `seconds` `[n]` from ask to reply.
 
     `order` `[n]` settles replies due at the same instant as the simulator does: by seconds, then id, then the deadline.
-    `lost`: positions that will never reply; `replies`: those that counted, by position.
+    `lost`: positions that will never reply, `reasons` why, where that is known from the start; `unavailable`: ids that
+    could not begin; `steps` as in `Cohort`; `replies`: those that counted, by position.
     """
 
     id: EffectId
@@ -52,6 +55,9 @@ class Gathering:
     levels: NDArray[np.int64] | None
     bytes_down: NDArray[np.float64]
     bytes_up: NDArray[np.float64]
+    reasons: Mapping[int, str] = field(default_factory=dict[int, str])
+    unavailable: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    steps: NDArray[np.int64] | None = None
     lost: set[int] = field(default_factory=set[int])
     replies: dict[int, Output] = field(default_factory=dict[int, Output])
 
@@ -62,7 +68,7 @@ class Gathering:
     @property
     def sent(self) -> float:
         """Bytes of the replies of all who answer, late ones too."""
-        silent = self.lost - set(self.replies)
+        silent = {at for at in self.lost - set(self.replies) if self.reasons.get(at, "drop-out") == "drop-out"}
         return float(self.bytes_up[[at for at in range(len(self.clients)) if at not in silent]].sum())
 
     @property
@@ -74,7 +80,7 @@ class Gathering:
         """Whether to wait no longer: the quorum is there, or (without a deadline) nobody is left who could reply."""
         need, n = self.run.quorum.need, len(self.clients)
         if len(self.replies) >= (n if need is None else need):
-            return True
+            return n > 0 or not len(self.unavailable) or self.run.quorum.deadline_s is None
         return self.run.quorum.deadline_s is None and self.coming == 0 and now >= self.patience
 
     def finish(self) -> tuple[Gathered, dict[int, Output]]:
@@ -94,37 +100,55 @@ class Gathering:
                 gather.add(self.clients[[at]], reply.leaves, reply.weight, index, size)
         kept = [at for at in order if at not in set(refused)]
         late = [at for at in range(n) if at not in self.replies and at not in self.lost]
-        missing = {"drop-out": sorted(self.lost - set(order)), "late": late, "refused": refused}
+        missing = {"late": late, "refused": refused}
+        for at in sorted(self.lost - set(order)):
+            missing.setdefault(self.reasons.get(at, "drop-out"), []).append(at)
         metrics: dict[str, Any] = {}
         for name in self.replies[order[0]].metrics if order else ():
             metrics[name] = np.concatenate([self.replies[at].metrics[name] for at in kept] or [np.empty(0)])
         weights = np.concatenate([self.replies[at].weight for at in kept] or [np.empty(0)])
+        ids = {reason: self.clients[np.array(places)] for reason, places in missing.items() if places}
+        if len(self.unavailable):
+            ids["unavailable"] = self.unavailable
         event = Gathered(
-            run.tag, gather.finish(), float(weights.sum()), self.clients[np.array(kept, np.int64)], weights, metrics,
-            {reason: self.clients[np.array(places)] for reason, places in missing.items() if places},
-        )  # fmt: skip
+            run.tag,
+            gather.finish(),
+            float(weights.sum()),
+            self.clients[np.array(kept, np.int64)],
+            weights,
+            metrics,
+            ids,
+        )
         return event, {int(self.clients[at]): self.replies[at] for at in kept}
 
 
 def gathering(
-    id: EffectId, run: Run, now: float, number: int, world: World, own: int | None, shuffle: int | None
-) -> Gathering:
+    id: EffectId, run: Run, now: float, number: int, world: World, own: int | None, shuffle: int | None,
+    selected: Selected,
+) -> Gathering:  # fmt: skip
     """Draw the cohort of a `Run` on devices, as the simulator does; drop-outs of the fleet are lost from the start."""
     population: Population = world.population
-    clients = np.sort(asked_clients(run, population, world.works, world.seed, own))
-    seconds, down, up, _ = timings(run, clients, population, world.works[run.work])
+    begun = begin(run, now, population, world.works, world.seed, own, selected)
+    turn = np.argsort(begun.clients, kind="stable")
+    clients, seconds, good = begun.clients[turn], begun.seconds[turn], begun.good[turn]
     ask = Ask("", run, now, now, clients, seconds, {}, 0.0, 0.0, 0.0, len(clients), own is not None)
     levels = run.view.plan(clients) if run.view is not None else None
-    alive = population.fleet.survivors(clients, world.seed, cohort_key(run))
-    alive = np.ones(len(clients), np.bool_) if alive is None else alive
     if shuffle is not None:
-        seconds[alive] = rng.stream(shuffle, "replies", number).permutation(seconds[alive])
-    lost = set(np.flatnonzero(~alive).tolist())
+        seconds[good] = rng.stream(shuffle, "replies", number).permutation(seconds[good])
+    reasons = {int(at): OUTCOMES[begun.outcome[turn[at]]] for at in np.flatnonzero(~good)}
     order = np.argsort(np.lexsort((clients, seconds)))
     if run.quorum.deadline_s is not None:
         order = np.where(seconds > run.quorum.deadline_s, order + LAST + 1, order)
-    keys = client_keys(ask, world.seed)
-    return Gathering(id, run, now, number, clients, seconds, keys, order, levels, down, up, lost)
+    told = account(
+        population.fleet, begun.clients, begun.start, now + begun.seconds, begun.outcome, begun.clients, begun.parts,
+        begun.cost,
+    )  # fmt: skip
+    whole: Any = begun.cost
+    down, up = (told.bytes_down, told.bytes_up) if begun.cut else (whole.bytes_down, whole.bytes_up)
+    return Gathering(
+        id, run, now, number, clients, seconds, client_keys(ask, world.seed), order, levels, down[turn], up[turn],
+        reasons, begun.unavailable, None if begun.steps is None else begun.steps[turn], set(reasons),
+    )  # fmt: skip
 
 
 @dataclass(slots=True, eq=False)
@@ -169,5 +193,7 @@ class Devices:
                 data.block(me) if data is not None else Block.empty(1), run.config, run.inputs,
                 {} if each is None else {0: each}, state, fresh,
                 run.model.opaque if run.model is not None else b"", None if held is None else held(me),
+                None if gather.steps is None else gather.steps[[at]],
+                sides={} if run.model is None else run.model.sides,
             )
         )  # fmt: skip

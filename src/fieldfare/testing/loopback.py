@@ -18,6 +18,7 @@ from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Answer, Effect, Publish, Run, Send, Stop, Tag, Wake
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Evaluated, Gathered, Received, Started, Woke
+from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Hosted, asked_of, check_nodes
 from fieldfare.sim.simulator import World, size_of
 from fieldfare.testing.device import LAST, Devices, EffectId, Gathering, gathering
@@ -40,7 +41,7 @@ class Loopback:
         self.world, self.snapshot_every, self.shuffle = world, snapshot_every, shuffle
         self.now, self.number, self.stopped = 0.0, 0, ""
         self.model, self.version, self.bytes_down, self.bytes_up = world.model, 0, 0.0, 0.0
-        self.devices = Devices(world, Slots())
+        self.devices, self.selected = Devices(world, Slots()), Selected()
         self.nodes: dict[str, Node] = {}
         self.gathers: dict[EffectId, Gathering] = {}
         self.hosted: dict[int, tuple[EffectId, Hosted]] = {}
@@ -165,6 +166,7 @@ class Loopback:
 
         def accept() -> None:
             self.devices.commit(gather, accepted)
+            self.selected.observe(gather.run, gather.clients, gather.seconds, event, self.world.population, self.now)
             self.bytes_up += gather.sent
 
         self._step(Message(gather.id, gather.id[0], event), accept)
@@ -319,7 +321,9 @@ class Loopback:
                 if id_[0] not in self.world.placement:
                     raise UsageError(f"node {id_[0]!r} runs {run.work!r} on itself but has no device: place it on one.")
                 own = self.world.placement[id_[0]]
-            gather = self.gathers[id_] = gathering(id_, run, self.now, number, self.world, own, self.shuffle)
+            gather = self.gathers[id_] = gathering(
+                id_, run, self.now, number, self.world, own, self.shuffle, self.selected
+            )
             self.bytes_down += float(gather.bytes_down.sum())
         for at in range(len(gather.clients)):
             if at not in gather.replies and at not in gather.lost:
