@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -162,6 +163,47 @@ def test_asks_with_other_opaque_models_are_not_mixed_up():
     world = PROBLEM.world(Asking(runs, together=True), works={"read": Reading()})
     events = simulate(world, keep=True).transcript.events(Gathered)
     assert [set(event.output["read"].value.values()) for event in events] == [{b"one"}, {b"two"}]
+
+
+class Beside(Echo):
+    """Tells what the side arrays are: value, type and shape, as bytes; refuses to mix models of other sides."""
+
+    def __call__(self, cohort):
+        told = repr([(name, a.dtype.str, a.shape, a.tolist()) for name, a in cohort.sides.items()]).encode()
+        assert cohort.part(0, 1).sides is cohort.sides
+        return replace(super().__call__(cohort), leaves={"told": [told] * cohort.n})
+
+
+def sided(**sides) -> Params:
+    return Params(PROBLEM.model.vector, PROBLEM.model.layout, sides)
+
+
+@pytest.mark.parametrize("drive", [simulate, partial(simulate, workers=2), partial(simulate, chunk=1), loop])
+def test_a_work_sees_the_side_arrays_of_the_model_it_was_sent(drive):
+    one = sided(seen=np.array(2**53 + 1), flags=np.array([True, False]), none=np.empty((0, 3), np.uint8))
+    models = [one, one.replace(one.vector + 1), sided(seen=np.array([7], np.int32)), PROBLEM.model]
+    runs = tuple(Run("read", Sample(4), t, m, reduce={"told": Collect()}) for t, m in enumerate(models))
+    end = drive(PROBLEM.world(Asking(runs, together=True), works={"read": Beside()}), keep=True)
+    told = {event.tag: set(event.output["told"].value.values()) for event in end.transcript.events(Gathered)}
+    of_one = {
+        b"[('seen', '<i8', (), 9007199254740993), ('flags', '|b1', (2,), [True, False]), ('none', '|u1', (0, 3), [])]"
+    }
+    assert told == {0: of_one, 1: of_one, 2: {b"[('seen', '<i4', (1,), [7])]"}, 3: {b"[]"}}
+
+
+def test_versions_of_one_model_are_computed_together_and_models_of_other_sides_apart():
+    calls = []
+
+    class Counted(Beside):
+        def __call__(self, cohort):
+            calls.append((len(cohort.models), cohort.n))
+            return super().__call__(cohort)
+
+    one = sided(seen=np.array(1))
+    models = [one, one.replace(one.vector + 1), sided(seen=np.array(1))]
+    runs = tuple(Run("read", Sample(4), t, m, reduce={"told": Collect()}) for t, m in enumerate(models))
+    simulate(PROBLEM.world(Asking(runs, together=True), works={"read": Counted()}))
+    assert sorted(calls) == [(1, 4), (2, 8)]
 
 
 def test_client_state_is_read_as_of_asking_whatever_is_computed_beside_it():

@@ -30,7 +30,8 @@ class Cohort:
     random stream per client; `state` float32 `[n, S]` of the slot with `fresh` bool `[n]` (never written before);
     `inputs` for all; `each` `{position: {name: value}}`; `config` small scalars. `held`: the held-out rows, for a
     work that declares `needs_held = True`. `steps` int64 `[n]`: the most local steps of each client, for a work with a
-    method `steps`, where the ask's budget of time limits them.
+    method `steps`, where the ask's budget of time limits them. `sides`: the side arrays of the model sent, by name and
+    in their own dtypes, the same for all n; not to be written to.
     """
 
     models: F32
@@ -47,6 +48,7 @@ class Cohort:
     opaque: bytes = b""
     held: Block | None = None
     steps: I64 | None = None
+    sides: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
 
     @property
     def n(self) -> int:
@@ -64,6 +66,7 @@ class Cohort:
             self.opaque,
             None if self.held is None else self.held.part(start, stop),
             None if self.steps is None else self.steps[pick],
+            self.sides,
         )  # fmt: skip
 
 
