@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -206,12 +207,12 @@ def test_a_round_asks_merges_publishes_and_asks_again():
     (run,) = effects
     assert (run.work, run.on, run.tag, run.key, run.quorum.deadline_s) == ("train", Sample(5), 1, ("train", 1), 9.0)
     assert run.reduce == {"trees": Collect()}
-    assert run.config == {"round": 1, "model_bytes": 0}
+    assert run.config == {"round": 1}
     state, (publish, run) = algorithm.step(state, gathered(1, {3: ONE, 8: TWO}, [1.0, 3.0]), CONTEXT)
     assert (publish.version, tree_count(publish.model.opaque)) == (1, 3)
     assert run.model is publish.model
     size = (len(ONE) + len(TWO)) // 2
-    assert run.config == {"round": 2, "model_bytes": len(publish.model.opaque), "reply_bytes": size}
+    assert run.config == {"round": 2, "reply_bytes": size}
     state, (last, stop) = algorithm.step(state, gathered(2, {}), CONTEXT)
     assert (last.version, last.model.opaque, stop) == (2, publish.model.opaque, Stop("rounds"))
 
@@ -320,6 +321,15 @@ def test_bytes_are_counted_as_the_model_grows():
     down = [after["bytes_down"] - before["bytes_down"] for before, after in pairwise(rows)]
     assert 0 < down[0] < down[1]
     assert rows[2]["bytes_up"] > rows[1]["bytes_up"] > 0
+
+
+def test_an_evaluation_on_clients_is_sent_the_whole_model():
+    made = job(3, workers=1)
+    quiet = replace(made, evaluate=replace(made.evaluate, clients=None)).run(None, progress=False)
+    told = replace(made, evaluate=ff.Evaluation(clients=3, clients_every=3)).run(None, progress=False)
+    more = told.summary["bytes_down"] - quiet.summary["bytes_down"]
+    assert told.model.opaque == quiet.model.opaque
+    assert more == 3 * len(told.model.opaque)
 
 
 JOB = """

@@ -152,8 +152,8 @@ def test_bytes_go_there_and_back_as_they_are():
     assert out.weight.tolist() == [2.0] * 3
     assert model.init(0).opaque == b"start"
     assert model.model(model.init(0)) == b"start"
-    cost = work.cost(np.array([9, 4]), Layout((), ()), {"round": 1, "model_bytes": 40})
-    assert (cost.bytes_down, cost.bytes_up) == (40.0, 500.0)
+    cost = work.cost(np.array([9, 4]), Layout((), ()), {"round": 1})
+    assert (cost.bytes_down, cost.bytes_up) == (0.0, 500.0)
     assert work.cost(np.array([9]), Layout((), ()), {"reply_bytes": 7}).bytes_up == 7.0
 
 

@@ -146,6 +146,24 @@ def test_bytes_are_those_of_the_model_both_ways():
     assert p.bytes_down == p.bytes_up == 3 * 5 * PROBLEM.model.bytes
 
 
+@pytest.mark.parametrize("drive", [simulate, loop])
+@pytest.mark.parametrize("work", ["train", "evaluate"])
+def test_bytes_down_count_what_a_model_has_beside_its_vector_and_it_takes_time(drive, work):
+    plain, fleet = PROBLEM.model, Fleet(downlink_bytes_per_s=1.0)
+    more = Params(plain.vector, plain.layout, {"seen": np.zeros(3, np.int64)}, b"x" * 76)
+
+    def end(model):
+        reduce = {"delta": Mean()} if work == "train" else {}
+        run = Run(work, Sample(4), 1, model, reduce=reduce, config={"round": 1})
+        driver = drive(PROBLEM.world(Asking((run,)), fleet=fleet)).driver
+        p = getattr(driver, "progress", driver)
+        return p.bytes_down, p.bytes_up, p.now
+
+    (down, up, now), (more_down, more_up, later) = end(plain), end(more)
+    assert (down, more_down) == (4 * plain.bytes, 4 * (plain.bytes + 100))
+    assert (more_up, later) == (up, pytest.approx(now + 100))
+
+
 def test_asks_that_are_pending_together_give_what_they_give_alone():
     runs = tuple(Run("train", Sample(4), t, PROBLEM.model, reduce={"delta": Mean()}) for t in range(5))
     together = simulate(PROBLEM.world(Asking(runs, together=True)), keep=True).transcript.events(Gathered)

@@ -56,8 +56,8 @@ class State:
 class Bagging:
     """`rounds` rounds over `cohort` (as in `FedAvg`) of a model of bytes that grows by what clients send as `leaf`.
 
-    Round r = 1, 2, ... runs `work` with `config={"round": r, "model_bytes": ..., "reply_bytes": ...}` (the last from
-    round 2, a mean, by which a simulator costs the replies) and randomness of key ("train", r); then `merge` makes the
+    Round r = 1, 2, ... runs `work` with `config={"round": r, "reply_bytes": ...}` (the last from round 2, a mean, by
+    which a simulator costs the replies) and randomness of key ("train", r); then `merge` makes the
     next model and version r is published. A round nobody answered publishes the model unchanged. A reply that cannot be
     merged ends the run with a `PeerError` that names client and round.
     """
@@ -102,7 +102,7 @@ class Bagging:
 
     def _ask(self, state: State) -> tuple[State, Sequence[Effect]]:
         r = state.version + 1
-        config = {"round": r, "model_bytes": len(state.model.opaque)}
+        config = {"round": r}
         if state.reply_bytes:
             config["reply_bytes"] = state.reply_bytes
         run = Run(

@@ -109,7 +109,10 @@ class Work(Protocol):
     def __call__(self, cohort: Cohort) -> Output: ...
 
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
-        """Cost for clients with that many `examples` `[n]`; never a duration (that is the fleet's business)."""
+        """Cost for clients with that many `examples` `[n]`; never a duration (that is the fleet's business).
+
+        `bytes_down` counts the vector and the inputs; side arrays and opaque bytes of the model the driver adds.
+        """
         ...
 
     def slots(self, layout: Layout) -> Mapping[str, int]:

@@ -20,7 +20,7 @@ from fieldfare.core import rng
 from fieldfare.core.effects import Run
 from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Stack
-from fieldfare.core.params import Layout
+from fieldfare.core.params import Layout, Params
 from fieldfare.core.work import Cost, Work
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.tasks import (
@@ -227,6 +227,14 @@ def levels(run: Run, clients: I64) -> list[tuple[int, I64]]:
     return [(int(level), np.flatnonzero(plan == level)) for level in np.unique(plan)]
 
 
+def _beside(model: Params | None, cost: Cost) -> Cost:
+    """`cost` with what travels down beside the vector: side arrays, and the bytes of a model that is none."""
+    more = 0 if model is None else model.bytes - 4 * model.size
+    if not more:
+        return cost
+    return replace(cost, bytes_down=cost.bytes_down + more, memory_bytes=cost.memory_bytes + more)
+
+
 def costs(run: Run, clients: I64, population: Population, work: Work) -> tuple[Cost, I64 | None]:
     """(cost of every client, `[n]` each; the most steps each may take, where the run gives a budget)."""
     out, steps = np.empty((4, len(clients))), None
@@ -237,7 +245,7 @@ def costs(run: Run, clients: I64, population: Population, work: Work) -> tuple[C
         parts = [(at, run.view.layout(level)) for level, at in levels(run, clients)]
     for at, layout in parts:
         examples = population.examples[clients[at]]
-        cost = work.cost(examples, layout, run.config)
+        cost = _beside(run.model, work.cost(examples, layout, run.config))
         limit = steps_within(run.config, population.fleet, clients[at], work, examples, cost)
         if limit is not None:
             most, cost = limit

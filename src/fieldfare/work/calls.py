@@ -153,10 +153,10 @@ class TrainEach:
         return Output(leaves, weight, columns_of(told), silent=without_loss(told))
 
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
-        """FLOPs by examples and passes; bytes of the vector each way.
+        """FLOPs by examples and passes; bytes of the vector each way (the driver counts a model of bytes down).
 
-        Of a model of bytes the algorithm tells `model_bytes`, and `reply_bytes` once it knows what replies weigh; until
-        then ours are `reply_bytes` as declared.
+        Of replies of bytes the algorithm tells `reply_bytes` once it knows what they weigh; until then ours are
+        `reply_bytes` as declared.
         """
         training, _ = training_of(self.training, config)
         sizes = np.asarray(examples, np.float64)
@@ -164,9 +164,8 @@ class TrainEach:
             training.epochs if training.steps is None else training.steps * training.batch_size / np.maximum(sizes, 1)
         )
         vector = 4.0 * layout.size
-        down = vector + float(config.get("model_bytes", 0.0))
         up = float(config.get("reply_bytes", self.reply_bytes)) if self.form.kind == "bytes" else vector
-        return Cost(_flops(self.flops, layout) * sizes * passes, down, up, vector + down)
+        return Cost(_flops(self.flops, layout) * sizes * passes, vector, up, 2 * vector)
 
     def slots(self, layout: Layout) -> Mapping[str, int]:
         """None: what a function wants to keep it must send."""
@@ -216,7 +215,7 @@ class EvaluateEach:
 
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
         """A third of a training pass over the training rows (their number is what is known), and the model."""
-        vector = 4.0 * layout.size + float(config.get("model_bytes", 0.0))
+        vector = 4.0 * layout.size
         return Cost(_flops(self.flops, layout) / 3 * np.asarray(examples, np.float64), vector, _METRICS_BYTES, vector)
 
     def slots(self, layout: Layout) -> Mapping[str, int]:
