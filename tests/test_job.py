@@ -9,6 +9,7 @@ import pytest
 from command_line import HELLO, fieldfare, job_file
 
 import fieldfare as ff
+from fieldfare.algorithms import keep_optimizer
 from fieldfare.store.models import write_model
 from fieldfare.store.runs import RunFolder
 
@@ -271,6 +272,20 @@ def test_fine_tuning_is_measured_before_and_after(tmp_path):
     assert final["fine_tuned_before_accuracy_mean"] == final["federated_accuracy_mean"]
     assert final["fine_tuned_accuracy_mean"] > final["fine_tuned_before_accuracy_mean"] + 0.2
     assert final["fine_tuned_before_loss_worst_decile"] > final["fine_tuned_before_loss_mean"]
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [ff.FedAvg(3, 5), ff.Scaffold(3, 5), keep_optimizer(ff.FedAvg(3, 5))],
+    ids=["fedavg", "scaffold", "kept optimizer"],
+)
+def test_where_clients_have_no_model_of_their_own_the_personal_measure_is_of_the_model_sent(algorithm):
+    training = ff.Training(lr=0.1, momentum=0.9 if algorithm.slot == "optimizer" else 0.0)
+    evaluate = ff.Evaluation(clients=ff.Everyone(), clients_every=1, personal=True)
+    final = run(make(algorithm, moons().holdout(0.3), training=training, evaluate=evaluate)).final
+    federated = {name[10:]: value for name, value in final.items() if name.startswith("federated_")}
+    assert federated == {name[9:]: value for name, value in final.items() if name.startswith("personal_")}
+    assert federated
 
 
 def test_measuring_personal_models_changes_no_bit_of_the_shared_one():

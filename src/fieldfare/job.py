@@ -33,8 +33,9 @@ class Evaluation:
 
     `every`: rounds between central evaluations on the test set. `clients`: how many clients (a number, a `Sample` or
     `Everyone()`) measure the model on their held-out data every `clients_every` rounds. `personal`: measure each
-    client's own model there too (its personal layers, its twin). `fine_tune`: epochs of local training before that
-    personal measurement, 0 for none. All are done in the last round.
+    client's own model there too (its personal layers, its twin); where an algorithm gives clients none (FedAvg,
+    SCAFFOLD, a kept optimiser) that is the model sent, so that arms with and without can be compared. `fine_tune`:
+    epochs of local training before that personal measurement, 0 for none. All are done in the last round.
     """
 
     every: int = 1

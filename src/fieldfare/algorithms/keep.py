@@ -20,7 +20,8 @@ def keep_optimizer(algorithm: Any) -> FedAvg:
     """`algorithm` with clients that keep momentum, or Adam's moments and count of steps, from ask to ask.
 
     Client slot "optimizer" of P floats (momentum) or 2P + 1 (Adam), zero for a new client; nothing more travels.
-    Without it every ask begins with moments of zero. Errors: an algorithm with client state of its own, or one not made
+    Without it every ask begins with moments of zero. A kept optimiser is no model: `Evaluation(personal=True)` measures
+    the model sent. Errors: an algorithm with client state of its own, or one not made
     of `FedAvg`.
 
     >>> keep_optimizer(FedAvg(rounds=10, cohort=5)).slot
