@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldfare.core.errors import UsageError
+from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.pool import alike, lowest, weighted
 from fieldfare.fleet.selection import (
     DAY_S,
@@ -308,6 +309,16 @@ def test_availability_is_asked_over_the_span_of_each_ones_own_task(sight, begin)
 
     chosen(Available(sight=sight), everyone(2, now=2 * DAY_S, seconds=[3.0, 8.0], share=share), 1)
     assert spans == [([begin, begin], [begin + 3.0, begin + 8.0])]
+
+
+@pytest.mark.parametrize("rule", [Available(), Available(sight="ahead"), LeastAvailable()], ids=str)
+def test_the_rules_read_traces(rule):
+    sessions = Availability.of([[(0.0, 3600.0)]] * 3 + [[(0.0, 60.0)]] * 3, DAY_S)  # to 01:00, and to 00:01
+    pool = everyone(
+        6, seconds=[100.0, 200.0, 30.0] * 2, share=lambda t0, t1: sessions.share_between(t0, t1, np.arange(6))
+    )
+    rates = often(rule, replace(pool, now=7 * DAY_S + 59.0), 2, rule.init(6))
+    assert rates[:3].sum() < 0.1 if isinstance(rule, LeastAvailable) else rates[3:].sum() < 0.1
 
 
 # Power of choice
