@@ -17,6 +17,7 @@ from typing import Any, cast
 import click
 
 from fieldfare import __version__
+from fieldfare.cli_fleet import fleet
 from fieldfare.core.errors import PeerError, UsageError
 
 EXIT = {
@@ -180,6 +181,9 @@ def data_describe(job: Path, picture: Path | None, name: str | None, as_json: bo
         draw_partition(facts, picture)
         facts["picture"] = str(picture)
     _print(facts, True, "") if as_json else show_data(facts)
+
+
+app.add_command(fleet)
 
 
 @app.command()

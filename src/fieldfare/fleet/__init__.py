@@ -1,5 +1,11 @@
-"""Devices as columns: how fast they compute, how fast their links are, and what a task costs them in seconds."""
+"""Devices as columns: how fast they compute, how fast their links are, when they may work, what a task costs them.
 
+`generate` makes a fleet up to match published figures (`fieldfare fleet describe` shows what it comes to);
+`Availability` holds when devices may work.
+"""
+
+from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet, phones, uniform
+from fieldfare.fleet.generate import Generated, generate
 
-__all__ = ["Fleet", "phones", "uniform"]
+__all__ = ["Availability", "Fleet", "Generated", "generate", "phones", "uniform"]

@@ -61,7 +61,7 @@ class Availability:
 
         `begin <= t` means available now, and `end > t` always. (inf, inf): never again. (-inf, inf): always on. A
         session over the seam of the period is one session. Cost: log2(longest trace) passes over the devices, about
-        1 us for each of 10,000.
+        0.1 us for each of 10,000 and 40 us for one.
         """
         t = np.asarray(t, np.float64)
         devices = np.asarray(devices, np.int64)
@@ -79,7 +79,7 @@ class Availability:
 
     def available(self, t: float) -> I64:
         """Ids of all devices available at `t`, ascending; tens of milliseconds for 1,000,000 devices."""
-        found = []
+        found: list[I64] = []
         for at in range(0, self.size, _BLOCK):
             devices = np.arange(at, min(at + _BLOCK, self.size))
             low, high, phase, _ = self._look(np.float64(t), devices)
@@ -89,32 +89,71 @@ class Availability:
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def share(self, t: ArrayLike) -> F64:
-        """Share of all devices available at each `t`, `[k]`.
+        """Share of all devices available at each `t`, `[k]`: one pass over the intervals, whatever `k`.
 
-        Without shifts, one pass over the intervals whatever `k`; with them, `k` searches for every device.
+        Traces without shifts are passed once, however many devices share them.
         """
         times = np.asarray(t, np.float64)
         if not self.size:
             return np.zeros(times.shape)
-        if self.shift_s is not None:
-            return np.array([len(self.available(one)) for one in times.ravel()]).reshape(times.shape) / self.size
-        phase = np.mod(times, self.period_s) if np.isfinite(self.period_s) else times
-        steps, where = np.unique(phase, return_inverse=True)
+        finite = bool(np.isfinite(self.period_s))
+        steps, where = np.unique(np.mod(times, self.period_s) if finite else times, return_inverse=True)
         count = np.zeros(len(steps) + 1)
-        per_trace = None if self.row is None else np.bincount(self.row, minlength=len(self.offsets) - 1)
-        for at in range(0, len(self.start), _CHECKED):
-            part = slice(at, at + _CHECKED)
-            weights = None
-            if per_trace is not None:
-                rows = np.searchsorted(self.offsets, np.arange(at, at + len(self.start[part])), "right") - 1
-                weights = per_trace[rows].astype(np.float64)
-            count += np.bincount(np.searchsorted(steps, self.start[part]), weights, len(steps) + 1)
-            count -= np.bincount(np.searchsorted(steps, self.end[part]), weights, len(steps) + 1)
+        if self.shift_s is None:
+            traces = np.arange(len(self.offsets) - 1)
+            weights = None if self.row is None else np.bincount(self.row, minlength=len(traces)).astype(np.float64)
+        else:
+            traces, weights = (np.arange(self.size) if self.row is None else self.row), None
+        for at in range(0, len(traces), _BLOCK):
+            which, start, end = self._intervals(traces[at : at + _BLOCK])
+            weight = None if weights is None else weights[at + which]
+            if self.shift_s is not None:
+                length = end - start
+                start = start - self.shift_s[at + which]
+                start = np.mod(start, self.period_s) if finite else start
+                end = start + length
+                count[0] += (end > self.period_s).sum()
+                end = np.where(end > self.period_s, end - self.period_s, end)
+            count += np.bincount(np.searchsorted(steps, start), weight, len(steps) + 1)
+            count -= np.bincount(np.searchsorted(steps, end), weight, len(steps) + 1)
         return (np.cumsum(count)[where] / self.size).reshape(times.shape)
 
-    def share_between(self, t0: float, t1: float, devices: I64) -> F64:
-        """Share of the time from `t0` to `t1` that each device is available, `[n']`; cost: their intervals."""
-        if not t1 > t0:
+    def windows(self) -> tuple[F64, I64 | None]:
+        """(length in seconds, number of devices that have it) of every session of a period, one over its seam joined.
+
+        inf: always on. The second is None where each trace belongs to one device.
+        """
+        length = np.subtract(self.end, self.start, dtype=np.float64)
+        kept = np.ones(len(length), np.bool_)
+        held = self.offsets[1:] > self.offsets[:-1]
+        first, last = self.offsets[:-1][held], self.offsets[1:][held] - 1
+        if np.isfinite(self.period_s):
+            seam = (self.start[first] == 0) & (self.end[last] == self.period_s)
+            length[first[seam & (first == last)]] = np.inf
+            joined = seam & (first < last)
+            length[first[joined]] += length[last[joined]]
+            kept[last[joined]] = False
+        if self.row is None:
+            return length[kept], None
+        per_trace = np.bincount(self.row, minlength=len(self.offsets) - 1)
+        counts = np.repeat(per_trace, np.diff(self.offsets))
+        kept &= counts > 0
+        return length[kept], counts[kept]
+
+    def means(self) -> F64:
+        """Share of a period that each device is available, `[n]`; of the time to the last end where none repeats."""
+        ends = self.end[np.isfinite(self.end)] if np.isinf(self.period_s) else self.end[:0]
+        whole = self.period_s if np.isfinite(self.period_s) else float(ends.max(initial=0.0)) or 1.0
+        out = np.zeros(len(self.offsets) - 1)
+        for at in range(0, len(out), _BLOCK):
+            traces = np.arange(at, min(at + _BLOCK, len(out)))
+            which, start, end = self._intervals(traces)
+            out[traces] = np.bincount(which, np.minimum(end, max(whole, 1.0)) - start, len(traces)) / whole
+        return out if self.row is None else out[self.row]
+
+    def share_between(self, t0: float | F64, t1: float | F64, devices: I64) -> F64:
+        """Share of the time from (its) `t0` to `t1` that each device is available, `[n']`; cost: their intervals."""
+        if not np.all(np.greater(t1, t0)):
             raise UsageError(f"share_between({t0}, {t1}): the second time must come after the first.")
         return np.clip((self._spent(t1, devices) - self._spent(t0, devices)) / (t1 - t0), 0.0, 1.0)
 
@@ -201,18 +240,22 @@ class Availability:
         none = low == high if finite else over
         return np.where(none, np.inf, begin + base), np.where(none, np.inf, end + base)
 
-    def _spent(self, t: float, devices: I64) -> F64:
+    def _spent(self, t: float | F64, devices: I64) -> F64:
         """Seconds available since the trace's first beginning, up to `t`."""
-        low, high, phase, _ = self._look(np.float64(t), devices)
-        counts = high - low
-        which = np.repeat(np.arange(len(low)), counts)
-        index = np.arange(len(which)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
-        start, end = self.start[index].astype(np.float64), self.end[index].astype(np.float64)
-        out = np.bincount(which, np.clip(phase[which] - start, 0.0, end - start), len(low))
+        low, _, phase, _ = self._look(np.float64(t), devices)
+        which, start, end = self._intervals(devices if self.row is None else self.row[devices])
+        out = np.bincount(which, np.clip(phase[which] - start, 0.0, end - start), len(low)).astype(np.float64)
         if np.isfinite(self.period_s):
             shift = 0.0 if self.shift_s is None else self.shift_s[devices].astype(np.float64)
             out = out + np.floor((t + shift) / self.period_s) * np.bincount(which, end - start, len(low))
         return out
+
+    def _intervals(self, traces: I64 | NDArray[np.int32]) -> tuple[I64, F64, F64]:
+        """(number within `traces`, start, end) of all intervals of `traces`."""
+        low, counts = self.offsets[traces], self.offsets[traces + 1] - self.offsets[traces]
+        which = np.repeat(np.arange(len(traces)), counts)
+        index = np.arange(len(which)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
+        return which, self.start[index].astype(np.float64), self.end[index].astype(np.float64)
 
     @staticmethod
     def of(intervals: Iterable[Sequence[tuple[float, float]] | NDArray[Any]], period_s: float = np.inf) -> Availability:
