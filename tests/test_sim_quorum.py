@@ -134,7 +134,7 @@ def test_over_selection_waits_for_the_wanted_number_of_a_larger_sample(driver):
         (ask(on=np.array([-1, 2])), r"a Run asks device -1: the population has 0..5."),
         (ask(on=np.array([2, 2])), r"a Run asks device 2 twice: name each once."),
         (ask(on=Sample(2, where="charging")), r"the fleet has no such column \(it has: none\)"),
-        (ask(on=Sample(2, by="speed")), r"Sample\(by='speed'\): this fleet knows 'uniform'"),
+        (ask(on=Sample(2, by="speed")), r"by='speed': no selection rule has this name; there are uniform, "),
         (Run("sing", Everyone(), 1), r"no work is called 'sing': this job binds train, evaluate, echo."),
         (Run("echo", ("nobody",), 1), r"no node is called 'nobody': this run has central."),
         (Run("echo", ("central",), 1), r"node 'central' runs 'echo' on itself but has no device: place it on one."),

@@ -38,6 +38,7 @@ from fieldfare.sim.hosted import Deadline, Hosted
 from fieldfare.sim.observe import Observation, Progressed, Published
 from fieldfare.sim.population import Population
 from fieldfare.sim.simulator import Progress, Simulator, World
+from fieldfare.sim.stream import Stream, StreamAsk
 from fieldfare.store.codec import Codec, registry
 from fieldfare.store.models import read_model
 from fieldfare.store.runs import RunFolder
@@ -50,7 +51,7 @@ from fieldfare.work.evaluate import FineTune, central_evaluation
 from fieldfare.work.train import Train
 
 FORMAT = 1
-_SIM_TYPES = (Ask, Hosted, Deadline)
+_SIM_TYPES = (Ask, StreamAsk, Hosted, Deadline)
 _PROGRESS = tuple(Progress.__dataclass_fields__)
 
 
@@ -247,7 +248,9 @@ class Saver:
             "training": r.training, "evaluations": r.evaluations, "clients_done": r.clients_done, "wall_s": r.wall_s,
             "model": r.model,
         }  # fmt: skip
-        progress = {name: getattr(p, name) for name in _PROGRESS}
+        progress = {name: getattr(p, name) for name in _PROGRESS if name not in ("streams", "selected")}
+        progress |= {"streams": {n: (s.node, s.work, s.saved()) for n, s in p.streams.items()}}
+        progress |= {"selected": p.selected.saved()}
         tree, arrays = self.codec.encode(
             {
                 "progress": progress, "computed": self.simulator.computed(), "recorder": recorder,
@@ -263,8 +266,16 @@ class Saver:
             self.folder.truncate({})
             return False
         saved = self.codec.decode(snapshot.tree, snapshot.arrays)
+        progress, world = self.simulator.progress, self.simulator.world
         for name, value in saved["progress"].items():
-            setattr(self.simulator.progress, name, value)
+            if name == "selected":
+                progress.selected.load(value)
+            elif name == "streams":
+                for which, (node, work, state) in value.items():
+                    stream = progress.streams[which] = Stream(node, work, world.population, world.seed)
+                    stream.load(state, world.works)
+            else:
+                setattr(progress, name, value)
         self.simulator.restore_computed(saved.get("computed", {}))
         r, back = self.recorder, saved["recorder"]
         if back["model"] is not None and back["model"].layout != self.simulator.world.model.layout:

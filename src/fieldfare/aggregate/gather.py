@@ -75,6 +75,18 @@ def integer_weights(weight: F64, weighted: bool, step: float) -> I64:
     return whole.astype(np.int64)
 
 
+FACTOR_STEPS = (2.0**-16, 2.0**-10)
+"""A factor on the weights (of stale replies) is rounded to multiples of these: where replies count once, by weight."""
+
+
+def _integers(fold: Mean | Coverage, weight: F64, factor: F64 | None) -> I64:
+    """The weight of every row in the fold's units, `[n]`; with a `factor` `[n]`, in units finer by `FACTOR_STEPS`."""
+    if factor is None:
+        return integer_weights(weight, fold.weighted, fold.weight_step)
+    units = weight * factor / fold.weight_step if fold.weighted else factor
+    return np.rint(units / FACTOR_STEPS[fold.weighted]).astype(np.int64)
+
+
 def refused(rows: F32, weights: I64, step: float, cohort: int) -> NDArray[np.bool_]:
     """Which rows `[n]` are not finite, or so large that `cohort` of them could overflow int64 at this `step`.
 
@@ -149,16 +161,18 @@ def _bad_leaf(leaf: str, reduce: Mapping[str, Fold]) -> UsageError:
 class Gather:
     """Folds the replies of one `Run`, by chunks of clients: `add`, `merge` partials, then `finish`.
 
-    `cohort` is the number of clients asked: it fixes, before any reply is seen, how large a value may be.
+    `cohort` is the number of clients asked: it fixes, before any reply is seen, how large a value may be. `discounted`:
+    every reply comes with a factor on its weight (`FACTOR_STEPS`), as those of stale models do.
     """
 
-    def __init__(self, reduce: Mapping[str, Fold], cohort: int) -> None:
+    def __init__(self, reduce: Mapping[str, Fold], cohort: int, discounted: bool = False) -> None:
         self.reduce = reduce
         self.cohort = cohort
+        self.discounted = discounted
         self.partials: dict[str, Partial] = {leaf: Partial() for leaf in reduce}
         self._bytes = 0
 
-    def check(self, leaves: Mapping[str, Any], weight: F64) -> NDArray[np.bool_]:
+    def check(self, leaves: Mapping[str, Any], weight: F64, factor: F64 | None = None) -> NDArray[np.bool_]:
         """Which clients `[n]` must be refused, looking at every leaf that is summed, behind its row maps."""
         bad = ~np.isfinite(weight)
         bad |= weight < 0
@@ -169,7 +183,7 @@ class Gather:
                 rows = _before(fold.before, _rows(leaves[leaf]))
                 if fold.weighted:
                     bad |= ~(weight <= 2.0**62 / max(self.cohort, 1) * fold.weight_step)
-                w = integer_weights(np.where(bad, 0.0, weight), fold.weighted, fold.weight_step)
+                w = _integers(fold, np.where(bad, 0.0, weight), factor)
                 bad |= refused(rows, w, fold.step, self.cohort)
             elif isinstance(fold, Stack):
                 bad |= ~np.isfinite(_before(fold.before, _rows(leaves[leaf]))).all(axis=1)
@@ -177,18 +191,19 @@ class Gather:
 
     def take(
         self, clients: I64, leaves: Mapping[str, Any], weight: F64, bad: NDArray[np.bool_], index: I64 | None = None,
-        size: int | None = None,
+        size: int | None = None, factor: F64 | None = None,
     ) -> NDArray[np.bool_]:  # fmt: skip
         """Fold the clients that are neither `bad` `[n]` nor refused by `check`; gives all that were left out."""
         if index is None and self._long(leaves):
-            return self._take_long(leaves, weight, bad)
-        bad = bad | self.check(leaves, weight)
+            return self._take_long(leaves, weight, bad, factor)
+        bad = bad | self.check(leaves, weight, factor)
         if bad.any():
             keep = np.flatnonzero(~bad)
             leaves = {leaf: [v[i] for i in keep] if isinstance(v, list) else v[keep] for leaf, v in leaves.items()}
             clients, weight = clients[keep], weight[keep]
+            factor = None if factor is None else factor[keep]
         if len(clients):
-            self.add(clients, leaves, weight, index, size)
+            self.add(clients, leaves, weight, index, size, factor)
         return bad
 
     def _long(self, leaves: Mapping[str, Any]) -> bool:
@@ -198,7 +213,9 @@ class Gather:
             for leaf, fold in self.reduce.items()
         )
 
-    def _take_long(self, leaves: Mapping[str, Any], weight: F64, bad: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _take_long(
+        self, leaves: Mapping[str, Any], weight: F64, bad: NDArray[np.bool_], factor: F64 | None
+    ) -> NDArray[np.bool_]:
         """`take` in one pass: rows are added unseen, and those that turn out bad are taken off again, exactly."""
         bad = bad | ~np.isfinite(weight) | (weight < 0)
         added: list[tuple[Sum, F32, I64, float]] = []
@@ -207,7 +224,7 @@ class Gather:
             rows, part = _rows(leaves[leaf]), self.partials[leaf]
             if fold.weighted:
                 bad |= ~(weight <= 2.0**62 / max(self.cohort, 1) * fold.weight_step)
-            w = integer_weights(np.where(bad, 0.0, weight), fold.weighted, fold.weight_step)
+            w = _integers(fold, np.where(bad, 0.0, weight), factor)
             if part.sum is None:
                 part.sum = Sum(_zeros(rows.shape[1]))
             norm2 = add_rows(part.sum, rows, w, fold.step)
@@ -219,8 +236,9 @@ class Gather:
         return bad
 
     def add(
-        self, clients: I64, leaves: Mapping[str, Any], weight: F64, index: I64 | None = None, size: int | None = None
-    ) -> None:
+        self, clients: I64, leaves: Mapping[str, Any], weight: F64, index: I64 | None = None, size: int | None = None,
+        factor: F64 | None = None,
+    ) -> None:  # fmt: skip
         """Fold accepted rows. With `index` int64 `[p]` the rows are those coordinates of a vector of `size`."""
         for leaf, fold in self.reduce.items():
             if leaf not in leaves:
@@ -229,13 +247,14 @@ class Gather:
             value = leaves[leaf]
             match fold:
                 case Mean() | Coverage():
-                    self._add_sum(part, fold, _before(fold.before, _rows(value)), weight, index, size)
+                    rows, w = _before(fold.before, _rows(value)), _integers(fold, weight, factor)
+                    self._add_sum(part, fold, rows, w, index, size)
                 case Stack():
                     rows = _before(fold.before, _rows(value))
                     self._hold(leaf, fold, rows.nbytes)
                     part.clients.append(clients)
                     part.rows.append(rows)
-                    part.weights.append(weight)
+                    part.weights.append(weight if factor is None else weight * factor)
                 case Collect():
                     part.clients.extend(clients.tolist())
                     part.rows.extend(value[i] for i in range(len(clients)))
@@ -258,9 +277,8 @@ class Gather:
             )
 
     def _add_sum(
-        self, part: Partial, fold: Mean | Coverage, rows: F32, weight: F64, index: I64 | None, size: int | None
+        self, part: Partial, fold: Mean | Coverage, rows: F32, w: I64, index: I64 | None, size: int | None
     ) -> None:
-        w = integer_weights(weight, fold.weighted, fold.weight_step)
         if isinstance(fold, Mean) or index is None:
             if index is not None:
                 raise UsageError("Mean() cannot fold sub-models: use Coverage() for a Run with a view.")
@@ -336,7 +354,7 @@ class Gather:
             part = self.partials[leaf]
             match fold:
                 case Mean() | Coverage() if part.sum is not None:
-                    out[leaf] = _finish_sum(part.sum, fold)
+                    out[leaf] = _finish_sum(part.sum, fold, self.discounted)
                 case Stack() if part.rows:
                     ids = np.concatenate(part.clients)
                     order = np.argsort(ids, kind="stable")
@@ -351,8 +369,13 @@ class Gather:
         return out
 
 
-def _finish_sum(total: Sum, fold: Mean | Coverage) -> Folded:
+def _finish_sum(total: Sum, fold: Mean | Coverage, discounted: bool) -> Folded:
     behind = total.weight if total.coverage is None else total.coverage
+    if discounted:
+        if fold.total:
+            raise UsageError("a fold with total=True cannot take stale replies, whose weights it cannot hand on.")
+        units = FACTOR_STEPS[fold.weighted] * (fold.weight_step if fold.weighted else 1.0)
+        return Folded(_quotient(total.settled(), fold.step, behind), behind * units)
     exact = Total(total.settled(), behind, fold.step, fold.weight_step) if fold.total else None
     return Folded(_quotient(total.settled(), fold.step, behind), behind * fold.weight_step, exact)
 

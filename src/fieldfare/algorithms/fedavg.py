@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fieldfare.aggregate.chain import Chain, chain, mean
 from fieldfare.algorithms.rule import Plain, Rule
 from fieldfare.core.algorithm import Context
-from fieldfare.core.effects import Effect, On, Publish, Run, Stop
+from fieldfare.core.effects import Effect, On, Publish, Run, Scalar, Stop
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Started
 from fieldfare.core.local import Local
@@ -49,7 +49,8 @@ class FedAvg(Recorded):
 
     Round r = 1, 2, ... runs `work` with `config={"round": r}` and randomness of key ("train", r), then publishes
     version r. A round nobody answered counts and publishes the model unchanged, so a run always ends. `slot` is the
-    client-state slot the local declarations need; `view` gives every client a sub-model (with `coverage()`).
+    client-state slot the local declarations need; `view` gives every client a sub-model (with `coverage()`). `config`:
+    more small scalars for the clients, as pairs, such as ("budget_s", 60.0): each does the steps it can in that time.
     """
 
     rounds: int
@@ -62,6 +63,7 @@ class FedAvg(Recorded):
     slot: str | None = None
     rule: Rule = _PLAIN
     view: View | None = None
+    config: tuple[tuple[str, Scalar], ...] = ()
 
     def __post_init__(self) -> None:
         check_rounds(self.name, self.rounds, self.on, self.quorum)
@@ -92,7 +94,8 @@ class FedAvg(Recorded):
         r = state.version + 1
         run = Run(
             self.work, self.on, r, state.model, self.quorum, {"delta": self.server.reduce(), **self.rule.folds()},
-            {"round": r}, self.rule.inputs(state.rule), view=self.view, state=self.slot, key=("train", r),
+            {"round": r, **dict(self.config)}, self.rule.inputs(state.rule), view=self.view, state=self.slot,
+            key=("train", r),
         )  # fmt: skip
         return replace(state, asked=r), (run,)
 

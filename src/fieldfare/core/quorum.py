@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -93,12 +93,13 @@ ALL = Quorum()
 class Sample:
     """`count` different clients, drawn by the driver over the population's columns.
 
-    `by`: name of a selection rule of the fleet ("uniform"). `where`: name of a boolean column, or None.
+    `by`: a selection rule of the fleet, or its name ("uniform"; see `fleet.selection`). `where`: name of a boolean
+    column, or None.
     """
 
     count: int
     where: str | None = None
-    by: str = "uniform"
+    by: Any = "uniform"
 
     def __post_init__(self) -> None:
         if self.count < 1:

@@ -21,6 +21,7 @@ from fieldfare.core.effects import Run
 from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Stack
 from fieldfare.core.params import Layout, Params
+from fieldfare.core.quorum import Sample
 from fieldfare.core.work import Cost, Work
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.tasks import (
@@ -160,12 +161,12 @@ def resolve(
 
 def begin(
     run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, own: int | None,
-    selected: Selected,
+    selected: Selected, streaming: bool = False,
 ) -> Begun:  # fmt: skip
     """The tasks of a `Run` as they would go: who, from when, how long, how each ends."""
     if run.work not in works:
         raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(works) or 'none'}.")
-    if run.quorum.late == "next":
+    if run.quorum.late == "next" and not streaming:
         raise UsageError("Quorum(late='next') is for samples of devices: use late='drop' here.")
     work, fleet = works[run.work], population.fleet
 
@@ -174,9 +175,9 @@ def begin(
 
     whom = run if own is None else replace(run, on=np.array([own]))
     clients, start = cohort(whom, population, seed, now, expected, selected)
-    need = run.quorum.need
-    if need is not None and need > len(clients) and fleet.availability is None:
-        raise UsageError(f"Quorum(need={need}) can never be met by {len(clients)} clients: use need <= {len(clients)}.")
+    need, most = run.quorum.need, run.on.count if isinstance(run.on, Sample) else len(clients)
+    if need is not None and need > most and not streaming:
+        raise UsageError(f"Quorum(need={need}) can never be met by {most} clients: use need <= {most}.")
     check_stacks(run, len(clients) if need is None else need)
     unavailable = np.empty(0, np.int64)
     if fleet.availability is not None:
@@ -185,7 +186,7 @@ def begin(
         if not there.all():
             unavailable, clients, start = np.sort(clients[~there]), clients[there], start[there]
     cost, steps = costs(run, clients, population, work)
-    noise = noise_of(fleet, rng.keys(seed, ("noise", *cohort_key(run)), clients)) if fleet.noise else None
+    noise = noise_of(fleet, rng.mix(_keys(run, clients, own is not None, seed))) if fleet.noise else None
     parts = phases(fleet, clients, cost, start, noise)
     alive = fleet.survivors(clients, seed, cohort_key(run))
     if fleet.availability is None and run.quorum.timeout_s is None:
@@ -216,8 +217,11 @@ def check_stacks(run: Run, replies: int) -> None:
 
 def client_keys(ask: Any, seed: int) -> NDArray[np.uint64]:
     """A random stream per client: (seed, key, client); for a node's own device (seed, key), so that it can move."""
-    key = ("client", *cohort_key(ask.run))
-    return rng.keys(seed, key, np.zeros_like(ask.clients) if ask.own else ask.clients)
+    return _keys(ask.run, ask.clients, ask.own, seed)
+
+
+def _keys(run: Run, clients: I64, own: bool, seed: int) -> NDArray[np.uint64]:
+    return rng.keys(seed, ("client", *cohort_key(run)), np.zeros_like(clients) if own else clients)
 
 
 def levels(run: Run, clients: I64) -> list[tuple[int, I64]]:

@@ -17,9 +17,10 @@ from fieldfare.core.events import Gathered
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Work
 from fieldfare.sim.asks import Ask, client_keys, levels
+from fieldfare.sim.cluster import ready
 from fieldfare.sim.compute import Piece, Request, Segment, Share, compute_inline
 from fieldfare.sim.pool import Pool, allowed_workers, one_thread
-from fieldfare.sim.ray import RayPool, ready
+from fieldfare.sim.ray import RayPool
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -195,7 +196,9 @@ def _compute(
         segments.append(Segment(start, start + n, share.ask.run.reduce, share.ask.asked, index, size))
         start += n
     ids = clients[0] if len(clients) == 1 else np.concatenate(clients)
-    state, fresh = executor.slots.get(run.state, ids) if run.state and executor.slots is not None else (None, None)
+    state, fresh = None, None
+    if run.state and executor.slots is not None:  # read piece by piece, where the slots can
+        state, fresh = getattr(executor.slots, "rows", executor.slots.get)(run.state, ids)
     request = Request(
         run.work,
         vectors[0][None] if len(vectors) == 1 else np.stack(vectors),

@@ -31,7 +31,8 @@ CHUNK_BYTES = 160 << 20
 class Segment:
     """One `Run`'s share of a request: clients `start..stop`, folded by `reduce` for a cohort of `asked`.
 
-    `index` int64 `[p]` and `size`: the coordinates of the whole vector that a sub-model's rows are.
+    `index` int64 `[p]` and `size`: the coordinates of the whole vector that a sub-model's rows are. `factor` `[n]`: on
+    the weights, where replies are stale. `keep`: the rows are handed back as they are, and nothing is folded.
     """
 
     start: int
@@ -40,6 +41,8 @@ class Segment:
     asked: int
     index: I64 | None = None
     size: int | None = None
+    factor: F64 | None = None
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +72,8 @@ class Request:
 
 @dataclass(slots=True, eq=False)
 class Piece:
-    """Results of clients `start..stop`: weights, metrics, which were refused, new state rows."""
+    """Results of clients `start..stop`: weights, metrics, which were refused, new state rows; and `rows` by leaf of the
+    last of them, if those are kept."""
 
     start: int
     stop: int
@@ -77,6 +81,7 @@ class Piece:
     metrics: Mapping[str, F64]
     refused: NDArray[np.bool_]
     state: F32 | None
+    rows: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(slots=True, eq=False)
@@ -133,26 +138,33 @@ class Tally:
                 f"work {request.work!r} returned {len(out.weight)} weights for {len(clients)} clients: "
                 "return one row per client, in the order given."
             )
-        bad = out.diverged
+        bad, kept = out.diverged, dict[str, Any]()
         for number, segment in enumerate(request.segments):
             a, b = max(segment.start, start) - start, min(segment.stop, stop) - start
-            if a < b:
-                self._fold(number, segment, clients[a:b], out.leaves, out.weight, slice(a, b), bad)
-        self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state))
+            if a < b and segment.keep:
+                kept = {leaf: rows[a:b].copy() if a else rows for leaf, rows in out.leaves.items()}
+            elif a < b:
+                self._fold(number, segment, start, clients[a:b], out.leaves, out.weight, slice(a, b), bad)
+        self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state, kept))
 
     def _fold(
-        self, number: int, segment: Segment, clients: I64, leaves: Mapping[str, Any], weight: F64, where: slice,
-        bad: NDArray[np.bool_],
+        self, number: int, segment: Segment, start: int, clients: I64, leaves: Mapping[str, Any], weight: F64,
+        where: slice, bad: NDArray[np.bool_],
     ) -> None:  # fmt: skip
         if not segment.reduce:
             return
         gather = self._gathers.get(number)
         if gather is None:
-            gather = self._gathers[number] = Gather(segment.reduce, segment.asked)
+            gather = Gather(segment.reduce, segment.asked, segment.factor is not None)
+            self._gathers[number] = gather
             self.share.partials[number] = gather.partials
         whole = where == slice(0, len(weight))
         rows = leaves if whole else {leaf: value[where] for leaf, value in leaves.items()}
-        bad[where] = gather.take(clients, rows, weight[where], bad[where], segment.index, segment.size)
+        factor = segment.factor
+        if factor is not None:
+            first = start + (where.start or 0) - segment.start
+            factor = factor[first : first + len(clients)]
+        bad[where] = gather.take(clients, rows, weight[where], bad[where], segment.index, segment.size, factor)
 
 
 def compute_inline(request: Request, works: Mapping[str, Work], data: Any, chunk: int | None) -> list[Share]:

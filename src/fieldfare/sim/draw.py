@@ -38,17 +38,19 @@ class Selected:
     states: dict[str, Any] = field(default_factory=dict[str, Any])
     rounds: dict[str, int] = field(default_factory=dict[str, int])
 
-    def choose(self, by: Any, work: str, count: int, population: Population, ids: I64, seconds: Seconds,
+    def choose(self, by: Any, run: Run, count: int, population: Population, ids: I64, seconds: Seconds,
                now: float, seed: int, purpose: tuple[str | int, ...]) -> I64:  # fmt: skip
         """`count` of the candidates `ids` by rule `by`, in its order."""
-        rule, name = selection_of(by), _name(by, work)
+        rule, name = selection_of(by), _name(by, run.work)
         if name not in self.states:
             self.states[name] = rule.init(population.size)
         self.rounds[name] = self.rounds.get(name, 0) + 1
+        examples = population.examples[ids] if "examples" in rule.reads else None
+        expected = seconds(ids) if "seconds" in rule.reads else None
         sessions = population.fleet.availability
 
         share = None if sessions is None else lambda t0, t1: sessions.share_between(t0, t1, ids)
-        pool = Pool(ids, population.examples[ids], seconds(ids), now, self.rounds[name], share)
+        pool = Pool(ids, examples, expected, now, self._round(run, name), share)
         draw = draws(seed, *purpose)
         chosen, self.states[name] = rule.choose(self.states[name], count, pool, draw)
         return chosen
@@ -66,8 +68,12 @@ class Selected:
             order = np.argsort(event.clients, kind="stable")
             at = np.searchsorted(event.clients, ids[ok], sorter=order)
             loss[ok] = told[order[at]]
-        reported = Reported(ids, loss, seconds, population.examples[ids], ok, now, self.rounds[name])
+        reported = Reported(ids, loss, seconds, population.examples[ids], ok, now, self._round(run, name))
         self.states[name] = rule.observe(self.states[name], reported)
+
+    def _round(self, run: Run, name: str) -> int:
+        """The round, or version, that `run` says it is for; else how many cohorts the rule has drawn."""
+        return int(run.config.get("round", self.rounds[name]))
 
     def saved(self) -> dict[str, Any]:
         return {"states": self.states, "rounds": self.rounds}
@@ -111,7 +117,7 @@ def cohort(
         there = pool
         if len(pool):
             count = min(on.count, len(pool))
-            there = selected.choose(on.by, run.work, count, population, pool, seconds, now, seed, purpose)
+            there = selected.choose(on.by, run, count, population, pool, seconds, now, seed, purpose)
     start = np.full(len(there), now)
     if len(there) < on.count and sessions is not None:
         rest = np.setdiff1d(np.arange(population.size) if among is None else among, there, assume_unique=True)

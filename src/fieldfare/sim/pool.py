@@ -203,6 +203,10 @@ def _strip(share: Share) -> tuple[Share, list[Any]]:
         if piece.state is not None:
             out.append(piece.state)
             piece.state = np.empty(0, np.float32)
+        for leaf, rows in piece.rows.items():
+            if isinstance(rows, np.ndarray):
+                out.append(rows)
+                piece.rows[leaf] = None
     for partials in share.partials.values():
         for partial in partials.values():
             if partial.sum is not None:
@@ -220,6 +224,9 @@ def _receive(share: Share, arrays: list[Any]) -> Share:
     for piece in share.pieces:
         if piece.state is not None:
             piece.state = next(at).copy()
+        for leaf, rows in piece.rows.items():
+            if rows is None:
+                piece.rows[leaf] = next(at).copy()
     for partials in share.partials.values():
         for partial in partials.values():
             if partial.sum is not None:

@@ -21,11 +21,14 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Evaluated, Event, Gathered, Received, Started, Woke
 from fieldfare.core.params import Params
 from fieldfare.core.work import Work
+from fieldfare.sim.ahead import Ahead
 from fieldfare.sim.asks import Ask, resolve
 from fieldfare.sim.batch import Executor, gather_all
+from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Deadline, Hosted, asked_of, check_nodes
 from fieldfare.sim.observe import Answered, Measured, Observer, Progressed, Published, Stopped
 from fieldfare.sim.population import Population
+from fieldfare.sim.stream import Stream, StreamAsk
 
 Evaluation = Callable[[Params], Mapping[str, float]]
 
@@ -65,16 +68,21 @@ class Progress:
     """All of a run that changes: the clock, the heap, the nodes' states, what is outstanding, bytes by direction.
 
     `bytes_down` counts when clients are asked, everyone asked, drop-outs too. `bytes_up` counts when a gather is over:
-    the replies of all who answer, late ones too (sent, then dropped); what is outstanding at `Stop` is cancelled. A
+    the replies of all who answer, late ones too (sent, then dropped); what is outstanding at `Stop` is cancelled. Where
+    late replies count in the next gather both count when a task is over, in whatever way. A
     node's `Answer` counts when it is sent, none to a gather that is over. `bytes_between`: sent from node to node.
+    `streams` by "node work": the clients at work from gather to gather. `asked`: `Run`s on devices so far.
     """
 
     now: float = 0.0
     seq: int = 0
     states: dict[str, Any] = field(default_factory=dict[str, Any])
     heap: list[tuple[float, int, str, Any]] = field(default_factory=list[tuple[float, int, str, Any]])
-    asks: dict[int, Ask] = field(default_factory=dict[int, Ask])
+    asks: dict[int, Ask | StreamAsk] = field(default_factory=dict[int, Any])
     hosted: dict[int, Hosted] = field(default_factory=dict[int, Hosted])
+    streams: dict[str, Stream] = field(default_factory=dict[str, Stream])
+    selected: Selected = field(default_factory=Selected)
+    asked: int = 0
     steps: int = 0
     bytes_down: float = 0.0
     bytes_up: float = 0.0
@@ -85,15 +93,17 @@ class Progress:
 class Simulator:
     """Runs a `World` to its end, or step by step.
 
-    `executor` computes; `observer` is told what happened, and cannot change it.
+    `executor` computes; without one nothing is computed, and only who, when and how long is simulated. `observer` is
+    told what happened, and cannot change it.
     """
 
-    def __init__(self, world: World, executor: Executor, observer: Observer | None = None) -> None:
+    def __init__(self, world: World, executor: Executor | None, observer: Observer | None = None) -> None:
         self.world = world
         self.executor = executor
         self.observer = observer
         self.progress = Progress()
         self._results: dict[int, Gathered] = {}
+        self._ahead: dict[str, Ahead] = {}
 
     def start(self) -> None:
         """Give every node its state and its `Started`."""
@@ -187,9 +197,26 @@ class Simulator:
             if node not in world.placement:
                 raise UsageError(f"node {node!r} runs {run.work!r} on itself but has no device: place it on one.")
             own = world.placement[node]
-        ask = resolve(node, run, p.now, world.population, world.works, world.seed, own)
-        p.bytes_down += ask.bytes_down
+        if run.quorum.late == "next" and own is None:
+            ask = self._stream(node, run.work).open(run, p.now, world.works, p.selected)
+        else:
+            ask = resolve(node, run, p.now, world.population, world.works, world.seed, own, p.selected, p.asked)
+            p.bytes_down += ask.bytes_down
+        p.asked += 1
         p.asks[self._push(ask.due, node, None)] = ask
+
+    def _stream(self, node: str, work: str) -> Stream:
+        """The clients at work for `node`; one gather is open at a time."""
+        p, name = self.progress, f"{node} {work}"
+        if work not in self.world.works:
+            raise UsageError(f"no work is called {work!r}: this job binds {', '.join(self.world.works) or 'none'}.")
+        if any(isinstance(ask, StreamAsk) and (ask.node, ask.run.work) == (node, work) for ask in p.asks.values()):
+            raise UsageError(
+                f"node {node!r} asks for {work!r} with Quorum(late='next') while such a Run is open: wait for its answer."
+            )
+        if name not in p.streams:
+            p.streams[name] = Stream(node, work, self.world.population, self.world.seed)
+        return p.streams[name]
 
     def _ask_nodes(self, node: str, run: Run) -> None:
         p = self.progress
@@ -241,12 +268,25 @@ class Simulator:
     def _gathered(self, seq: int) -> Gathered:
         """The result of ask number `seq`: computed now, with everything else that is pending."""
         p = self.progress
-        if seq not in self._results or self._read_before(p.asks[seq]):
-            pending = {number: ask for number, ask in p.asks.items() if number not in self._results}
-            self._results |= gather_all(pending, self.executor, self.world.seed)
-        ask, event = p.asks.pop(seq), self._results.pop(seq)
+        ask = p.asks[seq]
+        if isinstance(ask, StreamAsk):
+            name = f"{ask.node} {ask.run.work}"
+            event = self._ahead.setdefault(name, Ahead()).gather(ask, p.streams[name], self.executor)
+            p.bytes_down += ask.bytes_down
+        elif self.executor is None:
+            event = _untrained(ask, self.world.population)
+        else:
+            if seq not in self._results or self._read_before(ask):
+                pending = {n: a for n, a in p.asks.items() if n not in self._results and isinstance(a, Ask)}
+                self._results |= gather_all(pending, self.executor, self.world.seed)
+            event = self._results.pop(seq)
+            self.executor.accept(ask, event)
+        del p.asks[seq]
         p.bytes_up += ask.bytes_up
-        self.executor.accept(ask, event)
+        if p.selected.states:
+            ids, seconds = (ask.clients, ask.seconds) if isinstance(ask, StreamAsk) or ask.begun is None else (
+                ask.begun.clients, ask.begun.seconds)  # fmt: skip
+            p.selected.observe(ask.run, ids, seconds, event, self.world.population, p.now)
         self._tell(Answered(p.now, ask, event, p.bytes_down, p.bytes_up))
         return event
 
@@ -260,7 +300,7 @@ class Simulator:
         return {
             number: (event, self.executor.provisional(asks[number]))
             for number, event in self._results.items()
-            if asks[number].run.state is not None
+            if self.executor is not None and asks[number].run.state is not None
         }
 
     def restore_computed(self, kept: Mapping[int, Any]) -> None:
@@ -268,6 +308,7 @@ class Simulator:
         self._results = {}
         for number, (event, state) in kept.items():
             self._results[number] = event
+            assert self.executor is not None
             self.executor.hold(self.progress.asks[number], state)
 
     def _read_before(self, ask: Ask) -> bool:
@@ -280,6 +321,12 @@ class Simulator:
     def _tell(self, observation: Any) -> None:
         if self.observer is not None:
             self.observer(observation)
+
+
+def _untrained(ask: Ask, population: Population) -> Gathered:
+    """The answer to an ask of which nothing was computed: who replied, each with the weight of its examples."""
+    weight = population.examples[ask.clients].astype(np.float64)
+    return Gathered(ask.run.tag, {}, float(weight.sum()), ask.clients, weight, {}, ask.missing)
 
 
 def size_of(body: Any) -> int:

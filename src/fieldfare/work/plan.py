@@ -46,9 +46,10 @@ def passes_and_steps(sizes: I64, training: Training, most: I64 | None = None) ->
 def make_plan(data: Block, keys: U64, training: Training, most: I64 | None = None) -> Plan:
     """The batches of all clients of `data` under `training`, client by client and step by step.
 
-    `keys` uint64 `[n]`. `most` int64 `[n]` limits each client's steps. Every pass is a fresh shuffle: the order of the hash bits of (client key, pass, example), which
-    are all different, so no tie can let the neighbours in. `shuffle=False` takes stored order. Cost: one sort of
-    the examples taken; a cohort of equal sizes needs no padding and gives the same numbers.
+    `keys` uint64 `[n]`. `most` int64 `[n]` limits each client's steps. Every pass is a fresh shuffle: the order of the
+    hash bits of (client key, pass, example), which are all different, so no tie can let the neighbours in.
+    `shuffle=False` takes stored order. Cost: one sort of the examples taken; a cohort of equal sizes needs no padding
+    and gives the same numbers.
     """
     sizes = data.sizes
     passes, steps, taken = passes_and_steps(sizes, training, most)

@@ -115,10 +115,12 @@ def kept(cohort: Cohort, local: tuple[Local, ...], layout: Layout, training: Tra
 def own_models(cohort: Cohort, state: F32 | None, mask: NDArray[np.bool_] | None) -> tuple[F32, I64]:
     """Each client's own model: `state` where written (at `mask`, or all of it), else the model it was sent.
 
-    Models and row index as in `Cohort`; a copy `[n, P]` only when there is state.
+    Models and row index as in `Cohort`; a copy `[n, P]` only when some of it is state.
     """
     if state is None or cohort.fresh is None:
         return cohort.models, cohort.row
+    if mask is None and not cohort.fresh.any():
+        return state, np.arange(cohort.n)
     own = cohort.models[cohort.row]
     seen = np.flatnonzero(~cohort.fresh)
     if mask is None:
@@ -135,7 +137,8 @@ class Train:
     `local` declares what an algorithm changes (see `core.local`). Further leaves: `dc` `[n, P]` (`ControlVariate`),
     `tau` `[n, 1]` (`Normalised`), `h` `[n, 1]` (`Fair`). Metric `loss` `[n]`: mean training loss over steps, not finite
     where training diverged; such rows are left as they are, and the fold refuses them. Config: `round` (for the
-    schedule), `steps`, `epochs`, `lr`. Of the declarations that keep client state only one may be given.
+    schedule), `steps`, `epochs`, `lr`; `reply="model"`: leaf `model` `[n, P]`, the end itself, is all that is sent.
+    Of the declarations that keep client state only one may be given.
     """
 
     net: Net
@@ -214,6 +217,9 @@ class Train:
             size = moments_size(training, self.net.layout.size)
             moments = np.zeros((cohort.n, size), np.float32) if seen is None else seen
         fit, steps = self._fit(models, row, cohort, keys, training, lr, _anchored(drift, cohort, row), moments)
+        drift = Drift(mu=drift.mu)  # the correction is done with, and may be as large as all models
+        if cohort.config.get("reply") == "model":
+            return Output({"model": fit.params}, cohort.data.sizes.astype(np.float64), {"loss": fit.loss, **fit.extra})
         delta = fit.params
         state = fit.moments if mask is None else np.ascontiguousarray(delta[:, mask])
         _subtract(delta, cohort.models, cohort.row)
@@ -228,7 +234,8 @@ class Train:
             leaves["dc"] = dc = self._variate(cohort, delta, steps, lr)
             state = dc + (np.float32(0) if seen is None else seen)
         elif (dynamic := find(self.local, Dynamic)) is not None:
-            state = delta * np.float32(-dynamic.alpha) + (np.float32(0) if seen is None else seen)
+            state = delta * np.float32(-dynamic.alpha)
+            state += np.float32(0) if seen is None else seen
         if find(self.local, Normalised) is not None:
             tau = step_norm(steps, lr, training.momentum, training.nesterov, drift.mu)
             delta /= np.where(tau > 0, tau, 1.0).astype(np.float32)[:, None]
@@ -325,7 +332,7 @@ class Train:
 
     def alike(self, config: Mapping[str, Scalar]) -> Any:
         """What of a config matters here: asks for which this is equal may be computed in one stack."""
-        return settings(self.training, config)
+        return (*settings(self.training, config), config.get("reply"))
 
     def slots(self, layout: Layout) -> Mapping[str, int]:
         """The client-state slot that `local` keeps, see `slots_of`."""

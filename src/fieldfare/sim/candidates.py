@@ -1,0 +1,304 @@
+"""Who begins next in a stream: a client that may work now and is not at work, drawn one after another.
+
+Large fleets with many free devices are tried by chance, thousands of candidates prepared at a time; where free devices
+are few, or a selection rule wants to see them all, every device's next session is tracked. Not here: what a stream
+counts (`stream`). Invariant: a draw depends on (seed, node, work), the draws before, the time and the fleet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core import rng
+from fieldfare.core.effects import Run
+from fieldfare.core.quorum import Sample
+from fieldfare.core.work import Cost, Work
+from fieldfare.fleet.tasks import noise_of, phases
+from fieldfare.sim.asks import costs
+from fieldfare.sim.draw import Selected
+from fieldfare.sim.population import Population
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+Found = tuple[int, float, float, bool]
+"""(client, seconds of the whole task, when its session ends, whether it will never be heard of again)."""
+
+_BLOCK = 2048
+_SMALL = 4096
+_HORIZON_S = 600.0
+_TRIES = 8
+_CHOSEN = 16
+
+
+class Candidates:
+    """The clients of one stream that are not at work; `take` gives the next to begin, `leave` takes one back.
+
+    `begun` is the number of the task that begins next. While `tracking`, `until` `[n]` says when the session of a
+    device that may begin ends (-inf: it may not), and `idle` lists those devices, some of them with sessions that are
+    over by now; `arrivals` is a heap of the sessions to come.
+    """
+
+    def __init__(self, population: Population, seed: int, name: tuple[str, str]) -> None:
+        self.population, self.seed, self._name = population, seed, name
+        self._key = np.array([rng.derive(seed, "refill", *name)], np.uint64)
+        self._client_key = np.uint64(rng.derive(seed, "client", "stream", *name))
+        self._busy = np.zeros(population.size, np.bool_)
+        self.begun = 0
+        self.tracking = False
+        self.drawn = self.block = self.place = 0
+        self._block_at = self._block_end = -np.inf
+        self._list: list[tuple[int, float, float, float]] = []
+        self._dry = False
+        self._until = np.empty(0)
+        self._idle: list[int] = []
+        self._arrivals: list[tuple[float, int, float]] = []
+        self._queue: list[int] = []
+        self._uniform: list[float] = []
+        self._uniform_at = -1
+        self._kind: Any = None
+        self._among: I64 | None = None
+        self._rule: Any = None
+        self._whole: tuple[Any, F64] = (None, np.empty(0))
+
+    def prepare(self, run: Run, work: Work, selected: Selected, now: float, target: int) -> None:
+        """Get ready for a gather of `run` that wants `target` clients at work."""
+        on = run.on
+        assert isinstance(on, Sample)
+        kind, ruled = (cost_kind(run, work), on.where), on.by != "uniform"
+        self._run, self._work, self._selected = run, work, selected
+        if self._kind is None or self._kind[1] != on.where or ruled != (self._rule is not None):
+            self._among = self.population.flagged(on)
+            self.tracking, self.place, self._list, self._block_end = False, 0, [], -np.inf
+        self._rule = on.by if ruled else None
+        n = self.population.size if self._among is None else len(self._among)
+        if kind != self._kind:
+            self._kind = kind
+            if self._block_end > -np.inf:
+                self._fill(self._block_at)
+        if ruled or n <= _SMALL or 2 * target > n or self._dry:
+            if not self.tracking:
+                self._track(now)
+            elif not ruled and n > _SMALL and 2 * target <= n and len(self._idle) > 8 * target + 1024:
+                self.tracking = self._dry = False
+                self._until, self._idle, self._arrivals = np.empty(0), [], []
+                self._block_end = -np.inf
+
+    def occupy(self, clients: I64) -> None:
+        """These clients are at work from now on."""
+        self._busy[clients] = True
+
+    def keys(self, serials: I64) -> NDArray[np.uint64]:
+        """The random stream of each task, by its number in the stream."""
+        return rng.mix(rng.mix(serials.astype(np.uint64)) ^ self._client_key)
+
+    def take(self, t: float) -> Found | None:
+        """The next client to begin at `t`, or None where nobody may."""
+        return self._pick(t) if self.tracking else self._try(t)
+
+    def leave(self, client: int, t: float) -> None:
+        """`client` is no longer at work."""
+        self._busy[client] = False
+        if self.tracking:
+            if self._until[client] > t:
+                self._idle.append(client)
+            else:
+                self._later(np.array([client]), t)
+
+    def wait(self, t: float) -> float:
+        """When the next client comes, nobody being there at `t`; inf: never."""
+        return max(self._arrivals[0][0], t) if self.tracking and self._arrivals else np.inf
+
+    # By chance
+
+    def _try(self, t: float) -> Found | None:
+        busy = self._busy
+        for _ in range(_TRIES):
+            if t >= self._block_end:
+                self._next_block(t)
+            at, entries = self.place, self._list
+            while at < len(entries):
+                client, begin, until, whole = entries[at]
+                at += 1
+                if begin <= t < until and not busy[client]:
+                    self.place = at
+                    busy[client] = True
+                    if whole < 0.0:
+                        whole = self._seconds(client, t)
+                    return client, whole, until, self._silent()
+            self._block_end = -np.inf
+        self._dry = True
+        self._track(t)
+        return self._pick(t)
+
+    def _next_block(self, t: float) -> None:
+        self.block, self.place = self.block + 1, 0
+        self._fill(t)
+
+    def _fill(self, t: float) -> None:
+        """Block number `block` of candidates as seen at `t`: those who may work within the horizon."""
+        fleet = self.population.fleet
+        n = self.population.size if self._among is None else len(self._among)
+        counters = np.arange(self.block * _BLOCK, (self.block + 1) * _BLOCK)
+        ids = (rng.bits(self._key, counters) % np.uint64(n)).astype(np.int64)
+        ids = ids if self._among is None else self._among[ids]
+        self._block_at = t
+        if fleet.availability is None:
+            self._block_end = np.inf
+            begin, until = np.full(_BLOCK, -np.inf), np.full(_BLOCK, np.inf)
+        else:
+            self._block_end = t + _HORIZON_S
+            begin, until = fleet.availability.session(t, ids)
+            keep = np.flatnonzero(begin < self._block_end)
+            ids, begin, until = ids[keep], begin[keep], until[keep]
+        if fleet.network is not None or fleet.noise:
+            whole = np.full(len(ids), -1.0)  # known when it begins, as it depends on the time or the task's number
+        else:
+            whole = phases(fleet, ids, self._costs(ids), t).whole
+        self._list = list(zip(ids.tolist(), begin.tolist(), until.tolist(), whole.tolist(), strict=True))
+
+    def _costs(self, ids: I64) -> Cost:
+        return costs(self._run, ids, self.population, self._work)[0]
+
+    def _seconds(self, client: int, t: float) -> float:
+        """Seconds of a whole task of `client` that begins at `t`, the stream's next."""
+        fleet, ids = self.population.fleet, np.array([client])
+        if fleet.network is None and not fleet.noise:
+            if self._whole[0] is not self._kind:
+                everybody = np.arange(self.population.size)
+                self._whole = (self._kind, phases(fleet, everybody, self._costs(everybody), 0.0).whole)
+            return float(self._whole[1][client])
+        noise = noise_of(fleet, rng.mix(self.keys(np.array([self.begun])))) if fleet.noise else None
+        return float(phases(fleet, ids, self._costs(ids), t, noise).whole[0])
+
+    def _silent(self) -> bool:
+        """Whether the task that begins now will never be heard of again."""
+        self.begun += 1
+        drop_out = self.population.fleet.drop_out
+        return drop_out > 0.0 and self._chance() < drop_out
+
+    def _chance(self) -> float:
+        """The next uniform number of the stream."""
+        at, place = divmod(self.drawn, _BLOCK)
+        if at != self._uniform_at:
+            counters = np.arange(at * _BLOCK, (at + 1) * _BLOCK)
+            self._uniform, self._uniform_at = rng.uniforms(rng.mix(self._key), counters).tolist(), at
+        self.drawn += 1
+        return self._uniform[place]
+
+    # By looking at everybody
+
+    def _track(self, t: float) -> None:
+        """From now on know of every device that is not at work when it may begin."""
+        self.tracking, self._queue, self._idle, self._arrivals = True, [], [], []
+        self._until = np.full(self.population.size, -np.inf)
+        ids = np.arange(self.population.size) if self._among is None else self._among
+        self._later(ids[~self._busy[ids]], t)
+
+    def _later(self, clients: I64, t: float) -> None:
+        """Note the sessions that cover `t`, or come after it, of clients that are not at work."""
+        sessions = self.population.fleet.availability
+        if sessions is None:
+            begin, until = np.full(len(clients), -np.inf), np.full(len(clients), np.inf)
+        else:
+            begin, until = sessions.session(t, clients)
+        there = begin <= t
+        self._until[clients] = np.where(there, until, -np.inf)
+        self._idle.extend(clients[there].tolist())
+        coming = ~there & np.isfinite(begin)
+        if coming.any():
+            found = zip(begin[coming].tolist(), clients[coming].tolist(), until[coming].tolist(), strict=True)
+            if coming.sum() > 8:
+                self._arrivals.extend(found)
+                heapify(self._arrivals)
+            else:
+                for entry in found:
+                    heappush(self._arrivals, entry)
+
+    def _arrive(self, t: float) -> None:
+        while self._arrivals and self._arrivals[0][0] <= t:
+            _, client, until = heappop(self._arrivals)
+            self._idle.append(client)
+            self._until[client] = until
+
+    def _pick(self, t: float) -> Found | None:
+        self._arrive(t)
+        client = self._by_rule(t) if self._rule is not None else self._any(t)
+        if client is None:
+            return None
+        self._busy[client] = True
+        return client, self._seconds(client, t), float(self._until[client]), self._silent()
+
+    def _any(self, t: float) -> int | None:
+        idle = self._idle
+        while idle:
+            at = int(self._chance() * len(idle))
+            client = idle[at]
+            idle[at] = idle[-1]
+            idle.pop()
+            if self._until[client] > t:
+                return client
+            self._later(np.array([client]), t)
+            self._arrive(t)
+        return None
+
+    def _by_rule(self, t: float) -> int | None:
+        """The next of those that the selection rule has chosen; it chooses several at a time."""
+        while self._queue:
+            client = self._queue.pop()
+            if not self._busy[client] and self._until[client] > t:
+                return client
+        self._idle = []
+        over = np.flatnonzero(np.isfinite(self._until) & (self._until <= t) & ~self._busy)
+        self._later(over, t)
+        self._arrive(t)
+        pool = np.flatnonzero((self._until > t) & ~self._busy)
+        if not len(pool):
+            return None
+        purpose = ("refill", *self._name, self.drawn)
+        self.drawn += 1
+
+        def seconds(ids: I64) -> F64:
+            return self.population.fleet.durations(ids, self._costs(ids))
+
+        chosen = self._selected.choose(
+            self._rule, self._run, min(len(pool), _CHOSEN), self.population, pool, seconds, t, self.seed, purpose
+        )
+        self._queue = chosen[rng.choose(self.seed, (*purpose, "order"), len(chosen), len(chosen))].tolist()
+        return self._queue.pop()
+
+    def saved(self) -> dict[str, Any]:
+        """Everything that decides the next draws, as plain values."""
+        return {
+            "tracking": self.tracking, "drawn": self.drawn, "block": self.block, "place": self.place,
+            "block_at": float(self._block_at), "open": bool(self._block_end > -np.inf), "begun": self.begun,
+            "dry": self._dry, "idle": np.array(self._idle, np.int64), "arrivals": tuple(self._arrivals),
+            "queue": tuple(self._queue), "until": self._until, "kind": self._kind is not None,
+            "where": None if self._kind is None else self._kind[1], "ruled": self._rule is not None,
+        }  # fmt: skip
+
+    def load(self, saved: Mapping[str, Any], run: Run | None, work: Work, busy: Sequence[int]) -> None:
+        """Take back what `saved` gave; `run` is the newest of the stream."""
+        self.tracking, self.drawn, self.block = saved["tracking"], saved["drawn"], saved["block"]
+        self.place, self._block_at, self.begun = saved["place"], saved["block_at"], saved["begun"]
+        self._dry, self._idle, self._queue = saved["dry"], saved["idle"].tolist(), list(saved["queue"])
+        self._arrivals = [tuple(entry) for entry in saved["arrivals"]]
+        self._until = saved["until"].copy()
+        self._busy[np.array(busy, np.int64)] = True
+        if saved["kind"] and run is not None and isinstance(run.on, Sample):
+            self._run, self._work, self._rule = run, work, run.on.by if saved["ruled"] else None
+            self._kind, self._among = (cost_kind(run, work), saved["where"]), self.population.flagged(run.on)
+            if saved["open"]:
+                self._fill(self._block_at)
+
+
+def cost_kind(run: Run, work: Work) -> Any:
+    """What the cost of a Run depends on, beside the client: equal for Runs that cost the same."""
+    alike = getattr(work, "alike", None)
+    config = tuple(sorted((k, v) for k, v in run.config.items() if k != "round"))
+    layout = None if run.model is None else (run.model.layout, len(run.model.opaque))
+    return (layout, config, None if alike is None else alike(run.config)[0])
