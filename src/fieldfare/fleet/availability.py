@@ -56,6 +56,15 @@ class Availability:
         """Number of devices, n."""
         return len(self.row) if self.row is not None else len(self.offsets) - 1
 
+    @property
+    def horizon_s(self) -> float:
+        """The period; where nothing repeats, the last time at which something changes, and a day more if it goes on."""
+        if np.isfinite(self.period_s):
+            return self.period_s
+        goes_on = bool(np.isinf(self.end).any())
+        last = max(float(self.start.max(initial=0.0)), float(self.end.max(initial=0.0, where=np.isfinite(self.end))))
+        return last + DAY_S if goes_on or last == 0.0 else last
+
     def session(self, t: float | F64, devices: I64) -> tuple[F64, F64]:
         """(begin, end) `[n']` in absolute seconds: the session that covers `t`, or else the next one after it.
 
@@ -82,7 +91,7 @@ class Availability:
         found: list[I64] = []
         for at in range(0, self.size, _BLOCK):
             devices = np.arange(at, min(at + _BLOCK, self.size))
-            low, high, phase, _ = self._look(np.float64(t), devices)
+            low, high, phase, _, _ = self._look(np.float64(t), devices)
             index = _first_ending_after(self.end, low, high, phase)
             inside = (index < high) & (self.start.take(index, mode="clip") <= phase) if len(self.end) else index < high
             found.append(devices[inside])
@@ -141,14 +150,13 @@ class Availability:
         return length[kept], counts[kept]
 
     def means(self) -> F64:
-        """Share of a period that each device is available, `[n]`; of the time to the last end where none repeats."""
-        ends = self.end[np.isfinite(self.end)] if np.isinf(self.period_s) else self.end[:0]
-        whole = self.period_s if np.isfinite(self.period_s) else float(ends.max(initial=0.0)) or 1.0
+        """Share of the time up to `horizon_s` that each device is available, `[n]`."""
+        whole = self.horizon_s
         out = np.zeros(len(self.offsets) - 1)
         for at in range(0, len(out), _BLOCK):
             traces = np.arange(at, min(at + _BLOCK, len(out)))
             which, start, end = self._intervals(traces)
-            out[traces] = np.bincount(which, np.minimum(end, max(whole, 1.0)) - start, len(traces)) / whole
+            out[traces] = np.bincount(which, np.minimum(end, whole) - start, len(traces)) / whole
         return out if self.row is None else out[self.row]
 
     def share_between(self, t0: float | F64, t1: float | F64, devices: I64) -> F64:
@@ -203,51 +211,48 @@ class Availability:
             )
         raise UsageError(f"availability of {what} {device}: {why}.")
 
-    def _look(self, t: Any, devices: I64) -> tuple[I64, I64, F64, Any]:
-        """(first interval, one past the last, phase, what to add to a time of the trace to make it absolute)."""
+    def _look(self, t: Any, devices: I64) -> tuple[I64, I64, F64, Any, Any]:
+        """(first interval, one past the last, phase, cycle, shift) at `t` of each device."""
         row = devices if self.row is None else self.row[devices]
         low, high = self.offsets[row], self.offsets[row + 1]
         shift = 0.0 if self.shift_s is None else self.shift_s[devices].astype(np.float64)
-        phase, base = t + shift, -shift
+        phase, cycle = t + shift, 0.0
         if np.isfinite(self.period_s):
             cycle = np.floor(phase / self.period_s)
             phase = phase - cycle * self.period_s
-            base = cycle * self.period_s - shift
-        return low, high, np.broadcast_to(phase, low.shape), base
+        return low, high, np.broadcast_to(phase, low.shape), cycle, shift
 
     def _sessions(self, t: Any, devices: I64) -> tuple[F64, F64]:
-        low, high, phase, base = self._look(t, devices)
+        low, high, phase, cycle, shift = self._look(t, devices)
         if not len(self.end):
             return np.full(len(low), np.inf), np.full(len(low), np.inf)
         index = _first_ending_after(self.end, low, high, phase)
-        ended = (index < high) & (self.end.take(index, mode="clip") + base <= t)  # true but for rounding of t + shift
-        index = index + ended
+        if np.isinf(self.period_s):
+            index = index + ((index < high) & (_at(self.end, index) - shift <= t))
+            none = index >= high
+            begin, end = _at(self.start, index) - shift, _at(self.end, index) - shift
+            return np.where(none, np.inf, begin), np.where(none, np.inf, end)
+        # an absolute time is always time + (cycle x period - shift), in this order: the same bits from wherever asked
+        ended = _at(self.end, index) + (cycle * self.period_s - shift) <= t  # but for rounding, never
+        index = index + ((index < high) & ended)
         over = index >= high
-        finite = bool(np.isfinite(self.period_s))
-        if finite:
-            index = np.where(over, low, index)
-            base = base + over * self.period_s
+        index, cycle = np.where(over, low, index), cycle + over
         last = np.maximum(high - 1, 0)
-        begin = self.start.take(index, mode="clip").astype(np.float64)
-        end = self.end.take(index, mode="clip").astype(np.float64)
-        if finite:
-            first_start, first_end = self.start.take(low, mode="clip"), self.end.take(low, mode="clip").astype(float)
-            last_start, last_end = self.start.take(last).astype(float), self.end.take(last)
-            seam = (first_start == 0) & (last_end == self.period_s)
-            always = seam & (low == last)
-            end = np.where(always, np.inf, np.where(seam & (index == last), first_end + self.period_s, end))
-            begin = np.where(always, -np.inf, np.where(seam & (index == low), last_start - self.period_s, begin))
-        none = low == high if finite else over
-        return np.where(none, np.inf, begin + base), np.where(none, np.inf, end + base)
+        seam = (_at(self.start, low) == 0) & (_at(self.end, last) == self.period_s)
+        back, on = seam & (index == low), seam & (index == last)
+        begin = _at(self.start, np.where(back, last, index)) + ((cycle - back) * self.period_s - shift)
+        end = _at(self.end, np.where(on, low, index)) + ((cycle + on) * self.period_s - shift)
+        none, always = low == high, seam & (low == last)
+        begin = np.where(none, np.inf, np.where(always, -np.inf, begin))
+        return begin, np.where(none | always, np.inf, end)
 
     def _spent(self, t: float | F64, devices: I64) -> F64:
         """Seconds available since the trace's first beginning, up to `t`."""
-        low, _, phase, _ = self._look(np.float64(t), devices)
+        low, _, phase, cycle, _ = self._look(np.float64(t), devices)
         which, start, end = self._intervals(devices if self.row is None else self.row[devices])
         out = np.bincount(which, np.clip(phase[which] - start, 0.0, end - start), len(low)).astype(np.float64)
         if np.isfinite(self.period_s):
-            shift = 0.0 if self.shift_s is None else self.shift_s[devices].astype(np.float64)
-            out = out + np.floor((t + shift) / self.period_s) * np.bincount(which, end - start, len(low))
+            out = out + cycle * np.bincount(which, end - start, len(low))
         return out
 
     def _intervals(self, traces: I64 | NDArray[np.int32]) -> tuple[I64, F64, F64]:
@@ -337,6 +342,11 @@ def _first_ending_after(end: Times, low: I64, high: I64, x: F64) -> I64:
         at = np.where((next_ < high) & (end.take(next_, mode="clip") <= x), next_, at)
         step >>= 1
     return at + 1
+
+
+def _at(times: Times, index: I64) -> F64:
+    """Times at `index`, as float64; at the last where there is none, which the caller then leaves out."""
+    return times.take(index, mode="clip").astype(np.float64)
 
 
 def _exact(values: F64) -> Times:

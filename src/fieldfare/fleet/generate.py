@@ -102,7 +102,9 @@ class Generated:
         if n < 1:
             raise UsageError(f"a fleet of {n} devices: use at least one.")
         blocks = [self._columns(ids, seed) for ids in _blocks(n)]
-        columns = {name: np.concatenate([block.pop(name) for block in blocks]) for name in list(blocks[0])}
+        columns: dict[str, Any] = {
+            name: np.concatenate([block.pop(name) for block in blocks]) for name in list(blocks[0])
+        }
         flags = {name: columns.pop(name) for name in ("wifi", "battery", "recent_os", "eligible")}
         availability = self._availability(n, seed, columns["timezone_s"], flags["eligible"])
         asked = {"wifi": self.wifi, "battery": self.battery, "recent_os": min(kind[5] for kind in self.kinds)}
@@ -244,7 +246,8 @@ def generate(preset: str = "flint-strict", **parameters: Any) -> Generated:
     for name in parameters:
         if name not in known:
             raise UsageError(unknown_key(name, known, f"generate({preset!r}, ...)"))
-    return Generated(**{"criteria": "device", **PRESETS[preset], **parameters, "preset": preset})
+    values: dict[str, Any] = {"criteria": "device", **PRESETS[preset], **parameters, "preset": preset}
+    return Generated(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +266,7 @@ class _Clock:
         day, peaks = np.array(made.day), np.array(made.peaks)[:, None]
         rate = (made.trough + (peaks - made.trough).clip(0) * day[None, :]).ravel()
         rate = np.tile(rate / rate.mean(), 3)
-        time_s = np.arange(len(rate) + 1) * _HOUR_S - WEEK_S
+        time_s: F64 = np.arange(len(rate) + 1) * _HOUR_S - WEEK_S
         return cls(time_s, np.concatenate([[0.0], np.cumsum(rate * _HOUR_S)]), (int(np.argmin(day)) + 2) * _HOUR_S)
 
     def later(self, now: F64, gap: F64) -> F64:
