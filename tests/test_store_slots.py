@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,25 @@ def test_a_client_never_written_is_fresh_and_zero() -> None:
     assert got.tolist() == [[0, 0, 0], [0, 0, 0]]
     assert got.dtype == np.float32
     assert fresh.tolist() == [True, True]
+
+
+@given(st.integers(0, 4), st.data())
+def test_rows_read_piece_by_piece_are_those_got_at_once(written: int, data: st.DataObject) -> None:
+    slots = Slots(None, {"c": 3})
+    slots.put("c", np.arange(written), rows(written, 3))
+    asked = np.array(data.draw(st.lists(st.integers(0, 6), max_size=6, unique=True)), np.int64)
+    whole, fresh = slots.get("c", asked)
+    later, same = slots.rows("c", asked)
+    assert (later.shape, later.dtype, later.size, later.nbytes) == (whole.shape, whole.dtype, whole.size, whole.nbytes)
+    assert (later.strides[0] == 0) == (whole.strides[0] == 0)
+    assert same.tolist() == fresh.tolist()
+    cut = data.draw(st.integers(0, len(asked)))
+    assert np.array_equal(np.concatenate([later[:cut], later[cut:]]), whole)
+    assert np.array_equal(later, whole)
+    assert np.array_equal(np.asarray(later, np.float64), whole)
+    back = pickle.loads(pickle.dumps(later))
+    assert type(back) is np.ndarray
+    assert np.array_equal(back, whole)
 
 
 def test_what_was_put_is_got_in_the_order_asked() -> None:

@@ -36,6 +36,34 @@ _SLACK = 1 << 16
 _KEEP = 3
 
 
+class Rows:
+    """The rows `[n, S]` of some clients in a `Table`, copied when they are sliced or made an array, as they are then.
+
+    So that a cohort computed a few clients at a time needs no copy of all its state. A pickle of it is the array.
+    """
+
+    def __init__(self, table: Table, at: NDArray[np.int32]) -> None:
+        self._table, self._at = table, at
+        self.dtype = np.dtype(np.float32)
+        self.shape = (len(at), table.size)
+        self.strides = (4 * table.size, 4)
+        self.size = len(at) * table.size
+        self.nbytes = 4 * self.size
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __getitem__(self, pick: slice) -> F32:
+        return self._table.take(self._at[pick])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        rows = self[:]
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def __reduce__(self) -> Any:
+        return self[:].__reduce__()
+
+
 class Table:
     """Rows of one slot: a matrix that grows, and an int32 row number per client id (row 0 is "never written")."""
 
@@ -49,10 +77,19 @@ class Table:
         self._dirty = np.zeros(1, np.bool_)
 
     def get(self, clients: I64) -> tuple[F32, NDArray[np.bool_]]:
+        rows, fresh = self.rows(clients)
+        return rows[:] if isinstance(rows, Rows) else rows, fresh
+
+    def rows(self, clients: I64) -> tuple[F32 | Rows, NDArray[np.bool_]]:
+        """As `get`, but rows that were written are not copied yet."""
         at = self._find(clients)
         if not at.any():
             return np.broadcast_to(np.zeros(self.size, np.float32), (len(at), self.size)), at == 0
-        return self._rows.take(at, axis=0), at == 0
+        return Rows(self, at), at == 0
+
+    def take(self, at: NDArray[np.int32]) -> F32:
+        """Copies of the rows numbered `at`."""
+        return self._rows.take(at, axis=0)
 
     def put(self, clients: I64, rows: F32, dirty: bool = True) -> None:
         self._reach(clients)
@@ -141,6 +178,10 @@ class Slots:
         Where none was ever written the rows are one, read-only, seen `n` times: they take no memory.
         """
         return self._table(slot).get(_ids(clients))
+
+    def rows(self, slot: str, clients: I64) -> tuple[F32 | Rows, NDArray[np.bool_]]:
+        """As `get`, but rows ever written are copied when they are sliced: read them before the next `put`."""
+        return self._table(slot).rows(_ids(clients))
 
     def put(self, slot: str, clients: I64, rows: F32) -> None:
         """Replace the rows `[n, S]` of different `clients` `[n]`."""
