@@ -1,8 +1,8 @@
 """Workers on a Ray cluster, or on a Ray started here: the same shares as `pool.Pool`, over many machines.
 
-Here: joining the cluster, actors that hold works and data, dealing pieces to them, replacing those that die. Not here:
-what a piece computes (compute). Works, data and requests travel as pickles, between this program and workers that it
-started itself on a cluster its user trusts.
+Here: actors that hold works and data, pieces dealt to them, and others in the place of those that die. Not here: the
+cluster (cluster) and what a piece computes (compute). Works, data and requests travel as pickles, between this program
+and workers that it started itself on a cluster its user trusts.
 
 An actor folds its pieces where they lie and hands over one share, so a request costs as much traffic per worker as in
 `Pool`, whatever the number of pieces. The price: with an actor everything that it folded and did not hand over is
@@ -14,50 +14,27 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import importlib.util
-import logging
-import mmap
 import os
-import signal
 import sys
-import sysconfig
-import threading
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fieldfare import __version__
-from fieldfare.core.errors import MissingExtra, UsageError
+from fieldfare.core.errors import UsageError
 from fieldfare.core.work import Work
+from fieldfare.sim.cluster import address_of, join, library, mapped_files, one_line, own_modules
 from fieldfare.sim.compute import Request, Share, Tally, pieces
-from fieldfare.sim.pool import WorkerDied, default_workers, one_thread
+from fieldfare.sim.pool import WorkerDied, one_thread
 
-STORE_BYTES = 400 << 20
 START_S = 120.0
 _SHARE = -1
 _START = -2
 _DEATHS = 4
-_CLIENT_PORT = 10001
-
-
-def ready(on: str) -> str:
-    """`on` itself, where what it needs is installed; else `MissingExtra`, before anything is computed."""
-    if on != "local" and importlib.util.find_spec("ray") is None:
-        raise MissingExtra.of("ray", "ray")
-    return on
-
-
-def library() -> Any:
-    """The module `ray`, without its usage statistics."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
-    return ray
 
 
 class Worker:
@@ -129,7 +106,7 @@ class RayPool:
         self._box: list[Any] = []
         self._serial = 0
         self.deaths = 0
-        self._joined = _join(ray, address_of(on), workers)
+        self._joined = join(ray, address_of(on), workers)
         try:
             cpus = int(ray.cluster_resources().get("CPU", 0))
             if (workers or 1) > cpus:
@@ -140,7 +117,7 @@ class RayPool:
             self._own = own_modules()
             for module in self._own:
                 ray.cloudpickle.register_pickle_by_value(module)
-            with _mapped_files(ray):
+            with mapped_files(ray):
                 self._box = [ray.put((dict(works), data))]
             self._actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(Worker)
             self._members = [self._member() for _ in range(self.count)]
@@ -260,7 +237,7 @@ class RayPool:
             try:
                 _greet(starting[ref], self._ray.get(ref))
             except self._ray.exceptions.RayError as error:
-                raise UsageError(_unready(_one_line(error))) from error
+                raise UsageError(_unready(one_line(error))) from error
 
 
 def versions() -> dict[str, str]:
@@ -269,117 +246,6 @@ def versions() -> dict[str, str]:
     return {"fieldfare": __version__} | {
         name: str(getattr(module, "__version__", "")) for name, module in loaded.items() if module is not None
     }
-
-
-def own_modules() -> list[Any]:
-    """The user's own modules, of the job file and beside it: they travel as they are, libraries only by name."""
-    from importlib.metadata import packages_distributions
-
-    installed = [Path(path).resolve() for path in set(sysconfig.get_paths().values())]
-    known = {"fieldfare", "__main__", *packages_distributions(), *sys.stdlib_module_names}
-    found: list[Any] = []
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not file or name.partition(".")[0] in known or getattr(module, "__name__", None) != name:
-            continue
-        path = Path(file).resolve()
-        if path.suffix == ".py" and not any(path.is_relative_to(place) for place in installed):
-            found.append(module)
-    return found
-
-
-def address_of(on: str) -> str | None:
-    """The address Ray knows for `on`, with the port its clients use where none is given; None for "ray".
-
-    >>> address_of("ray://head"), address_of("ray://auto"), address_of("ray")
-    ('ray://head:10001', 'auto', None)
-    """
-    where = on.removeprefix("ray").removeprefix("://")
-    if where in ("", "auto"):
-        return where or None
-    return f"ray://{where}" if ":" in where else f"ray://{where}:{_CLIENT_PORT}"
-
-
-def _join(ray: Any, address: str | None, workers: int | None) -> bool:
-    """Be part of a cluster; gives whether this call joined it, so that it is to be left again."""
-    if ray.is_initialized():
-        if address is not None:
-            raise UsageError(f"{address}: Ray is initialised in this process already; use on='ray' to compute on it.")
-        return False
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if main else None
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        if address == "local":
-            with _loopback(ray):
-                ray.init(
-                    address="local", num_cpus=workers or default_workers(), include_dashboard=False,
-                    object_store_memory=STORE_BYTES, **quiet,
-                )  # fmt: skip
-        else:
-            ray.init(address=address, **quiet)
-    except Exception as error:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        raise UsageError(
-            f"no Ray cluster could be joined at {address!r} ({_one_line(error)}): start one with `ray start --head`, "
-            "check the address, or use on='ray' for one on this machine."
-        ) from error
-    finally:
-        if main and before is not None:
-            signal.signal(signal.SIGTERM, before)  # Ray puts its own there
-    return True
-
-
-@contextlib.contextmanager
-def _loopback(ray: Any) -> Iterator[None]:
-    """Let a Ray that is started in here listen on 127.0.0.1 only: whoever reaches its ports can run programs."""
-    constants = ray._private.ray_constants
-    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": loopback alone, on Linux too
-    before, kept = os.environ.get(name), constants.ENABLE_RAY_CLUSTER
-    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = kept
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-@contextlib.contextmanager
-def _mapped_files(ray: Any) -> Iterator[None]:
-    """On a cluster of this machine alone, let memory-mapped arrays travel as the names of their files."""
-    alone = not ray.util.client.ray.is_connected() and sum(node["Alive"] for node in ray.nodes()) == 1
-    if not alone:
-        yield
-        return
-    ray.util.register_serializer(np.memmap, serializer=_place_in_file, deserializer=_from_place)
-    try:
-        yield
-    finally:
-        ray.util.deregister_serializer(np.memmap)
-
-
-def _place_in_file(array: np.memmap[Any, Any]) -> Any:
-    """Where in its file an array lies, `(file, dtype, offset, shape)`; its values where it is no plain piece of one."""
-    held = getattr(array, "_mmap", None)
-    if held is None or array.filename is None or array.mode == "c" or not array.flags.c_contiguous:
-        return np.array(array)
-    start = np.frombuffer(held, np.uint8).__array_interface__["data"][0]
-    inside = array.__array_interface__["data"][0] - start
-    offset = inside + array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
-    return str(Path(array.filename).resolve()), array.dtype, offset, array.shape
-
-
-def _from_place(place: Any) -> Any:
-    if isinstance(place, np.ndarray):
-        return place
-    file, dtype, offset, shape = place
-    return np.memmap(file, dtype, "r", offset, shape) if np.prod(shape) else np.empty(shape, dtype)
 
 
 def _slim(request: Request) -> Request:
@@ -456,13 +322,6 @@ def _died(request: Request, cuts: list[tuple[int, int]], at: int, times: int, er
             start, stop = cuts[at]
             when = f"computing clients {request.clients[start]} to {request.clients[stop - 1]}"
     return (
-        f"Ray workers ended {times} times while {when} (killed, or out of memory; {_one_line(error)}): "
+        f"Ray workers ended {times} times while {when} (killed, or out of memory; {one_line(error)}): "
         "resume the run with fewer workers or a smaller chunk."
     )
-
-
-def _one_line(error: BaseException) -> str:
-    """The most telling line of an error of Ray's, whose texts hold whole logs."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if line.partition(":")[0].endswith("Error")]
-    return f"{(named or lines or [type(error).__name__])[-1 if named else 0]:.200}"
