@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -339,6 +340,23 @@ def test_state_is_read_and_kept_alike_by_one_process_and_several(workers, chunk)
         Simulator(world, executor).run()
     times = np.array([3, 2, 2, 2, 2, 1, 1, 1]) * np.arange(1, 9)
     assert slots.get("asked", np.arange(8))[0].tolist() == np.stack([times, 10 * times], 1).tolist()
+
+
+@pytest.mark.parametrize("make", [ff.Scaffold, ff.FedDyn, ff.Ditto])
+def test_a_round_needs_little_more_memory_than_the_state_before_it_and_after_it(make):
+    """What was kept, what will be, and the rows of one chunk: no copy of the whole cohort's state besides."""
+    clients, data = 100, ff.data.synthetic(clients=100, classes=5, features=300)
+    model = ff.mlp(300, 60, 5)
+    algorithm = make(2, ff.Everyone())
+    job = ff.Job(model, data, algorithm, simulated=ff.Simulated(workers=1, chunk=5))
+    job.with_overrides({"algorithm.cohort": 1}).run(None, progress=False)  # what is imported at first use
+    tracemalloc.start()
+    try:
+        job.run(None, progress=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.9 * clients * 4 * model.layout.size
 
 
 def test_chunks_count_every_row_a_client_needs(monkeypatch):
