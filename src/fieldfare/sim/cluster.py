@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import mmap
 import os
+import secrets
 import signal
 import sys
 import sysconfig
@@ -26,6 +27,7 @@ from fieldfare.sim.pool import default_workers
 
 STORE_BYTES = 400 << 20
 _CLIENT_PORT = 10001
+_TOKEN = secrets.token_hex(32)
 
 
 def ready(on: str) -> str:
@@ -85,7 +87,7 @@ def join(ray: Any, address: str | None, workers: int | None) -> bool:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         if address == "local":
-            with _loopback(ray):
+            with _private(ray):
                 ray.init(
                     address="local", num_cpus=workers or default_workers(), include_dashboard=False,
                     object_store_memory=STORE_BYTES, **quiet,
@@ -106,20 +108,28 @@ def join(ray: Any, address: str | None, workers: int | None) -> bool:
 
 
 @contextlib.contextmanager
-def _loopback(ray: Any) -> Iterator[None]:
-    """Let a Ray that is started in here listen on 127.0.0.1 only: whoever reaches its ports can run programs."""
+def _private(ray: Any) -> Iterator[None]:
+    """Let a Ray that is started in here listen on 127.0.0.1 alone, and to this program: who reaches it can run code.
+
+    The token is one per process, because Ray reads it once; in the environment, because Ray else keeps it in a file.
+    """
     constants = ray._private.ray_constants
-    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": loopback alone, on Linux too
-    before, kept = os.environ.get(name), constants.ENABLE_RAY_CLUSTER
-    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
+    kept = constants.ENABLE_RAY_CLUSTER
+    wanted = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # loopback alone, on Linux too
+    if not any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        wanted["RAY_AUTH_TOKEN"] = _TOKEN
+    before = {name: os.environ.get(name) for name in (*wanted, "RAY_AUTH_MODE")}  # Ray sets the mode itself
+    os.environ.update(wanted)
+    constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = kept
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

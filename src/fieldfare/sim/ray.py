@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,7 +173,7 @@ class RayPool:
                     _greet(member, got)
                 elif at == _SHARE:
                     held[member] = []
-                    shares.append(_owned(got))
+                    shares.append(deepcopy(got))  # Ray's arrays are read-only, and hold its store's memory
                 elif got is None:
                     held[member].append(at)
                 else:
@@ -249,34 +250,17 @@ def versions() -> dict[str, str]:
 
 
 def _slim(request: Request) -> Request:
-    """A request whose state, if it is one row seen many times, holds that row once."""
-    if request.state is None or request.state.strides[0] or not len(request.state):
+    """A request whose state is an array of its own, of one row where it is one seen many times."""
+    if request.state is None:
         return request
-    return replace(request, state=request.state[:1])
+    once = len(request.state) > 0 and not request.state.strides[0]
+    return replace(request, state=np.asarray(request.state[:1] if once else request.state))
 
 
 def _widened(request: Request) -> Request:
     if request.state is None or len(request.state) == request.n:
         return request
     return replace(request, state=np.broadcast_to(request.state, (request.n, *request.state.shape[1:])))
-
-
-def _owned(share: Share) -> Share:
-    """A share whose arrays are this process's own: those that Ray gives are read-only, and hold its store's memory."""
-    for piece in share.pieces:
-        piece.weight, piece.refused = piece.weight.copy(), piece.refused.copy()
-        piece.metrics = {name: np.array(values) for name, values in piece.metrics.items()}
-        piece.state = None if piece.state is None else piece.state.copy()
-    for partials in share.partials.values():
-        for partial in partials.values():
-            if partial.sum is not None:
-                partial.sum.total = partial.sum.total.copy()
-                if partial.sum.coverage is not None:
-                    partial.sum.coverage = partial.sum.coverage.copy()
-            partial.clients = [c.copy() if isinstance(c, np.ndarray) else c for c in partial.clients]
-            partial.rows = [rows.copy() if isinstance(rows, np.ndarray) else rows for rows in partial.rows]
-            partial.weights = [weight.copy() for weight in partial.weights]
-    return share
 
 
 def _portable(error: Exception) -> Exception:
