@@ -6,11 +6,13 @@ import json
 
 import numpy as np
 import pytest
+import realdata
 from command_line import fieldfare
 
 from fieldfare.cli_fleet import sparkline
 from fieldfare.core.errors import UsageError
 from fieldfare.fleet import Availability, Fleet
+from fieldfare.fleet.availability import of_columns
 from fieldfare.fleet.describe import describe_fleet, fleet_of, size_of
 from fieldfare.fleet.templates import PRESETS
 from fieldfare.report import style
@@ -128,3 +130,21 @@ def test_the_size_of_a_fleet_is_that_of_what_it_holds():
 def test_a_sparkline_is_as_wide_as_asked_and_full_at_its_peak():
     assert sparkline(np.array([0.0, 0.0, 1.0, 1.0, 0.5, 0.5]), 3) == " █▄"
     assert sparkline(np.zeros(4), 80) == "    "
+
+
+@pytest.mark.data
+def test_the_phones_that_flash_charging_is_named_after_are_described_as_they_were_measured():
+    parquet = pytest.importorskip("pyarrow.parquet")
+    read = parquet.read_table(realdata.file("traces_availability/flash_intervals.parquet"))
+    table = {name: np.asarray(read[name]) for name in ("device", "variant", "start_s", "end_s", "state")}
+    may = (table["variant"] == "charging_wifi") & (table["state"] == 2)
+    start, end = (np.clip(table[name][may] / 3600.0, 12, 120) * 3600.0 for name in ("start_s", "end_s"))
+    kept = start < end
+    device, begin = table["device"][may][kept].astype(np.int64), 12 * 3600.0
+    availability = of_columns(device, start[kept] - begin, end[kept] - begin, 240, 108 * 3600.0)
+    facts = describe_fleet(Fleet(availability=availability), 240).facts
+    assert facts["available_share_mean"] == pytest.approx(0.17, abs=0.01)
+    assert facts["available_share_min"] == pytest.approx(0.08, abs=0.015)
+    assert facts["available_share_max"] == pytest.approx(0.26, abs=0.015)
+    assert facts["never_available_share"] == pytest.approx(0.04, abs=0.01)
+    assert facts["median_window_s"] == pytest.approx(14 * 60, rel=0.15)
