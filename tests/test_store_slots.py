@@ -46,7 +46,7 @@ def test_rows_read_piece_by_piece_are_those_got_at_once(written: int, data: st.D
     slots.put("c", np.arange(written), rows(written, 3))
     asked = np.array(data.draw(st.lists(st.integers(0, 6), max_size=6, unique=True)), np.int64)
     whole, fresh = slots.get("c", asked)
-    later, same = slots.rows("c", asked)
+    later, same = slots.get_lazily("c", asked)
     assert (later.shape, later.dtype, later.size, later.nbytes) == (whole.shape, whole.dtype, whole.size, whole.nbytes)
     assert (later.strides[0] == 0) == (whole.strides[0] == 0)
     assert same.tolist() == fresh.tolist()

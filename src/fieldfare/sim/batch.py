@@ -198,7 +198,7 @@ def _compute(
     ids = clients[0] if len(clients) == 1 else np.concatenate(clients)
     state, fresh = None, None
     if run.state and executor.slots is not None:  # read piece by piece, where the slots can
-        state, fresh = getattr(executor.slots, "rows", executor.slots.get)(run.state, ids)
+        state, fresh = getattr(executor.slots, "get_lazily", executor.slots.get)(run.state, ids)
     request = Request(
         run.work,
         vectors[0][None] if len(vectors) == 1 else np.stack(vectors),

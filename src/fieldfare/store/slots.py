@@ -179,7 +179,7 @@ class Slots:
         """
         return self._table(slot).get(_ids(clients))
 
-    def rows(self, slot: str, clients: I64) -> tuple[F32 | Rows, NDArray[np.bool_]]:
+    def get_lazily(self, slot: str, clients: I64) -> tuple[F32 | Rows, NDArray[np.bool_]]:
         """As `get`, but rows ever written are copied when they are sliced: read them before the next `put`."""
         return self._table(slot).rows(_ids(clients))
 
