@@ -85,6 +85,7 @@ def join(ray: Any, address: str | None, workers: int | None) -> bool:
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None
     logging.getLogger("ray").setLevel(logging.ERROR)
+    ray._private.worker._worker_logs_enabled = False  # else Ray tells of dead workers on standard output
     try:
         if address == "local":
             with _private(ray):
@@ -95,8 +96,7 @@ def join(ray: Any, address: str | None, workers: int | None) -> bool:
         else:
             ray.init(address=address, **quiet)
     except Exception as error:
-        with contextlib.suppress(Exception):
-            ray.shutdown()
+        leave(ray)
         raise UsageError(
             f"no Ray cluster could be joined at {address!r} ({one_line(error)}): start one with `ray start --head`, "
             "check the address, or use on='ray' for one on this machine."
@@ -105,6 +105,13 @@ def join(ray: Any, address: str | None, workers: int | None) -> bool:
         if main and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray puts its own there
     return True
+
+
+def leave(ray: Any) -> None:
+    """Leave the cluster that `join` joined, and end it if it was started there."""
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+    ray._private.worker._worker_logs_enabled = True
 
 
 @contextlib.contextmanager

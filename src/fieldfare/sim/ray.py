@@ -28,7 +28,7 @@ import numpy as np
 from fieldfare import __version__
 from fieldfare.core.errors import UsageError
 from fieldfare.core.work import Work
-from fieldfare.sim.cluster import address_of, join, library, mapped_files, one_line, own_modules
+from fieldfare.sim.cluster import address_of, join, leave, library, mapped_files, one_line, own_modules
 from fieldfare.sim.compute import Request, Share, Tally, pieces
 from fieldfare.sim.pool import WorkerDied, one_thread
 
@@ -197,8 +197,7 @@ class RayPool:
         self._own = []
         if self._joined:
             self._joined = False
-            with contextlib.suppress(Exception):
-                self._ray.shutdown()
+            leave(self._ray)
 
     def _member(self) -> Member:
         actor = self._actor.remote(self._box)

@@ -1,0 +1,333 @@
+"""The same bits on a Ray cluster: two workers on a local Ray, whatever becomes of them.
+
+One test with a real Ray is part of the default suite (Ray takes seconds to start); the others are slow.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import fieldfare, job_file, program
+from test_job_bits import ALGORITHMS, JOB, make, vector
+
+import fieldfare as ff
+from fieldfare import run
+from fieldfare.core.effects import Run
+from fieldfare.core.errors import MissingExtra, PeerError, UsageError
+from fieldfare.core.quorum import Everyone
+from fieldfare.load import load_job
+from fieldfare.resume import resume_run
+from fieldfare.sim import batch, cluster
+from fieldfare.sim import ray as sim_ray
+from fieldfare.sim.batch import Executor
+from fieldfare.sim.pool import WorkerDied
+from fieldfare.sim.simulator import Simulator
+from fieldfare.store.runs import RunFolder
+from fieldfare.testing import Asking, Echo, quadratics
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A Ray of two CPUs, started as a run starts one, for all tests here."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fieldfare[ray]'")
+    ray = cluster.library()
+    before = signal.getsignal(signal.SIGTERM)
+    assert cluster.join(ray, None, 2)
+    assert signal.getsignal(signal.SIGTERM) == before
+    yield ray
+    cluster.leave(ray)
+
+
+@pytest.fixture
+def pools(local_ray, monkeypatch):
+    """The Ray pools that are made, as they are made."""
+    made: list[sim_ray.RayPool] = []
+
+    class Noted(sim_ray.RayPool):
+        def __init__(self, *args):
+            made.append(self)
+            super().__init__(*args)
+
+    monkeypatch.setattr(batch, "RayPool", Noted)
+    return made
+
+
+def killing(job, pools, at=2):
+    """The job, one of whose Ray workers is killed when round `at` ends; and the process ids seen at each round."""
+    seen: list[tuple[int, ...]] = []
+
+    def kill(row):
+        seen.append(tuple(pools[-1].pids))
+        if row["round"] == at:
+            os.kill(seen[-1][0], signal.SIGKILL)
+
+    return replace(job, callbacks=(kill,)), seen
+
+
+def test_two_ray_workers_of_which_one_is_killed_give_the_bits_of_one_process(pools, capfd):
+    expected = vector(make(ff.Scaffold(rounds=4, cohort=7), workers=1))
+    job, seen = killing(make(ff.Scaffold(rounds=4, cohort=7), workers=2, on="ray"), pools)
+    assert vector(job) == expected
+    assert len({*seen[0], os.getpid()}) == 3
+    assert pools[-1].deaths == 1
+    assert seen[0][0] not in seen[-1]
+    assert seen[0][1] in seen[-1]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_ray_and_chunks_change_no_bit(name, local_ray):
+    expected = vector(make(ALGORITHMS[name](), workers=1))
+    assert vector(make(ALGORITHMS[name](), on="ray")) == expected
+    assert vector(make(ALGORITHMS[name](), workers=2, chunk=1, on="ray")) == expected
+
+
+@pytest.mark.slow
+def test_a_torch_model_has_the_same_bits_on_ray(pools):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(8, 40), torch.nn.ReLU(), torch.nn.Linear(40, 4))
+    job = replace(make(ff.FedAvg(rounds=3, cohort=7), workers=1), model=net, loss="cross_entropy")
+    expected = vector(job)
+    job, _ = killing(job.with_overrides({"on": "ray", "workers": 2}), pools, at=1)
+    assert vector(job) == expected
+    assert pools[-1].deaths == 1
+
+
+@pytest.mark.slow
+def test_a_jax_model_has_the_same_bits_on_ray(local_ray):
+    pytest.importorskip("jax")
+    from test_jax_net import job
+
+    assert vector(job(on="ray", workers=2)) == vector(job(workers=1))
+
+
+class Failing(Echo):
+    """A work whose clients above 1 raise what `make` gives."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __call__(self, cohort):
+        for client in cohort.clients.tolist():
+            if client > 1:
+                raise self.make(client)
+        return super().__call__(cohort)
+
+
+class Own(Exception):
+    """An exception that only this file knows."""
+
+
+def fails(make, on):
+    """The error of a run in which clients 2 to 7 fail, and the executor asked once more after that."""
+    world = quadratics(n=8).world(Asking((Run("bad", Everyone(), 1),)), works={"bad": Failing(make)})
+    with Executor(world.works, None, workers=2 if on == "ray" else 1, on=on) as executor:
+        for _ in range(2):
+            simulator = Simulator(world, executor)
+            with pytest.raises(Exception) as caught:
+                simulator.run()
+    return caught.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [lambda c: KeyError(c), lambda c: PeerError(c, 1, "no"), lambda c: ff.UsageError(f"client {c}"), lambda c: Own(c)],
+    ids=["KeyError", "PeerError", "UsageError", "Own"],
+)
+def test_an_exception_of_a_work_is_told_as_in_one_process(make, local_ray):
+    here, there = fails(make, "local"), fails(make, "ray")
+    assert (type(there), str(there), there.args) == (type(here), str(here), here.args)
+    assert str(there) == str(make(2))
+    assert "in Ray worker process" in there.__notes__[-1]
+
+
+@pytest.mark.slow
+def test_an_update_that_is_not_finite_is_told_with_client_and_round(local_ray):
+    job = replace(make(ff.FedAvg(rounds=2, cohort=7), workers=2, on="ray"), bad_updates="stop")
+    job.data.columns["x"][:] *= np.float32(1e30)
+    told = []
+    for on in ("local", "ray"):
+        with pytest.raises(PeerError) as caught:
+            job.with_overrides({"on": on}).run(None, progress=False)
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+
+
+@dataclass
+class Deadly:
+    """The work `inner` in a process that is killed at client 5, once for every file in `folder`."""
+
+    inner: Any
+    folder: Path
+
+    def __call__(self, cohort):
+        left = [*self.folder.iterdir()]
+        if 5 in cohort.clients and left:
+            left[0].unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner(cohort)
+
+    def __getattr__(self, name):
+        if name == "inner" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def deadly(job, folder, times, monkeypatch):
+    """Run `job` where a worker is killed `times` times amid a piece; gives the model's bytes."""
+    for number in range(times):
+        (folder / str(number)).touch()
+    made = run.works_of
+    monkeypatch.setattr(run, "works_of", lambda *args: {**(w := made(*args)), "train": Deadly(w["train"], folder)})
+    return vector(job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [1, 100])
+def test_pieces_of_a_worker_killed_amid_them_are_computed_again_and_count_once(chunk, tmp_path, pools, monkeypatch):
+    expected = vector(make(ff.Scaffold(rounds=2, cohort=20), workers=1))
+    job = make(ff.Scaffold(rounds=2, cohort=20), workers=2, chunk=chunk, on="ray")
+    assert deadly(job, tmp_path, 3, monkeypatch) == expected
+    assert pools[-1].deaths == 3
+
+
+@pytest.mark.slow
+def test_a_piece_that_ends_its_worker_every_time_stops_the_run_in_one_line(tmp_path, local_ray, monkeypatch):
+    job = make(ff.FedAvg(rounds=1, cohort=20), workers=2, chunk=1, on="ray")
+    with pytest.raises(WorkerDied, match="ended 4 times while computing clients 5 to 5") as caught:
+        deadly(job, tmp_path, 20, monkeypatch)
+    assert "\n" not in str(caught.value)
+    assert "smaller chunk" in str(caught.value)
+    assert len([*tmp_path.iterdir()]) == 16
+
+
+@pytest.mark.slow
+def test_more_workers_than_the_cluster_has_are_refused(local_ray):
+    with pytest.raises(UsageError, match="workers=3: this Ray cluster has 2 CPUs; use workers <= 2"):
+        make(ff.FedAvg(rounds=1, cohort=7), workers=3, on="ray").run(None, progress=False)
+
+
+@pytest.mark.slow
+def test_another_address_than_that_of_the_ray_in_this_process_is_refused(local_ray):
+    with pytest.raises(UsageError, match="initialised in this process already; use on='ray'"):
+        make(ff.FedAvg(rounds=1, cohort=7), on="ray://elsewhere").run(None, progress=False)
+
+
+@pytest.mark.slow
+def test_a_memory_mapped_column_is_mapped_by_every_worker_and_not_copied(tmp_path, local_ray):
+    np.save(tmp_path / "x.npy", np.arange(24.0, dtype=np.float32).reshape(12, 2))
+    whole = np.load(tmp_path / "x.npy", mmap_mode="r")
+    with cluster.mapped_files(local_ray):
+        box = local_ray.put((whole, whole[3:7], whole[:, 1]))
+
+    def look(boxed):
+        return [(str(getattr(array, "filename", None)), array.tolist()) for array in local_ray.get(boxed[0])]
+
+    got = local_ray.get(local_ray.remote(look).remote([box]))
+    assert [file for file, _ in got] == [str(tmp_path / "x.npy"), str(tmp_path / "x.npy"), "None"]
+    assert [values for _, values in got] == [whole.tolist(), whole[3:7].tolist(), whole[:, 1].tolist()]
+    assert local_ray.get(local_ray.put(whole)).filename is None
+
+
+OWN = """
+import numpy as np
+from beside import step
+
+import fieldfare as ff
+
+
+def train(model, data, config, rng):
+    return step(model, data["x"], rng)
+
+
+def measure(model, data):
+    return {"loss": float(np.abs(model).sum())}
+
+
+job = ff.Job(
+    model=ff.opaque(train, measure, init=np.zeros(3)),
+    data=ff.data.synthetic(clients=12, classes=3, features=3, max_examples=60, seed=1),
+    algorithm=ff.FedAvg(rounds=3, cohort=6),
+)
+"""
+BESIDE = """
+def step(model, x, rng):
+    return 0.9 * model + 0.1 * x.mean(axis=0) + rng.normal(size=3)
+"""
+
+
+@pytest.mark.slow
+def test_functions_of_the_job_file_and_of_modules_beside_it_reach_the_workers(tmp_path, local_ray):
+    job_file(tmp_path, BESIDE, "beside.py")
+    job = load_job(job_file(tmp_path, OWN, "own.py"))
+    assert vector(job.with_overrides({"on": "ray"})) == vector(job.with_overrides({"workers": 1}))
+
+
+@pytest.mark.slow
+def test_the_command_computes_on_a_ray_of_its_own_and_leaves_none_behind(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fieldfare[ray]'")
+    job_file(tmp_path)
+    told = [program(tmp_path, "run", "hello.py", "-q", "--json", *more) for more in ((), ("--on", "ray"))]
+    assert [one.code for one in told] == [0, 0], told[1].err
+    assert told[1].err == told[0].err
+    assert told[0].result["final"] == told[1].result["final"]
+    folders = [tmp_path / "runs" / one.result["run"] for one in told]
+    assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 1
+
+
+@pytest.mark.slow
+def test_a_run_begun_here_and_killed_is_resumed_on_ray_with_the_same_bits(tmp_path, local_ray):
+    job = tmp_path / "job.py"
+    job.write_text(JOB.format(tests=os.path.dirname(__file__), algorithm="ff.Scaffold(rounds=5, cohort=7)"))
+    whole = program(tmp_path, "run", "job.py", "-q")
+    assert whole.code == 0, whole.err
+    expected = RunFolder.find("latest", tmp_path / "runs").read_model().vector.tobytes()
+    env = {**os.environ, "DIE_AT": "3"}
+    assert program(tmp_path, "run", "job.py", "-q", env=env).code == -signal.SIGKILL
+    result = resume_run("latest", tmp_path / "runs", progress=False, on="ray")
+    assert result.model.vector.tobytes() == expected
+
+
+def test_addresses_are_those_that_ray_knows():
+    assert cluster.address_of("ray://head") == "ray://head:10001"
+    assert cluster.address_of("ray://head:9") == "ray://head:9"
+    assert cluster.address_of("ray://auto") == "auto"
+    assert cluster.address_of("ray") is None
+
+
+@pytest.mark.parametrize("on", ["", "rays", "ray:", "ray://", "dask", "localhost"])
+def test_a_place_that_is_not_known_is_refused_in_one_line(on):
+    with pytest.raises(UsageError, match=r"use 'local', 'ray', 'ray://HOST:PORT' or 'ray://auto'"):
+        ff.Simulated(on=on)
+
+
+def test_a_place_that_is_not_known_is_refused_by_the_command(tmp_path):
+    job_file(tmp_path)
+    fieldfare(tmp_path, "run", "hello.py", "-q", "--on", "moon").refused("on='moon'", "'ray://auto'")
+
+
+def test_without_ray_the_extra_is_named_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"ray is not installed.*pip install 'fieldfare\[ray\]'"):
+        make(ff.FedAvg(rounds=1, cohort=7), on="ray").run(tmp_path, progress=False)
+
+
+def test_modules_of_the_user_travel_as_they_are_and_installed_ones_by_name(tmp_path, monkeypatch):
+    (tmp_path / "beside_the_job.py").write_text("def halve(rows):\n    return rows / 2\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import beside_the_job
+
+    found = {module.__name__ for module in cluster.own_modules()}
+    assert beside_the_job.__name__ in found
+    assert not found & {"numpy", "fieldfare", "json", "click", "__main__", "fieldfare.sim.ray"}
+    del sys.modules["beside_the_job"]
