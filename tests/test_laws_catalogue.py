@@ -43,7 +43,11 @@ entries = pytest.mark.parametrize("name", NAMES)
 def make(name: str, rounds: int, cohort, **options):
     if BY_NAME[name].model == "bytes":
         options["merge"] = Append()
-    return BY_NAME[name].factory(rounds, cohort, **BY_NAME[name].example, **options)
+    if BY_NAME[name].cohort != "any":
+        options.pop("quorum", None)
+        cohort = cohort if isinstance(cohort, int) else cohort.count if isinstance(cohort, Sample) else len(cohort)
+        options |= {"buffer": min(3, cohort)} if name == "fedbuff" else {"over": 1.0} if name == "semisync" else {}
+    return BY_NAME[name].factory(rounds, cohort, **{**BY_NAME[name].example, **options})
 
 
 def world_of(name: str, algorithm, problem=None, **more):

@@ -17,6 +17,8 @@ _WHERE = {
     "Training": "work.net", "mlp": "work.dense", "DenseNet": "work.dense", "torch_net": "work.torch_net",
     "jax_net": "work.jax_net", "opaque": "work.opaque", "flower_client": "work.flower_client",
     "FedAvg": "algorithms.fedavg",
+    "FedBuff": "algorithms.fedbuff", "FedAsync": "algorithms.fedasync", "SemiSync": "algorithms.deadline",
+    "TiFL": "algorithms.deadline", "CutOff": "algorithms.deadline", "Staleness": "core.quorum",
     "keep_optimizer": "algorithms.keep", "FedAvgM": "algorithms.fedopt", "FedAdam": "algorithms.fedopt",
     "FedYogi": "algorithms.fedopt", "FedAdagrad": "algorithms.fedopt", "FedProx": "algorithms.fedprox",
     "Scaffold": "algorithms.scaffold", "FedNova": "algorithms.fednova", "FedDyn": "algorithms.feddyn",
@@ -43,7 +45,12 @@ if TYPE_CHECKING:
     from fieldfare import testing as testing
     from fieldfare import work as work
     from fieldfare.algorithms.bagging import Bagging as Bagging
+    from fieldfare.algorithms.deadline import CutOff as CutOff
+    from fieldfare.algorithms.deadline import SemiSync as SemiSync
+    from fieldfare.algorithms.deadline import TiFL as TiFL
+    from fieldfare.algorithms.fedasync import FedAsync as FedAsync
     from fieldfare.algorithms.fedavg import FedAvg as FedAvg
+    from fieldfare.algorithms.fedbuff import FedBuff as FedBuff
     from fieldfare.algorithms.feddyn import FedDyn as FedDyn
     from fieldfare.algorithms.fednova import FedNova as FedNova
     from fieldfare.algorithms.fedopt import FedAdagrad as FedAdagrad
@@ -67,6 +74,7 @@ if TYPE_CHECKING:
     from fieldfare.core.quorum import Everyone as Everyone
     from fieldfare.core.quorum import Quorum as Quorum
     from fieldfare.core.quorum import Sample as Sample
+    from fieldfare.core.quorum import Staleness as Staleness
     from fieldfare.data import Federated as Federated
     from fieldfare.data import digits as digits
     from fieldfare.data import dirichlet as dirichlet

@@ -18,7 +18,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.quorum import Everyone, Sample
 from fieldfare.core.settings import settings
 from fieldfare.data.federated import Federated
-from fieldfare.fleet.fleet import Fleet, Phones
+from fieldfare.fleet.fleet import Fleet, Phones, Recipe
 from fieldfare.overrides import SHORT, override
 from fieldfare.work.net import Training
 
@@ -56,19 +56,26 @@ class Evaluation:
 class Simulated:
     """All that only makes sense in a simulation: the devices, and how this machine computes.
 
-    `workers`: processes (None: as many as cores, when the work is worth it). `chunk`: clients per stacked call (None:
-    by memory). `on`: "local"; "ray" for the Ray of this process, of RAY_ADDRESS, or one started for the run;
+    `fleet`: a `Fleet`, a recipe for one (`fieldfare.fleet.phones()`, `generate(...)`, readers of traces), or the name
+    of a preset of `generate`. `train=False`: nothing is computed, only who works when, for how long, and what it takes;
+    the model stays as it is, and nothing is evaluated. `workers`: processes (None: as many as cores, when the work is
+    worth it). `chunk`: clients per stacked call (None: by memory). `on`: "local"; "ray" for the Ray of this process, of RAY_ADDRESS, or one started for the run;
     "ray://HOST:PORT" for a cluster. None of workers, chunk and on changes a bit.
     `evaluation_s`: virtual seconds of one central evaluation.
     """
 
-    fleet: Fleet | Phones = field(default_factory=Phones)
+    fleet: Fleet | Recipe | str = field(default_factory=Phones)
     workers: int | None = None
     chunk: int | None = None
     on: str = "local"
     evaluation_s: float = 0.0
+    train: bool = True
 
     def __post_init__(self) -> None:
+        if isinstance(self.fleet, str):
+            from fieldfare.fleet.generate import generate
+
+            object.__setattr__(self, "fleet", generate(self.fleet))
         for name in ("workers", "chunk"):
             value = getattr(self, name)
             if value is not None and value < 1:

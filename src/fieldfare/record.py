@@ -10,16 +10,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fieldfare.core.errors import PeerError
 from fieldfare.core.params import Params
+from fieldfare.fleet.fleet import Fleet
+from fieldfare.fleet.tasks import OK, REFUSED, Tasks
 from fieldfare.report import units
 from fieldfare.sim.observe import Answered, Measured, Observation, Progressed, Published, Stopped
 from fieldfare.store.runs import RunFolder
+from fieldfare.store.tasks import TASK
 
 Row = dict[str, Any]
 Callback: TypeAlias = Callable[[Mapping[str, Any]], None]
 
+MOST_TASKS = 5_000_000
+"""Tasks kept one by one in `tasks.bin`; those after are only counted."""
 TOLD = 5
 """Refused updates told one by one; those after are only recorded."""
 
@@ -39,10 +45,15 @@ class Recorder:
         expects: Callable[[int], set[str]] = lambda version: set(),
         shown: Callback = lambda row: None,
         names: Any = None,
+        fleet: Fleet | None = None,
+        trained: bool = True,
     ) -> None:
         self.expects = expects
         self.shown = shown
         self.names = names
+        self.fleet = fleet
+        self.trained = trained
+        self.totals: dict[str, Any] = {"tasks": {}, "device_s": {}, "energy_j": 0.0, "compute_s": 0.0, "kept": 0}
         self.folder = folder
         self.callbacks = callbacks
         self.bad_updates = bad_updates
@@ -96,25 +107,55 @@ class Recorder:
         self.clients_done += len(event.clients)
         self._refused(ask, event.missing.get("refused", ()))
         row = self.training
+        self._tasks(ask, event, row)
         row["clients"] = len(event.clients)
         row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
-        for name, values in event.metrics.items():
+        metrics = dict(event.metrics)
+        if (staleness := metrics.pop("staleness", None)) is not None and len(staleness):
+            row["staleness"] = float(staleness.mean())
+        for name, values in metrics.items():
             told = np.isfinite(values)
             if (weight := float(event.weights[told].sum())) > 0:
                 row["train_" + name] = float(np.dot(values[told], event.weights[told]) / weight)
         missing = {reason: len(ids) for reason, ids in event.missing.items() if len(ids)}
         if missing:
             row["missing"] = missing
-        if self.folder is not None and isinstance(event.clients, np.ndarray):
+        if self.folder is not None and self.trained and isinstance(event.clients, np.ndarray):
             ok = np.isin(ask.clients, event.clients) if len(event.clients) != len(ask.clients) else slice(None)
             line: Row = {
                 "round": ask.run.config.get("round", len(self.rows) + 1), "clients": event.clients.tolist(),
                 "weight": event.weights.tolist(), "seconds": np.round(ask.seconds[ok], 4).tolist(),
             }  # fmt: skip
-            line |= {"train_" + name: [_short(v) for v in values.tolist()] for name, values in event.metrics.items()}
+            line |= {"train_" + name: [_short(v) for v in values.tolist()] for name, values in metrics.items()}
+            if staleness is not None:
+                line["staleness"] = staleness.astype(np.int64).tolist()
             if missing:
                 line["missing"] = {reason: list(map(int, ids)) for reason, ids in event.missing.items() if len(ids)}
             self.folder.append("clients.jsonl", line)
+
+    def _tasks(self, ask: Any, event: Any, row: Row) -> None:
+        """Count what the tasks of this gather took and how they ended, and keep them."""
+        tasks: Tasks | None = None if self.fleet is None else ask.tasks(self.fleet)
+        if tasks is None or not len(tasks):
+            return
+        refused = event.missing.get("refused", ())
+        if len(refused):
+            tasks.outcome[(tasks.outcome == OK) & np.isin(tasks.client, refused)] = REFUSED
+        counts, seconds = tasks.by_outcome(), tasks.seconds_by_outcome()
+        energy, compute = float(tasks.energy_j.sum()), float(tasks.compute_s.sum())
+        totals = self.totals
+        for into in (row, totals):
+            into["energy_j"] = into.get("energy_j", 0.0) + energy
+            into["compute_s"] = into.get("compute_s", 0.0) + compute
+            for name, found in (("tasks", counts), ("device_s", seconds)):
+                into[name] = {
+                    k: into.get(name, {}).get(k, 0) + found.get(k, 0) for k in {**into.get(name, {}), **found}
+                }
+        if (at_work := getattr(ask, "at_work", None)) is not None:
+            row["at_work"] = at_work
+        if self.folder is not None and totals["kept"] < MOST_TASKS:
+            totals["kept"] += len(tasks)
+            self.folder.add_tasks(_records(tasks, int(ask.run.config.get("round", len(self.rows) + 1))).tobytes())
 
     def _refused(self, ask: Any, refused: Any) -> None:
         """Tell who sent what cannot be used, or end the run where the job says so."""
@@ -223,7 +264,20 @@ class Recorder:
         return out
 
 
-_NOT_METRICS = {"round", "version", "virtual_s", "wall_s", "bytes_down", "bytes_up", "clients", "missing"}
+_NOT_METRICS = {
+    "round", "version", "virtual_s", "wall_s", "bytes_down", "bytes_up", "clients", "missing", "staleness", "energy_j",
+    "compute_s", "at_work",
+}  # fmt: skip
+
+
+def _records(tasks: Tasks, round_: int) -> NDArray[Any]:
+    """The tasks as `store.tasks` keeps them."""
+    out = np.empty(len(tasks), TASK)
+    out["round"] = round_
+    for name in TASK.names or ():
+        if name != "round":
+            out[name] = getattr(tasks, name)
+    return out
 
 
 def _short(value: float) -> float:

@@ -28,7 +28,7 @@ from fieldfare.core.params import Params
 from fieldfare.core.quorum import Sample
 from fieldfare.core.settings import unknown_key
 from fieldfare.core.work import Work
-from fieldfare.fleet.fleet import Phones
+from fieldfare.fleet.fleet import Fleet
 from fieldfare.job import Job, StopAt
 from fieldfare.progress import Display, display
 from fieldfare.record import Recorder
@@ -87,15 +87,18 @@ def assemble(job: Job) -> Assembly:
     check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
     evaluations: dict[str, Any] = {}
     algorithm = job.algorithm
-    if job.stop_at is not None:
+    if not job.simulated.train:
+        if job.stop_at is not None:
+            raise UsageError("Job(stop_at=...) needs a trained model, and Simulated(train=False) trains none.")
+    elif job.stop_at is not None:
         if job.data.test is None:
             raise UsageError("Job(stop_at=...) needs a central test set: give the data a test part.")
         _check_metric(net, job, model)
         algorithm = Stopping(algorithm, **_settings_of(job.stop_at), name="test")
-    if job.data.test is not None:
+    if job.data.test is not None and job.simulated.train:
         evaluations["test"] = (_central(net, job.data.test), job.simulated.evaluation_s)
         algorithm = Evaluate(algorithm, central="test", every=job.evaluate.every)
-    if job.evaluate.clients is not None:
+    if job.evaluate.clients is not None and job.simulated.train:
         on = Sample(job.evaluate.clients) if isinstance(job.evaluate.clients, int) else job.evaluate.clients
         every = job.evaluate.clients_every
         _measurable(job, works)
@@ -104,12 +107,12 @@ def assemble(job: Job) -> Assembly:
             algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "fine_tuned")
         elif job.evaluate.personal:
             algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "personal")
-    elif job.evaluate.personal or job.evaluate.fine_tune:
+    elif (job.evaluate.personal or job.evaluate.fine_tune) and job.simulated.train:
         raise UsageError(
             "Evaluation(personal=..., fine_tune=...) needs clients=: say how many measure their own model."
         )
     fleet = job.simulated.fleet
-    if isinstance(fleet, Phones):
+    if not isinstance(fleet, Fleet):
         fleet = fleet.build(job.data.n_clients, job.seed)
     world = World(
         {"central": ("central", algorithm)}, model, Population.of(job.data, fleet), works, job.seed, evaluations
@@ -246,7 +249,7 @@ class Saver:
         recorder = {
             "rows": len(r.rows), "last": r.rows[-1:], "open": [(row, sorted(w)) for row, w in r.open],
             "training": r.training, "evaluations": r.evaluations, "clients_done": r.clients_done, "wall_s": r.wall_s,
-            "model": r.model,
+            "model": r.model, "totals": r.totals,
         }  # fmt: skip
         progress = {name: getattr(p, name) for name in _PROGRESS if name not in ("streams", "selected")}
         progress |= {"streams": {n: (s.node, s.work, s.saved()) for n, s in p.streams.items()}}
@@ -285,7 +288,7 @@ class Saver:
             )
         r.open = [(row, set(waiting)) for row, waiting in back["open"]]
         r.training, r.evaluations, r.clients_done = back["training"], back["evaluations"], back["clients_done"]
-        r.before_s, r.model = back["wall_s"], back["model"]
+        r.before_s, r.model, r.totals = back["wall_s"], back["model"], back["totals"]
         self.folder.truncate(saved["files"])
         r.rows = [
             {k: math.nan if v is None else v for k, v in row.items()} for row in self.folder.read_lines("rounds.jsonl")
@@ -328,13 +331,14 @@ def run(
     shown = display(job, progress)
     slots = Slots(None if folder is None else folder.path / "slots", assembly.slots, job.data.n_clients)
     recorder = Recorder(
-        folder, job.callbacks, job.bad_updates, note or shown.note, shown=shown.row, names=job.data.names
-    )
+        folder, job.callbacks, job.bad_updates, note or shown.note, shown=shown.row, names=job.data.names,
+        fleet=assembly.world.population.fleet, trained=job.simulated.train,
+    )  # fmt: skip
     try:
         with shown, Executor(
             assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk, job.simulated.on
         ) as executor:  # fmt: skip
-            simulator = Simulator(assembly.world, executor)
+            simulator = Simulator(assembly.world, executor if job.simulated.train else None)
             recorder.expects = partial(_expects, simulator)
             saver = Saver(folder, job, assembly.world, simulator, recorder, slots) if folder is not None else None
             if resuming and saver is not None:
@@ -375,7 +379,9 @@ def _finish(
         "algorithm": _name_of(job.algorithm),
         "rounds": recorder.rows[-1]["round"] if recorder.rows else 0, "seed": job.seed, "final": recorder.final(),
         "stopped": p.stopped, "virtual_s": p.now, "bytes_down": p.bytes_down, "bytes_up": p.bytes_up,
-        "wall_s": wall, "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0,
+        **{name: recorder.totals[name] for name in ("tasks", "device_s", "compute_s", "energy_j")},
+        "running": sum(len(stream.heap) for stream in p.streams.values()), "wall_s": wall,
+        "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0,
         "report": report if isinstance(report, str) else "report.html",
     }  # fmt: skip
     if folder is not None:

@@ -3,8 +3,11 @@
 from fieldfare.algorithms.bagging import Bagging
 from fieldfare.algorithms.catalogue import ALGORITHMS, Entry, build, entry
 from fieldfare.algorithms.check import check
+from fieldfare.algorithms.deadline import CutOff, SemiSync, TiFL
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, StopAt, innermost
+from fieldfare.algorithms.fedasync import FedAsync
 from fieldfare.algorithms.fedavg import FedAvg, State
+from fieldfare.algorithms.fedbuff import FedBuff
 from fieldfare.algorithms.feddyn import FedDyn
 from fieldfare.algorithms.fednova import FedNova
 from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
@@ -16,8 +19,8 @@ from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
 from fieldfare.algorithms.scaffold import Scaffold
 
 __all__ = [
-    "ALGORITHMS", "Bagging", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam", "FedAvg",
-    "FedAvgM", "FedBN", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx", "FedRep", "FedTrimmedMean", "FedYogi",
-    "Krum", "QFedAvg", "Scaffold", "State", "StopAt", "build", "check", "entry", "innermost",
+    "ALGORITHMS", "Bagging", "CutOff", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg",
+    "FedAvgM", "FedBN", "FedBuff", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx", "FedRep", "FedTrimmedMean", "FedYogi",
+    "Krum", "QFedAvg", "Scaffold", "SemiSync", "State", "StopAt", "TiFL", "build", "check", "entry", "innermost",
     "keep_optimizer",
 ]  # fmt: skip

@@ -13,7 +13,10 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from fieldfare.algorithms.bagging import Bagging
+from fieldfare.algorithms.deadline import CutOff, SemiSync, TiFL
+from fieldfare.algorithms.fedasync import FedAsync
 from fieldfare.algorithms.fedavg import FedAvg
+from fieldfare.algorithms.fedbuff import FedBuff
 from fieldfare.algorithms.feddyn import FedDyn
 from fieldfare.algorithms.fednova import FedNova
 from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
@@ -24,7 +27,7 @@ from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
 from fieldfare.algorithms.scaffold import Scaffold
 from fieldfare.core.effects import On
 from fieldfare.core.errors import UsageError
-from fieldfare.core.folds import Collect, Fold
+from fieldfare.core.folds import Collect, Fold, Mean
 from fieldfare.core.quorum import ALL
 
 
@@ -32,21 +35,25 @@ from fieldfare.core.quorum import ALL
 class Entry:
     """One registered algorithm: `factory(rounds, cohort, **options)`, with `example` options that work on a model of
     tensors "body" and "head". `needs` is what it asks of the rest, in words of the documentation; `model`: whether it
-    trains a vector, or grows a model of bytes."""
+    trains a vector, or grows a model of bytes. `cohort`: "any" `On`; a "number" of clients; or a number or `Sample`
+    that are always at work ("stream"). Only the first take a quorum and a view."""
 
     name: str
     summary: str
     paper: str
-    factory: Callable[..., FedAvg | Bagging]
+    factory: Callable[..., Any]
     example: Mapping[str, Any] = field(default_factory=dict[str, Any])
     needs: tuple[str, ...] = ()
     model: Literal["vector", "bytes"] = "vector"
+    cohort: Literal["any", "number", "stream"] = "any"
 
     @property
     def options(self) -> dict[str, Any]:
         """Options besides rounds and cohort, with their defaults (`inspect.Parameter.empty`: must be given)."""
         found = list(inspect.signature(self.factory).parameters.values())[2:]
         own = {p.name: p.default for p in found if p.kind is not p.VAR_KEYWORD}
+        if self.cohort != "any":
+            return own
         return own | {"quorum": ALL, "work": "train"} | ({"view": None} if self.model == "vector" else {})
 
     @property
@@ -55,6 +62,10 @@ class Entry:
         made = self.factory(1, 1, **self.example)
         if isinstance(made, Bagging):
             return {made.leaf: Collect()}
+        if isinstance(made, FedAsync):
+            return {"model": Mean(weighted=False)}
+        if isinstance(made, FedBuff):
+            return {"delta": made.server.reduce()}
         return {"delta": made.server.reduce(), **made.rule.folds()}
 
 
@@ -62,6 +73,7 @@ _SGD = "plain SGD on the client"
 _ANY_SGD = "SGD on the client"
 _STATE = "client state"
 _ROWS = "every row at the server"
+_ASYNC = "devices of unlike speed"
 
 ALGORITHMS: tuple[Entry, ...] = (
     Entry("fedavg", "average of the cohort's deltas", "McMahan et al., AISTATS 2017", FedAvg),
@@ -90,6 +102,15 @@ ALGORITHMS: tuple[Entry, ...] = (
           needs=(_ROWS,)),
     Entry("krum", "the delta nearest its neighbours, or several", "Blanchard et al., NeurIPS 2017", Krum,
           {"byzantine": 1}, needs=(_ROWS,)),
+    Entry("semisync", "more clients are asked than waited for, with a deadline", "Bonawitz et al., MLSys 2019", SemiSync,
+          cohort="number"),
+    Entry("tifl", "cohorts of clients of like speed", "Chai et al., HPDC 2020", TiFL, cohort="number"),
+    Entry("cutoff", "clients train for a fixed time, each as far as it comes", "Beutel et al., 2020", CutOff,
+          {"budget_s": 60.0}),
+    Entry("fedbuff", "asynchronous: a step for every so many replies", "Nguyen et al., AISTATS 2022", FedBuff,
+          {"buffer": 3}, (_ASYNC,), cohort="stream"),
+    Entry("fedasync", "asynchronous: every reply is mixed in", "Xie, Koyejo & Gupta, 2019", FedAsync, needs=(_ASYNC,),
+          cohort="stream"),
     Entry("bagging", "clients add trees to one model", "Breiman, 1996; Flower's FedXgbBagging, 2023", Bagging,
           needs=("a model of bytes: opaque(...)", _ROWS), model="bytes"),
 )  # fmt: skip
@@ -106,7 +127,7 @@ def entry(name: str) -> Entry:
     raise UsageError(f"no algorithm is called {name!r}: {hint}")
 
 
-def build(name: str, rounds: int, cohort: int | On, **options: Any) -> FedAvg | Bagging:
+def build(name: str, rounds: int, cohort: int | On, **options: Any) -> Any:
     """The algorithm called `name`; an option it does not have, or one it lacks, is refused in one line."""
     found = entry(name)
     known = found.options

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fieldfare.algorithms.fedbuff import STALE, State, check_stream, stream_run
+from fieldfare.algorithms.fedbuff import STALE, check_stream, stream_run
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Stop
 from fieldfare.core.errors import UsageError
@@ -25,6 +25,15 @@ from fieldfare.core.quorum import Quorum, Sample, Staleness
 from fieldfare.core.settings import settings
 
 _MEAN = Mean(weighted=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """`version` replies were mixed into `model`; `asked` is the version that is being made."""
+
+    model: Params
+    version: int = 0
+    asked: int = 0
 
 
 @settings
@@ -70,7 +79,7 @@ class FedAsync:
         return Quorum(1, None, "next", True, self.stale, self.timeout_s)
 
     def init(self, model: Params) -> State:
-        return State(model, ())
+        return State(model)
 
     def step(self, state: State, event: Event, ctx: Context) -> tuple[State, Sequence[Effect]]:
         match event:

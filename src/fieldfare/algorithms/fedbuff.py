@@ -23,7 +23,6 @@ from fieldfare.core.params import Params
 from fieldfare.core.quorum import Quorum, Sample, Staleness
 from fieldfare.core.settings import settings
 
-
 STALE, _MEAN = Staleness(), chain(mean(weighted=False))
 
 

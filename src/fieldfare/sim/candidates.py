@@ -47,12 +47,15 @@ class Candidates:
         self.population, self.seed, self._name = population, seed, name
         self._key = np.array([rng.derive(seed, "refill", *name)], np.uint64)
         self._client_key = np.uint64(rng.derive(seed, "client", "stream", *name))
-        self._busy = np.zeros(population.size, np.bool_)
+        self.busy = bytearray(population.size)
+        self._busy = np.frombuffer(self.busy, np.bool_)
         self.begun = 0
         self.tracking = False
         self.drawn = self.block = self.place = 0
         self._block_at = self._block_end = -np.inf
-        self._list: list[tuple[int, float, float, float]] = []
+        self._list: list[tuple[int, float, float, float, float]] = []
+        self._noise: list[float] = []
+        self._noise_at = -1
         self._dry = False
         self._until = np.empty(0)
         self._idle: list[int] = []
@@ -63,7 +66,11 @@ class Candidates:
         self._kind: Any = None
         self._among: I64 | None = None
         self._rule: Any = None
-        self._whole: tuple[Any, F64] = (None, np.empty(0))
+        nothing = np.empty(0)
+        self._parts: tuple[Any, F64, F64, F64] = (None, nothing, nothing, nothing)
+        self._tried = 0
+        fleet = population.fleet
+        self._plain, self._drop_out = fleet.network is None and not fleet.noise, fleet.drop_out
 
     def prepare(self, run: Run, work: Work, selected: Selected, now: float, target: int) -> None:
         """Get ready for a gather of `run` that wants `target` clients at work."""
@@ -98,11 +105,24 @@ class Candidates:
 
     def take(self, t: float) -> Found | None:
         """The next client to begin at `t`, or None where nobody may."""
-        return self._pick(t) if self.tracking else self._try(t)
+        if self.tracking:
+            return self._pick(t)
+        busy, entries, at = self.busy, self._list, self.place
+        if t < self._block_end:
+            while at < len(entries):
+                client, begin, until, still, compute = entries[at]
+                at += 1
+                if begin <= t < until and not busy[client]:
+                    self.place = at
+                    busy[client] = 1
+                    whole = still + compute if self._plain else self._seconds(client, t, still, compute)
+                    self.begun += 1
+                    return client, whole, until, self._drop_out > 0.0 and self._chance() < self._drop_out
+        return self._renew(t)
 
     def leave(self, client: int, t: float) -> None:
         """`client` is no longer at work."""
-        self._busy[client] = False
+        self.busy[client] = 0
         if self.tracking:
             if self._until[client] > t:
                 self._idle.append(client)
@@ -115,25 +135,17 @@ class Candidates:
 
     # By chance
 
-    def _try(self, t: float) -> Found | None:
-        busy = self._busy
-        for _ in range(_TRIES):
-            if t >= self._block_end:
-                self._next_block(t)
-            at, entries = self.place, self._list
-            while at < len(entries):
-                client, begin, until, whole = entries[at]
-                at += 1
-                if begin <= t < until and not busy[client]:
-                    self.place = at
-                    busy[client] = True
-                    if whole < 0.0:
-                        whole = self._seconds(client, t)
-                    return client, whole, until, self._silent()
-            self._block_end = -np.inf
-        self._dry = True
-        self._track(t)
-        return self._pick(t)
+    def _renew(self, t: float) -> Found | None:
+        """The next of new blocks of candidates; after some in vain, of everybody."""
+        self._block_end = -np.inf
+        self._next_block(t)
+        self._tried += 1
+        if self._tried > _TRIES:
+            self._dry, self._tried = True, 0
+            self._track(t)
+        found = self.take(t)
+        self._tried = 0
+        return found
 
     def _next_block(self, t: float) -> None:
         self.block, self.place = self.block + 1, 0
@@ -155,31 +167,30 @@ class Candidates:
             begin, until = fleet.availability.session(t, ids)
             keep = np.flatnonzero(begin < self._block_end)
             ids, begin, until = ids[keep], begin[keep], until[keep]
-        if fleet.network is not None or fleet.noise:
-            whole = np.full(len(ids), -1.0)  # known when it begins, as it depends on the time or the task's number
-        else:
-            whole = phases(fleet, ids, self._costs(ids), t).whole
-        self._list = list(zip(ids.tolist(), begin.tolist(), until.tolist(), whole.tolist(), strict=True))
+        still, compute = np.zeros(len(ids)), np.zeros(len(ids))
+        if fleet.network is None:
+            parts = phases(fleet, ids, self._costs(ids), t)
+            still, compute = parts.whole - parts.compute, parts.compute
+            if not fleet.noise:
+                still, compute = parts.whole, np.zeros(len(ids))
+        columns = (ids, begin, until, still, compute)
+        self._list = list(zip(*(column.tolist() for column in columns), strict=True))
 
     def _costs(self, ids: I64) -> Cost:
         return costs(self._run, ids, self.population, self._work)[0]
 
-    def _seconds(self, client: int, t: float) -> float:
-        """Seconds of a whole task of `client` that begins at `t`, the stream's next."""
-        fleet, ids = self.population.fleet, np.array([client])
-        if fleet.network is None and not fleet.noise:
-            if self._whole[0] is not self._kind:
-                everybody = np.arange(self.population.size)
-                self._whole = (self._kind, phases(fleet, everybody, self._costs(everybody), 0.0).whole)
-            return float(self._whole[1][client])
-        noise = noise_of(fleet, rng.mix(self.keys(np.array([self.begun])))) if fleet.noise else None
-        return float(phases(fleet, ids, self._costs(ids), t, noise).whole[0])
-
-    def _silent(self) -> bool:
-        """Whether the task that begins now will never be heard of again."""
-        self.begun += 1
-        drop_out = self.population.fleet.drop_out
-        return drop_out > 0.0 and self._chance() < drop_out
+    def _seconds(self, client: int, t: float, still: float, compute: float) -> float:
+        """Seconds of a whole task of `client` that begins at `t`: `still`, and `compute` with the task's noise."""
+        if self.population.fleet.network is not None:
+            fleet, ids = self.population.fleet, np.array([client])
+            noise = noise_of(fleet, rng.mix(self.keys(np.array([self.begun]))))
+            return float(phases(fleet, ids, self._costs(ids), t, noise).whole[0])
+        at, place = divmod(self.begun, _BLOCK)
+        if at != self._noise_at:
+            serials = np.arange(at * _BLOCK, (at + 1) * _BLOCK)
+            noise = noise_of(self.population.fleet, rng.mix(self.keys(serials)))
+            self._noise, self._noise_at = [] if noise is None else noise.tolist(), at
+        return still + compute * self._noise[place]
 
     def _chance(self) -> float:
         """The next uniform number of the stream."""
@@ -230,8 +241,20 @@ class Candidates:
         client = self._by_rule(t) if self._rule is not None else self._any(t)
         if client is None:
             return None
-        self._busy[client] = True
-        return client, self._seconds(client, t), float(self._until[client]), self._silent()
+        self.busy[client] = 1
+        if self._parts[0] is not self._kind and self.population.fleet.network is None:
+            ids = np.arange(self.population.size)
+            parts = phases(self.population.fleet, ids, self._costs(ids), 0.0)
+            self._parts = (self._kind, parts.whole, parts.whole - parts.compute, parts.compute)
+        if self._plain:
+            whole = float(self._parts[1][client])
+        else:
+            still, compute = (
+                (0.0, 0.0) if len(self._parts[2]) == 0 else (self._parts[2][client], self._parts[3][client])
+            )
+            whole = float(self._seconds(client, t, still, compute))
+        self.begun += 1
+        return client, whole, float(self._until[client]), self._drop_out > 0.0 and self._chance() < self._drop_out
 
     def _any(self, t: float) -> int | None:
         idle = self._idle

@@ -212,7 +212,8 @@ class Simulator:
             raise UsageError(f"no work is called {work!r}: this job binds {', '.join(self.world.works) or 'none'}.")
         if any(isinstance(ask, StreamAsk) and (ask.node, ask.run.work) == (node, work) for ask in p.asks.values()):
             raise UsageError(
-                f"node {node!r} asks for {work!r} with Quorum(late='next') while such a Run is open: wait for its answer."
+                f"node {node!r} asks for {work!r} with Quorum(late='next') while such a Run is open: "
+                "wait for its answer."
             )
         if name not in p.streams:
             p.streams[name] = Stream(node, work, self.world.population, self.world.seed)

@@ -84,6 +84,8 @@ class Stream:
         self.heap: list[tuple[float, int, int, int, int]] = []
         self.runs: dict[int, Run] = {}
         self._at_work: dict[int, int] = {}
+        self._kind: Any = None
+        self._kind_since = 0
         self.candidates = Candidates(population, seed, (node, work))
         self._table = {name: np.zeros(0, kind) for name, kind in _COLUMNS}
         self._free: list[int] = []
@@ -102,6 +104,9 @@ class Stream:
         check_stacks(run, quorum.need or on.count)
         self.number += 1
         self.runs[self.number] = run
+        kind = cost_kind(run, works[run.work])
+        if kind != self._kind:
+            self._kind, self._kind_since = kind, self.number
         deadline = np.inf if quorum.deadline_s is None else now + quorum.deadline_s
         began = self.serial
         fresh = not self.heap
@@ -125,13 +130,16 @@ class Stream:
         timeout = np.inf if quorum.timeout_s is None else quorum.timeout_s
         oldest, got, over, t, serial = max(oldest, 0), 0, list[int](), now, self.serial
         candidates, refill = self.candidates, quorum.refill
-        take, leave, wait = candidates.take, candidates.leave, candidates.wait
+        take, leave, wait, busy = candidates.take, candidates.leave, candidates.wait, candidates.busy
         width = len(self._table["client"])
         while True:
             while heap and heap[0][0] <= t:
                 _, _, slot, base, client = heappop(heap)
                 over.append(slot)
-                leave(client, t)
+                if candidates.tracking:
+                    leave(client, t)
+                else:
+                    busy[client] = 0
                 if base >= oldest:
                     got += 1
                     if got >= need:
@@ -263,7 +271,7 @@ class Stream:
         fleet, client, base = self.population.fleet, columns["client"], columns["base"]
         run = self.runs[self.number]
         cost, steps = costs(run, client, self.population, works[run.work])
-        if not self._same_cost(base, works[run.work]):
+        if len(base) and int(base.min()) < self._kind_since:
             for number in np.unique(base).tolist():
                 at = np.flatnonzero(base == number)
                 own, most = costs(self.runs[number], client[at], self.population, works[run.work])
@@ -276,13 +284,6 @@ class Stream:
         tasks = account(fleet, client, columns["start"], columns["end"], code, base, parts, cost)
         return tasks, np.asarray(cost.flops), steps
 
-    def _same_cost(self, base: I64, work: Work) -> bool:
-        """Whether all these Runs cost what the newest does."""
-        if not len(base) or int(base.min()) == self.number:
-            return True
-        newest = cost_kind(self.runs[self.number], work)
-        return all(cost_kind(self.runs[int(one)], work) == newest for one in np.unique(base))
-
     def pending(self) -> tuple[Mapping[str, Any], I64]:
         """Columns of the tasks at work that will end with a reply, in order of their ends, and their ends' order."""
         entries = sorted(entry for entry in self.heap if entry[3] >= 0)
@@ -293,7 +294,8 @@ class Stream:
         """Everything that goes on, as plain values."""
         live = np.array([entry[2] for entry in self.heap], np.int64)
         return {
-            "number": self.number, "serial": self.serial, "heap": tuple(self.heap), "live": live,
+            "number": self.number, "kind_since": self._kind_since, "serial": self.serial,
+            "heap": tuple(self.heap), "live": live,
             "table": {name: column[live] for name, column in self._table.items()},
             "runs": dict(self.runs), "candidates": self.candidates.saved(),
         }  # fmt: skip
@@ -314,4 +316,6 @@ class Stream:
         )
         self._at_work.setdefault(self.number, 0)
         newest = self.runs.get(self.number)
+        self._kind_since = saved["kind_since"]
+        self._kind = None if newest is None else cost_kind(newest, works[self.work])
         self.candidates.load(saved["candidates"], newest, works[self.work], [entry[4] for entry in self.heap])

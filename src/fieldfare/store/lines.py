@@ -1,4 +1,4 @@
-"""JSON lines that grow: buffered, marked, cut back to a mark when a run is resumed.
+"""JSON lines, and records of one size, that grow: buffered, marked, cut back to a mark when a run is resumed.
 
 Invariant: what `flush` gave a mark for is on the disk, and `truncate(marks)` brings exactly that back.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from fieldfare.core.errors import UsageError
 from fieldfare.store.files import room, sync_folder, write_all
+from fieldfare.store.tasks import TASK, TASKS
 from fieldfare.store.text import dumps
 
 _BUFFER = 1 << 20
@@ -57,7 +58,11 @@ class Lines:
         return 0
 
     def append(self, value: Any) -> None:
-        self._pending += dumps(value) + b"\n"
+        self.add(dumps(value) + b"\n")
+
+    def add(self, part: bytes) -> None:
+        """Append bytes as they are."""
+        self._pending += part
         if len(self._pending) >= _BUFFER:
             self._write()
 
@@ -98,8 +103,20 @@ class Lines:
             self._file = -1
 
 
+class Records(Lines):
+    """One file of binary records of `size` bytes each; a last record cut short by a kill is left out."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._size = size
+        super().__init__(path)
+
+    def _whole(self) -> int:
+        end = os.fstat(self._file).st_size
+        return end - end % self._size
+
+
 class LineFiles:
-    """The JSON-lines files of a folder by name (`rounds.jsonl`)."""
+    """The files of a folder that grow, by name: JSON lines (`rounds.jsonl`), and the records of `tasks.bin`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -107,18 +124,22 @@ class LineFiles:
 
     def _lines(self, name: str) -> Lines:
         if name not in self._open:
-            self._open[name] = Lines(self.folder / name)
+            path = self.folder / name
+            self._open[name] = Records(path, TASK.itemsize) if name == TASKS else Lines(path)
         return self._open[name]
 
     def append(self, name: str, value: Any) -> None:
         self._lines(name).append(value)
+
+    def add(self, name: str, part: bytes) -> None:
+        self._lines(name).add(part)
 
     def flush(self, sync: bool = True) -> dict[str, int]:
         return {name: lines.flush(sync) for name, lines in sorted(self._open.items())}
 
     def truncate(self, marks: Mapping[str, int]) -> None:
         """Back to `marks`; files that had no mark become empty, files with a mark must be there."""
-        present = {path.name for path in self.folder.glob("*.jsonl")}
+        present = {path.name for path in (*self.folder.glob("*.jsonl"), *self.folder.glob(TASKS))}
         for name in sorted(present | set(marks)):
             self._lines(name).truncate(marks.get(name, 0))
 

@@ -25,6 +25,7 @@ from fieldfare.core.params import Layout, Params
 from fieldfare.store import models
 from fieldfare.store.files import room, sweep, sync_folder, write_atomic
 from fieldfare.store.lines import LineFiles, read_lines
+from fieldfare.store.tasks import TASKS
 from fieldfare.store.text import dumps
 
 FORMAT = 1
@@ -161,6 +162,11 @@ class RunFolder:
         if not name.endswith(".jsonl"):
             raise UsageError(f"append({name!r}): a file of lines ends in .jsonl.")
         self._lines.append(name, value)
+
+    def add_tasks(self, records: bytes) -> None:
+        """Add records of `store.tasks` to `tasks.bin`."""
+        self._own(TASKS)
+        self._lines.add(TASKS, records)
 
     def flush(self, sync: bool = True) -> dict[str, int]:
         """Write all appended lines, durably if `sync`; gives marks `{name: bytes}` for a snapshot."""

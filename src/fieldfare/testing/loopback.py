@@ -21,8 +21,10 @@ from fieldfare.core.events import Evaluated, Gathered, Received, Started, Woke
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Hosted, asked_of, check_nodes
 from fieldfare.sim.simulator import World, size_of
+from fieldfare.sim.stream import StreamAsk
 from fieldfare.testing.device import LAST, Devices, EffectId, Gathering, gathering
 from fieldfare.testing.script import Crash, Fault, Issued, Message, Node
+from fieldfare.testing.streams import Streams
 from fieldfare.testing.toys import Ending, Slots, recorded
 from fieldfare.testing.transcript import Recorded, Transcript, digest
 
@@ -42,6 +44,7 @@ class Loopback:
         self.now, self.number, self.stopped = 0.0, 0, ""
         self.model, self.version, self.bytes_down, self.bytes_up = world.model, 0, 0.0, 0.0
         self.devices, self.selected = Devices(world, Slots()), Selected()
+        self.streams, self.planned = Streams(world, self.selected), dict[EffectId, StreamAsk]()
         self.nodes: dict[str, Node] = {}
         self.gathers: dict[EffectId, Gathering] = {}
         self.hosted: dict[int, tuple[EffectId, Hosted]] = {}
@@ -67,6 +70,8 @@ class Loopback:
                 self._restart(item)
             case Gathering():
                 self._close(item)
+            case tuple() as id_, StreamAsk() as ask:
+                self._stream_over(id_, ask)
             case Gathering(), int(at), bool(copy_):
                 self._ask(item[0], at, copy_)
             case Message() if not self.nodes[item.node].up:
@@ -284,7 +289,8 @@ class Loopback:
             case Run(on=tuple() as on) if on != (node,):
                 self._run_nodes(id_, effect, start, number, first)
             case Run():
-                self._run_devices(id_, effect, next(number))
+                late = effect.quorum.late == "next" and not isinstance(effect.on, tuple)
+                (self._run_stream if late else self._run_devices)(id_, effect, next(number))
             case Publish(model, version, evaluate):
                 self.model, self.version = model, version
                 for name in evaluate:
@@ -312,6 +318,25 @@ class Loopback:
                 self.stopped = reason
         if first:
             self.number = next(number) - 1
+
+    def _run_stream(self, id_: EffectId, run: Run, number: int) -> None:
+        """A gather whose late replies count in the next: planned once, delivered as one message when it is over."""
+        if id_ not in self.planned:
+            self.planned[id_] = self.streams.open(id_[0], run, self.now)
+        self._push(max(self.now, self.planned[id_].due), (id_, self.planned[id_]), number)
+
+    def _stream_over(self, id_: EffectId, ask: StreamAsk) -> None:
+        if id_ in self.nodes[id_[0]].seen or not self.nodes[id_[0]].up:
+            return
+        event = self.streams.finish(ask)
+
+        def accept() -> None:
+            self.bytes_down += ask.bytes_down
+            self.bytes_up += ask.bytes_up
+            self.selected.observe(run=ask.run, ids=ask.clients, seconds=ask.seconds, event=event,
+                                  population=self.world.population, now=self.now)  # fmt: skip
+
+        self._step(Message(id_, id_[0], event), accept)
 
     def _run_devices(self, id_: EffectId, run: Run, number: int) -> None:
         gather = self.gathers.get(id_)
