@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,12 @@ class Fleet:
             value = getattr(self, column)
             out[column] = np.quantile(value, [0.25, 0.5, 0.75]).tolist() if np.ndim(value) else float(value)
         return out
+
+
+class Recipe(Protocol):
+    """A fleet to be made when the number of clients is known."""
+
+    def build(self, n: int, seed: int) -> Fleet: ...
 
 
 def uniform(**columns: float) -> Fleet:
