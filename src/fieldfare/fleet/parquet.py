@@ -53,15 +53,17 @@ def read_tables(path: str | Path, max_bytes: float = MAX_BYTES) -> Fleet:
     """The fleet in a folder of this module's tables, or in one such table alone."""
     place = Path(path)
     if not place.is_dir():
-        return fleet_of_tables({_kind_of(columns := read_columns(place, max_bytes), place): columns}, {}, place.stem)
+        columns = read_columns(place, max_bytes)
+        return fleet_of_tables({_kind_of(columns, place): columns}, {}, place.stem, max_bytes)
     found = {name: next((f for end in (".parquet", ".csv") if (f := place / (name + end)).is_file()), None)
              for name in _TABLES}  # fmt: skip
     tables = {name: read_columns(file, max_bytes) for name, file in found.items() if file is not None}
-    if not tables:
+    meta = _read_meta(place / "fleet.json")
+    if not tables and "devices" not in meta:
         raise UsageError(
             f"{place} holds no devices, availability or network table (.parquet or .csv); see docs/fleet.md."
         )
-    return fleet_of_tables(tables, _read_meta(place / "fleet.json"), place.name, max_bytes)
+    return fleet_of_tables(tables, meta, place.name, max_bytes)
 
 
 def fleet_of_tables(
@@ -279,7 +281,7 @@ def _plausible(column: str, values: Array) -> Array:
 
 def _kinds(column: Array | Text, kinds: Any) -> tuple[NDArray[np.int16], tuple[str, ...]]:
     if not isinstance(column, Text):
-        column = text_of([str(value) for value in column.tolist()])
+        column = text_of(["" if value != value else str(value) for value in column.tolist()])
     if (column.codes < 0).any():
         raise UsageError(f"device {int(np.argmax(column.codes < 0))} has no kind: name its class.")
     names = tuple(str(name) for name in kinds) if isinstance(kinds, list) else tuple(sorted(set(column.names)))
