@@ -1,7 +1,9 @@
 """A pure in-test driver and clients whose training is known in closed form: diagonal quadratics.
 
 Client i has F_i(w) = 1/2 sum_j a_ij (w_j - b_ij)**2, takes `steps[i]` gradient steps and obeys every local
-declaration. Folds are the real ones of `aggregate.gather`; chunks and their order can be chosen.
+declaration. Folds are the real ones of `aggregate.gather`; chunks and their order can be chosen. Of a quorum with
+`need` the first clients count; where late replies count in the next gather, client i replies from a model i mod 3
+versions old.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Quadratics:
     weights: np.ndarray
     lr: float = 0.1
     slots: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    sent: list[Run] = field(default_factory=list)
 
     @classmethod
     def random(cls, seed: int, n: int = 8, size: int = 5, lr: float = 0.1) -> Quadratics:
@@ -87,6 +90,8 @@ class Quadratics:
         begin = w.copy()
         for _ in range(steps):
             w = w - lr * (self.a[i] * (w - self.b[i]) + add + mu * (w - start))
+        if run.config.get("reply") == "model":
+            return {"model": w}
         leaves = {"delta": (w - begin) * free}
         for local in locals_:
             match local:
@@ -131,22 +136,31 @@ def answer(
     """The one reply to `run`: chunks of clients, folded in the given `order`, merged."""
     ids = cohort(run, len(world.a), seed)
     kept = np.array([i for i in ids if lost is None or not lost(run, int(i))], np.int64)
+    kept, late = kept[: run.quorum.need], kept[len(kept[: run.quorum.need]) :]
     assert run.model is not None
-    w = run.model.vector.astype(np.float64)
-    metrics = {"loss": np.array([world.loss(i, w) for i in kept])}
+    world.sent.append(run)
+    tau = np.zeros(len(kept), np.int64)
+    if run.quorum.late == "next" and run.work == "train":
+        before = [one for one in world.sent if one.work == run.work]
+        tau = np.minimum(kept % 3, len(before) - 1)
+        late = late[:0]
+    runs = [run if not t else before[-1 - t] for t in tau]
+    factor = run.quorum.stale.factor(tau) if tau.any() else None
+    metrics = {"loss": np.array([world.loss(i, r.model.vector.astype(float)) for i, r in zip(kept, runs, strict=True)])}
     weights = world.weights[kept]
-    gather = Gather(run.reduce, len(ids))
+    gather = Gather(run.reduce, len(ids), factor is not None)
     if run.work == "train" and len(kept):
-        rows = [world.train(int(i), run, locals_) for i in kept]
-        turn = np.array(list(order(len(kept))))
+        rows = [world.train(int(i), r, locals_) for i, r in zip(kept, runs, strict=True)]
+        turn = np.array([at for at in order(len(ids)) if at < len(kept)])
         for at in range(0, len(kept), chunk):
             pick = turn[at : at + chunk]
+            part, f = Gather(run.reduce, len(ids), factor is not None), None if factor is None else factor[pick]
             leaves = {name: np.stack([rows[i][name] for i in pick]).astype(np.float32) for name in rows[0]}
-            assert not gather.check(leaves, weights[pick]).any()
-            part = Gather(run.reduce, len(ids))
-            part.add(kept[pick], leaves, weights[pick])
+            assert not gather.check(leaves, weights[pick], f).any()
+            part.add(kept[pick], leaves, weights[pick], factor=f)
             gather.merge(part.partials)
-    missing = {"lost": np.setdiff1d(ids, kept)}
+    missing = {"lost": np.setdiff1d(ids, np.concatenate([kept, late])), "late": late}
+    missing = {reason: who for reason, who in missing.items() if len(who) or reason == "lost"}
     return Gathered(run.tag, gather.finish(), float(weights.sum()), kept, weights, metrics, missing)
 
 
@@ -178,7 +192,7 @@ class Record:
 
 def drive(algorithm: Algorithm, world: Quadratics, seed: int = 0, limit: int = 2000, **how: Any) -> Record:
     """Run to the end: effects are performed in order, their answers taken first in, first out."""
-    world.slots = {}
+    world.slots, world.sent = {}, []
     locals_ = innermost(algorithm).local
     state = algorithm.init(world.model())
     record = Record(state)

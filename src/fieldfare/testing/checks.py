@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fieldfare.aggregate.gather import FACTOR_STEPS
 from fieldfare.core.algorithm import Algorithm, Context
 from fieldfare.core.effects import Effect, Run
 from fieldfare.core.events import Evaluated, Event, Gathered, Joined, Left, Moved, Received, Woke
@@ -23,6 +24,7 @@ from fieldfare.core.quorum import ALL
 from fieldfare.sim.asks import Ask
 from fieldfare.sim.observe import Answered
 from fieldfare.sim.simulator import World
+from fieldfare.sim.stream import StreamAsk
 from fieldfare.store.codec import Codec, registry
 from fieldfare.testing.loopback import loop
 from fieldfare.testing.script import Crash, Fault
@@ -155,7 +157,8 @@ def durable(world: World) -> None:
                         _same(whole.transcript, broken.transcript, where, timeless=True)
                     assert digest(broken.model) == digest(whole.model), f"{where}, node {node} ends with another model."
                     assert digest(broken.slots.rows) == digest(whole.slots.rows), f"{where}: other client state."
-                assert all(count == 1 for count in broken.driver.devices.computed.values()), f"{where}: computed twice."
+                for computed in (broken.driver.devices.computed, broken.driver.streams.computed):
+                    assert all(count == 1 for count in computed.values()), f"{where}: computed twice."
 
 
 def deaf_to_duplicates(world: World) -> None:
@@ -192,7 +195,7 @@ def onward(world: World) -> None:
 class _Books:
     """What an observer adds up."""
 
-    asks: list[tuple[Ask, Gathered]] = field(default_factory=list[tuple[Ask, Gathered]])
+    asks: list[tuple[Ask | StreamAsk, Gathered]] = field(default_factory=list[tuple[Ask | StreamAsk, Gathered]])
 
     def __call__(self, seen: Any) -> None:
         if isinstance(seen, Answered):
@@ -203,18 +206,22 @@ def conserved(world: World) -> None:
     """Law 9: weights in = weights out, bytes counted = bytes sent, client state committed = replies accepted."""
     books = _Books()
     end, real = simulate(world, observer=books), loop(world)
+    at_work: dict[tuple[str, str], int] = {}
     for ask, event in books.asks:
         where = f"law 9, {ask.run.tag}"
         lost = sum(len(ids) for ids in event.missing.values())
-        assert len(event.clients) + lost == ask.asked, (
-            f"{where}: {ask.asked} asked, {len(event.clients)} + {lost} told."
-        )
+        asked = ask.asked
+        if isinstance(ask, StreamAsk):
+            stream, asked = (ask.node, ask.run.work), len(ask.over)
+            left = at_work.get(stream, 0) + ask.begun - asked
+            assert left == ask.at_work, f"{where}: {ask.at_work} are at work, begun less ended are {left}."
+            at_work[stream] = ask.at_work
+        assert len(event.clients) + lost == asked, f"{where}: {asked} asked, {len(event.clients)} + {lost} told."
         assert event.weight == float(event.weights.sum()), f"{where}: weight {event.weight} of {event.weights.sum()}."
         for leaf, fold in ask.run.reduce.items():
             if isinstance(fold, Mean) and leaf in event.output:
-                counted = np.rint(event.weights / fold.weight_step).sum() * fold.weight_step
-                counted = counted if fold.weighted else float(len(event.clients)) * fold.weight_step
-                assert event.output[leaf].weight == counted, f"{where}: {leaf} has weight {event.output[leaf].weight}."
+                told, counted = event.output[leaf].weight, _counted(fold, ask, event)
+                assert told == counted, f"{where}: {leaf} has weight {told}, the replies have {counted}."
     p = end.driver.progress
     own = (p.bytes_down, p.bytes_up)
     assert np.allclose(own, (real.driver.bytes_down, real.driver.bytes_up)), (
@@ -228,6 +235,19 @@ def conserved(world: World) -> None:
         over = id_ in real.driver.nodes[id_[0]].seen
         counted += sum((id_, client) in writes for client in accepted) if over else 0
     assert end.slots.puts == real.slots.puts == counted, f"law 9: {end.slots.puts} states committed of {counted}."
+
+
+def _counted(fold: Mean, ask: Ask | StreamAsk, event: Gathered) -> float:
+    """The weight that a mean of the replies of `event` has behind it, those of stale models discounted."""
+    step, weight = fold.weight_step, event.weights if fold.weighted else np.ones(len(event.clients))
+    if isinstance(ask, StreamAsk) and (ask.factor != 1.0).any():
+        factor, unit = (
+            ask.run.quorum.stale.factor(event.metrics["staleness"].astype(np.int64)),
+            FACTOR_STEPS[fold.weighted],
+        )
+        scale = step if fold.weighted else 1.0
+        return float(np.rint(weight / scale * factor / unit).sum()) * (unit * scale)
+    return float(np.rint(weight / step if fold.weighted else weight).sum() * step)
 
 
 def same_everywhere(world: World) -> None:
