@@ -12,11 +12,13 @@ from fieldfare.core.errors import UsageError
 from fieldfare.report.claims import claims_changed, compute_claims, digest, in_words, read_claims
 
 
-def arm(folder, name, rows, **totals):
-    """Write the table of one arm and how far its run came: claims need no more."""
+def arm(folder, name, rows, after=None, **totals):
+    """Write the tables of one arm and how far its run came: claims need no more."""
     path = folder / "arms" / name
     path.mkdir(parents=True)
     write_lines(path / "rounds.jsonl", rows)
+    if after is not None:
+        (path / "totals.json").write_text(json.dumps({"round": rows[-1]["round"], "after": after}))
     (path / "summary.json").write_text(json.dumps({"format": 1, "rounds": rows[-1]["round"], **totals}))
 
 
@@ -339,9 +341,76 @@ def test_a_claim_of_equality_holds_within_its_tolerance_on_both_sides(study):
 
 
 def test_a_total_is_of_the_whole_run_evaluations_after_its_last_round_included(tmp_path):
-    arm(tmp_path, "a", rounds([0.1, 0.2], bytes_down=[10, 20], bytes_up=[1, 2]), bytes_down=25, bytes_up=4)
+    rows = rounds([0.1, 0.2], bytes_down=[10, 20], bytes_up=[1, 2])
+    arm(tmp_path, "a", rows, {"bytes_down": 5, "bytes_up": 2}, bytes_down=25, bytes_up=4)
     for axis, whole in (("bytes_down", 25), ("bytes", 29), ("round", 2)):
         assert judge(tmp_path, f"measure='total'\narm='a'\naxis='{axis}'\nsense='>='\ntarget=0")["ours"] == whole
+
+
+TOTALS = """
+[[claim]]
+name = "down"
+measure = "total"
+arm = "a"
+axis = "bytes_down"
+sense = "<="
+target = 1000
+[[claim]]
+name = "time"
+measure = "total"
+arm = "a"
+axis = "virtual_s"
+sense = ">="
+target = 0
+[[claim]]
+name = "another arm"
+measure = "total"
+arm = "b"
+axis = "bytes_down"
+sense = "<="
+target = 1000
+"""
+
+
+@pytest.fixture
+def moved(tmp_path):
+    rows = rounds([0.1, 0.2, 0.3], bytes_down=[10, 20, 30], virtual_s=[1.0, 2.0, 3.0])
+    for name in ("a", "b"):
+        arm(tmp_path, name, rows, {"bytes_down": 5, "virtual_s": 0.5}, bytes_down=35, virtual_s=3.5)
+    (tmp_path / "claims.toml").write_text(TOTALS)
+    assert [(claim["ours"], claim["holds"]) for claim in compute_claims(tmp_path)] == [
+        (35, True), (3.5, True), (35, True)
+    ]  # fmt: skip
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "spoilt", [[10, 20, 0], [10, 20, 29], [10, 20, 60], [10, 31, 30], [0, 0, 0], [5, 10, 15], [100, 200, 300]]
+)
+def test_a_total_is_false_once_the_running_totals_of_its_table_are_spoilt(moved, spoilt):
+    table = moved / "arms" / "a" / "rounds.jsonl"
+    write_lines(table, [{**row, "bytes_down": told} for row, told in zip(read_rows(table), spoilt, strict=True)])
+    down, time, other = compute_claims(moved)
+    assert (down["ours"], down["holds"], time["holds"], other["holds"]) == (None, False, False, True)
+    assert "bytes_down" in down["why"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda arm: (arm / "totals.json").unlink(), "comes to 3 virtual_s, arms/a/summary.json says 3.5"),
+        (lambda arm: (arm / "totals.json").write_text("{"), "arms/a/totals.json cannot be read"),
+        (lambda arm: (arm / "totals.json").write_text('{"round": 2, "after": {"virtual_s": 0.5}}'), "comes to 3 "),
+        (lambda arm: (arm / "totals.json").write_text('{"round": 3, "after": {"virtual_s": 0.1}}'), "comes to 3.1 "),
+        (lambda arm: write_lines(arm / "rounds.jsonl", rounds([0.1, 0.2, 0.3])), "comes to"),
+        (lambda arm: write_lines(arm / "rounds.jsonl", [{"round": 1}, {"round": 2}, {}]), "comes to"),
+    ],
+)
+def test_a_total_whose_tables_do_not_come_to_it_is_false(moved, spoil, why):
+    spoil(moved / "arms" / "a")
+    down, _, other = compute_claims(moved)
+    assert (down["ours"], down["holds"], other["holds"]) == (None, False, True)
+    assert why in down["why"]
 
 
 def test_a_claim_about_the_run_itself_is_about_the_first_arm_of_a_study(tmp_path):

@@ -16,6 +16,7 @@ from fieldfare.store.runs import RunFolder
 STUDY = (
     HELLO.replace('if __name__ == "__main__":', "if False:")
     + """
+job = ff.Job(**{**vars(job), "evaluate": ff.Evaluation(clients=5)})
 prox = ff.Job(**{**vars(job), "algorithm": ff.FedProx(rounds=4, cohort=4, mu=0.5)})
 study = ff.Study(
     {"fedavg": {seed: job.with_overrides({"seed": seed}) for seed in (0, 1)}, "fedprox": prox},
@@ -33,6 +34,14 @@ of = { measure = "final", arm = "fedprox", metric = "accuracy" }
 to = { measure = "final", arm = "fedavg", metric = "accuracy" }
 sense = "<="
 target = 1.0
+
+[[claim]]
+name = "bytes"
+measure = "total"
+arm = "fedprox"
+axis = "bytes"
+sense = ">="
+target = 1
 
 [[claim]]
 name = "four rounds"
@@ -111,7 +120,7 @@ def test_under_a_claims_file_that_was_changed_since_no_claim_holds(done, tmp_pat
     (run.path / "claims.toml").write_text(text)
     told = fieldfare(tmp_path, "claims", run.id, "--json")
     assert told.code == 4
-    assert [claim["holds"] for claim in told.result["claims"]] == [False, False]
+    assert [claim["holds"] for claim in told.result["claims"]] == [False] * 3
     assert "claims.toml was changed since the run was made" in told.result["changed"]
     shown = fieldfare(tmp_path, "claims", run.id)
     assert shown.code == 4
@@ -138,12 +147,31 @@ def test_claims_are_recomputed_from_the_arms_tables(done):
     told = fieldfare(folder, "claims", "--json")
     assert told.code == 0
     assert told.result["claims"] == outcome.result["claims"]
-    near, rounds = told.result["claims"]
+    near, moved, rounds = told.result["claims"]
     arms = folder / "runs" / "latest" / "arms"
     final = {a: json.loads((arms / a / "summary.json").read_text())["final"]["accuracy"]
              for a in ("fedavg/0", "fedavg/1", "fedprox")}  # fmt: skip
     assert near["ours"] == pytest.approx(final["fedprox"] - np.median([final["fedavg/0"], final["fedavg/1"]]))
     assert (rounds["ours"], rounds["holds"]) == (4, True)
+    prox = json.loads((arms / "fedprox" / "summary.json").read_text())
+    assert moved["ours"] == prox["bytes_down"] + prox["bytes_up"]
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "totals.json"])
+def test_a_total_of_an_arm_whose_table_is_spoilt_does_not_hold(done, tmp_path, name):
+    folder, _ = done
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run = RunFolder.find("latest", tmp_path / "runs")
+    table = run.path / "arms" / "fedprox" / name
+    rows = [json.loads(line) for line in table.read_text().splitlines()] if name == "rounds.jsonl" else []
+    for row in rows:
+        row["bytes_up"] = 10 * row["bytes_up"]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows) or '{"round": 4, "after": {"bytes_up": 99}}')
+    told = fieldfare(tmp_path, "claims", run.id, "--json")
+    assert told.code == 4
+    near, moved, rounds = told.result["claims"]
+    assert (moved["ours"], moved["holds"], near["holds"], rounds["holds"]) == (None, False, False, True)
+    assert "bytes_up" in moved["why"] or "virtual_s" in moved["why"]
 
 
 def test_the_claims_file_may_lie_beside_the_job_file(done):
@@ -151,7 +179,7 @@ def test_the_claims_file_may_lie_beside_the_job_file(done):
     (folder / "elsewhere").mkdir()
     told = fieldfare(folder / "elsewhere", "run", "../hello.py", "--json", "--rounds", 1)
     assert told.code == 0, told.err
-    assert [claim["holds"] for claim in told.result["claims"]] == [True, True]
+    assert [claim["holds"] for claim in told.result["claims"]] == [True] * 3
 
 
 def test_overrides_reach_every_arm(done):

@@ -6,7 +6,7 @@ Invariant: watching changes nothing; a run that was killed and resumed leaves th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +17,7 @@ from fieldfare.core.params import Params
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.tasks import OK, REFUSED, Tasks
 from fieldfare.report import units
+from fieldfare.report.table import RUNNING
 from fieldfare.sim.observe import Answered, Measured, Observation, Progressed, Published, Stopped
 from fieldfare.store.runs import RunFolder
 from fieldfare.store.tasks import TASK
@@ -268,6 +269,16 @@ _NOT_METRICS = {
     "round", "version", "virtual_s", "wall_s", "bytes_down", "bytes_up", "clients", "missing", "staleness", "energy_j",
     "compute_s", "at_work",
 }  # fmt: skip
+
+
+def after_last(rows: Sequence[Row], ended: Mapping[str, Any]) -> Row:
+    """What a run came to after its last row: its evaluation, and whatever was on its way when the run stopped.
+
+    >>> after_last([{"round": 2, "bytes_up": 30}], {"virtual_s": 1.5, "wall_s": 0.5, "bytes_down": 9, "bytes_up": 34})
+    {'round': 2, 'after': {'virtual_s': 1.5, 'wall_s': 0.5, 'bytes_down': 9, 'bytes_up': 4}}
+    """
+    last = rows[-1] if rows else {}
+    return {"round": last.get("round", 0), "after": {name: ended[name] - last.get(name, 0) for name in RUNNING}}
 
 
 def _records(tasks: Tasks, round_: int) -> NDArray[Any]:

@@ -31,7 +31,7 @@ from fieldfare.core.work import Work
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.job import Job, StopAt
 from fieldfare.progress import Display, display
-from fieldfare.record import Recorder
+from fieldfare.record import Recorder, after_last
 from fieldfare.sim.asks import Ask
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.hosted import Deadline, Hosted
@@ -386,6 +386,7 @@ def _finish(
     }  # fmt: skip
     if folder is not None:
         folder.write_model(model)
+        folder.write_json("totals.json", after_last(recorder.rows, summary))
         folder.finish(summary)
         if report is True:
             from fieldfare.report.html import write_report

@@ -129,7 +129,7 @@ class Study:
     def _headline(self, folder: RunFolder) -> None:
         """The first arm's records beside the summary, so that a study reads like any run."""
         first = folder.path / "arms" / self.jobs()[0][0]
-        for name in ("rounds.jsonl", "clients.jsonl", "evaluation.jsonl", "data.json"):
+        for name in ("rounds.jsonl", "clients.jsonl", "evaluation.jsonl", "totals.json", "data.json"):
             if (first / name).exists():
                 _copy(first / name, folder.file(name))
         config = folder.read_json("config.json")

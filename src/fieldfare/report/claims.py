@@ -1,9 +1,10 @@
 """What a study claims, recomputed from its stored tables alone.
 
 Here: `claims.toml` read and checked, the measures, `compute_claims`. Not here: how a claim is shown (`html`). Kept: a
-claim is computed from the files of the arms: curves from ``rounds.jsonl``, totals from ``summary.json``. A claim whose
-inputs are missing, cut short or unreadable, whose threshold was never reached, or that is gone from the claims file,
-has no value of ours and does not hold; none holds under a claims file that is not the one the run was made with.
+claim is computed from the tables of the arms: ``rounds.jsonl``, and for totals what ``totals.json`` adds to its last
+row; ``summary.json`` is only what they must agree with. A claim whose inputs are missing, cut short, unreadable or at
+odds with each other, whose threshold was never reached, or that is gone from the claims file, has no value of ours and
+does not hold; none holds under a claims file that is not the one the run was made with.
 
 A claims file::
 
@@ -31,6 +32,7 @@ import numpy as np
 from fieldfare.core.errors import UsageError
 from fieldfare.report import units
 from fieldfare.report.table import (
+    RUNNING,
     Table,
     arm_folders,
     is_cut_off,
@@ -39,11 +41,10 @@ from fieldfare.report.table import (
     listed_arms,
     load,
     read_table,
-    with_totals,
 )
 
 AGGREGATES = ("median", "mean", "min", "max")
-AXES = ("round", "virtual_s", "wall_s", "bytes", "bytes_up", "bytes_down")
+AXES = ("round", "virtual_s", "wall_s", "bytes", "bytes_up", "bytes_down", "device_s", "energy_j")
 
 _OWN = {"name", "sense", "target", "tolerance", "published", "note"}
 _SIMPLE = {"measure", "arm", "metric", "aggregate", "seeds"}
@@ -255,13 +256,14 @@ class _Tables:
         return self._read[folder]
 
     def _whole(self, folder: Path) -> Table:
-        """Read a table that holds every round its run had, with the totals of the run's summary."""
+        """Read a table that holds every round its run had and comes to the totals that the run came to."""
         name = (folder / "rounds.jsonl").relative_to(self.folder).as_posix()
         beside = (folder / "summary.json").relative_to(self.folder).as_posix()
         try:
             table = read_table(folder)
         except UsageError:
-            raise _Missing(f"{name} cannot be read") from None
+            bad = beside.replace("summary", "totals") if _damaged(folder / "totals.json") else name
+            raise _Missing(f"{bad} cannot be read") from None
         if not table.n:
             raise _Missing(f"{name} is missing or empty")
         if is_cut_off(folder / "rounds.jsonl"):
@@ -278,7 +280,23 @@ class _Tables:
         if summary.get("rounds") != rounds[-1]:
             told = units.number(float(rounds[-1]))
             raise _Missing(f"{name} ends with round {told}, {beside} says {summary.get('rounds')}")
-        return with_totals(table, summary)
+        for axis in RUNNING:
+            column = table.column(axis)
+            if np.any(np.diff(column[np.isfinite(column)]) < 0):
+                raise _Missing(f"{axis} falls in {name}, and it is a running total")
+            whole, told = table.total(axis), summary.get(axis)
+            if is_number(told) and (whole is None or not math.isclose(whole, told, rel_tol=1e-9, abs_tol=1e-6)):
+                ours = "nothing" if whole is None else f"{whole:.10g}"
+                raise _Missing(f"{name} comes to {ours} {axis}, {beside} says {told:.10g}")
+        return table
+
+
+def _damaged(path: Path) -> bool:
+    try:
+        load(path)
+    except UsageError:
+        return True
+    return False
 
 
 def _judge(claim: Mapping[str, Any], tables: _Tables) -> dict[str, Any]:

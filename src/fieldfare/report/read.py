@@ -30,7 +30,6 @@ from fieldfare.report.table import (
     metrics_of,
     read_lines,
     read_table,
-    with_totals,
 )
 
 _KIND = re.compile(r'"kind"\s*:\s*"([^"]*)"')
@@ -232,7 +231,7 @@ def read_run(path: str | Path) -> Run:
         name=str(summary.get("run") or folder.resolve().name),
         summary=summary,
         config=config,
-        table=with_totals(read_table(folder), summary),
+        table=read_table(folder),
         data=data_card(load(folder / "data.json")),
         evaluations=_read_evaluations(folder),
         arms={name: tuple(read_run(arm) for arm in seeds) for name, seeds in arm_folders(folder).items()},

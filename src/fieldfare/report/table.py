@@ -22,6 +22,8 @@ from fieldfare.core.errors import UsageError
 
 FORMAT = 1
 RUN_FILES = ("summary.json", "config.json", "rounds.jsonl", "run.json")
+RUNNING = ("virtual_s", "wall_s", "bytes_down", "bytes_up")
+"""Columns that hold running totals."""
 Floats = NDArray[np.float64]
 
 
@@ -31,7 +33,7 @@ class Table:
 
     A number that was recorded but is not finite (null in the file) is inf. ``missing`` holds, per reason, how many
     asked clients did not count in each round. ``bytes_down``, ``bytes_up``, ``virtual_s`` and ``wall_s`` are running
-    totals when the round's model was published; ``totals`` are those of the whole run, where its summary tells them.
+    totals when the round's model was published; ``totals`` are those of the whole run, once it has ended.
     """
 
     n: int = 0
@@ -42,7 +44,7 @@ class Table:
     def total(self, axis: str) -> float | None:
         """Give what the whole run came to on ``axis``, its evaluations after the last round included; None if unknown.
 
-        That is the summary's number, and the last of the rounds only where there is none.
+        That is the last round's number and what ``totals.json`` adds to it, which a run has when it is complete.
         """
         if axis == "bytes":
             up, down = self.total("bytes_up"), self.total("bytes_down")
@@ -142,20 +144,22 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_table(folder: Path) -> Table:
-    """Read ``rounds.jsonl`` of a run folder; when a round is there twice (a resumed run) the later line counts."""
+    """Read ``rounds.jsonl`` of a run folder, and ``totals.json`` beside it.
+
+    When a round is there twice (a resumed run) the later line counts; totals that follow another round do not.
+    """
     rows: dict[float, dict[str, Any]] = {}
     for index, row in enumerate(read_lines(folder / "rounds.jsonl"), start=1):
         number = float(row["round"]) if is_number(row.get("round")) else float(index)
         rows.pop(number, None)
         rows[number] = {**row, "round": number}
-    return _as_table(list(rows.values()))
-
-
-def with_totals(table: Table, summary: Mapping[str, Any]) -> Table:
-    """Give the table with the totals that the run's summary tells."""
-    names = ("virtual_s", "wall_s", "bytes_down", "bytes_up")
-    told = {name: float(summary[name]) for name in names if is_number(summary.get(name))}
-    return replace(table, totals=told)
+    table = _as_table(list(rows.values()))
+    ended = load(folder / "totals.json")
+    if not table.n or ended.get("round") != table.column("round")[-1] or not isinstance(ended.get("after"), Mapping):
+        return table
+    last = {name: float(np.nan_to_num(table.axis(name)[-1])) for name in RUNNING}
+    after = {name: value for name, value in ended["after"].items() if name in last and is_number(value)}
+    return replace(table, totals={name: last[name] + value for name, value in after.items()})
 
 
 def is_cut_off(path: Path) -> bool:
