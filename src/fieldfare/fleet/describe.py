@@ -51,8 +51,9 @@ def describe_fleet(fleet: Fleet, n: int) -> Described:
     """Measure a fleet of `n` devices.
 
     `available_share_min` and `_max` are of half-hour means over the period after which availability repeats (or up to
-    its last change), and `trough_over_peak` is their ratio: in small fleets chance deepens the trough. `median_window_s`
-    is over all windows of all devices, one over the period's seam joined; None without any, or always on.
+    its last change), and `trough_over_peak` is their ratio: in small fleets chance deepens the trough.
+    `median_window_s` is over all windows of all devices, one over the period's seam joined; None without any, or always
+    on.
     Cost: a pass over the intervals, about 10 s for 100,000,000.
     """
     fleet.fit(n)
@@ -74,9 +75,6 @@ def describe_fleet(fleet: Fleet, n: int) -> Described:
         "device_share": _quantiles(per_device),
     }  # fmt: skip
     columns = {name: np.asarray(getattr(fleet, name)).ravel() for name in _COLUMNS}
-    if fleet.network is not None:
-        columns["downlink_bytes_per_s"] = np.asarray(fleet.network.down_bytes_per_s)
-        columns["uplink_bytes_per_s"] = np.asarray(fleet.network.up_bytes_per_s)
     facts |= {name: _quantiles(value) for name, value in columns.items()}
     if fleet.kind is not None:
         shares = np.bincount(fleet.kind, minlength=len(fleet.kinds)) / n
@@ -97,18 +95,13 @@ def fleet_of(preset: str | None, file: str | Path | None, devices: int | None, s
     if preset is not None:
         n = 100_000 if devices is None else devices
         return generate(preset).build(n, seed), n
-    from fieldfare.fleet.traces import read_fleet
+    from fieldfare.fleet.traces import from_file, read_fleet
 
-    read: Any = read_fleet(file)
-    if hasattr(read, "build"):
-        size = devices if devices is not None else getattr(read, "size", None)
-        if size is None:
-            raise UsageError(f"{file} does not say how many devices to make: give --devices N.")
-        return read.build(int(size), seed), int(size)
-    held = size_of(read)
-    if devices not in (None, held):
-        raise UsageError(f"{file} holds {held} devices: leave --devices {devices} out.")
-    return read, held
+    assert file is not None
+    if devices is not None:
+        return from_file(str(file)).build(devices, seed), devices
+    fleet = read_fleet(file)
+    return fleet, size_of(fleet)
 
 
 def size_of(fleet: Fleet) -> int:

@@ -109,11 +109,20 @@ class Fleet:
         return rng.uniforms(rng.keys(seed, ("drop-out", *key), devices), np.zeros(1, np.int64)) >= self.drop_out
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON: the name and the quartiles of each column."""
+        """Plain JSON: the name, the quartiles of each column, classes, traces, and how it was made."""
         out: dict[str, Any] = {"name": self.name, "drop_out": self.drop_out}
         for column in _COLUMNS:
             value = getattr(self, column)
             out[column] = np.quantile(value, [0.25, 0.5, 0.75]).tolist() if np.ndim(value) else float(value)
+        out["noise"] = self.noise
+        if self.kind is not None:
+            counts = np.bincount(self.kind, minlength=len(self.kinds)).tolist()
+            out["kinds"] = dict(zip(self.kinds, counts, strict=True))
+        for name, traces in (("availability", self.availability), ("network", self.network)):
+            if traces is not None:
+                out[name] = f"{len(traces.offsets) - 1} traces"
+        if self.note:
+            out["note"] = self.note
         return out
 
 
