@@ -56,6 +56,29 @@ def started(folder: Path, *words: str, rounds: int = 2) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.parametrize("words", [(), ("-",)])
+@pytest.mark.parametrize("what", ["job", "ff.Study({'one': job})"])
+def test_a_program_read_from_standard_input_runs_and_keeps_no_file(tmp_path, words, what):
+    text = HELLO.split("if __name__")[0] + f"\nmade = {what}\nprint(made.run(progress=False).path)\n"
+    done = subprocess.run([sys.executable, *words], input=text, cwd=tmp_path, env=environment(tmp_path),
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = RunFolder.find("latest", tmp_path / "runs").path.parent.glob("2*")
+    assert done.stdout.strip() == str(run)
+    assert (run / "summary.json").is_file()
+    assert not (run / "job.py").exists()
+
+
+def test_a_source_that_is_no_file_is_refused_before_a_folder_is_made(tmp_path):
+    text = HELLO.split("if __name__")[0] + "\n{}.run(source='absent.py')\n"
+    for what in ("job", "ff.Study({'one': job})"):
+        done = subprocess.run([sys.executable, "-c", text.format(what)], cwd=tmp_path, env=environment(tmp_path),
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 1
+        assert "'absent.py'): there is no such file" in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "runs").exists()
+
+
 def test_python_and_the_command_give_the_same_bits(tmp_path):
     job_file(tmp_path)
     env = environment(tmp_path)

@@ -195,12 +195,24 @@ def refuse_while_loading(what: str) -> None:
 
 
 def running_file(job: object) -> str | None:
-    """The program being run, if it holds `job` in a variable: then the run can be resumed from a copy of it."""
+    """The program being run, if it holds `job` in a variable: then the run can be resumed from a copy of it.
+
+    None for a program that is no file: typed in a session, or read from standard input.
+    """
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if main is None or file is None or not any(value is job for value in vars(main).values()):
         return None
-    return str(file)
+    return str(file) if Path(file).is_file() else None
+
+
+def kept_file(source: str | Path | None, job: object) -> str | Path | None:
+    """The file to keep beside a run's results: `source`, or the program being run; refused before a folder is made."""
+    if source is None:
+        return running_file(job)
+    if not Path(source).is_file():
+        raise UsageError(f"run(source={str(source)!r}): there is no such file; give the job's file, or leave it out.")
+    return source
 
 
 def _check_same(job: Job, net: Any, folder: RunFolder) -> None:
@@ -316,10 +328,10 @@ def run(
     assembly = assemble(job)
     name = job.name or getattr(innermost(job.algorithm), "name", "run")
     resuming = folder is not None and not fresh
+    source = kept_file(source, job)
     if folder is None and runs is not None:
         folder = RunFolder.create(runs, name)
     if folder is not None and not (resuming and (folder.path / "config.json").exists()):
-        source = source or running_file(job)
         if source is not None:
             folder.copy_source(source)
         config = describe_job(job, assembly.net)

@@ -14,7 +14,7 @@ from typing import Any
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 from fieldfare.job import Job
-from fieldfare.run import Result, assemble, refuse_while_loading, run, running_file, source_of
+from fieldfare.run import Result, assemble, kept_file, refuse_while_loading, run, source_of
 from fieldfare.store.files import room
 from fieldfare.store.runs import RunFolder
 
@@ -70,7 +70,7 @@ class Study:
         from fieldfare.report.claims import compute_claims, digest, read_claims
 
         if folder is None:
-            source = source or running_file(self)
+            source = kept_file(source, self)
             claims = self._checked(source)
             folder = RunFolder.create(runs, self.name)
             if source is not None:
