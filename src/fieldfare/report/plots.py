@@ -47,15 +47,17 @@ LOSS = (
     Line("federated_loss_mean", "mean client", style.GREEN),
     Line("personal_loss_mean", "personal, mean", style.PURPLE),
 )
-_AXIS_WORDS = {"round": "rounds", "virtual_s": "virtual time", "bytes": "bytes moved", "bytes_up": "bytes sent up"}
+_AXIS_WORDS = {"round": "rounds", "virtual_s": "virtual time", "bytes": "bytes moved", "bytes_up": "bytes sent up",
+               "device_s": "device-hours", "energy_j": "energy"}  # fmt: skip
 
 
 def axis_scale(axis: str, largest: float) -> tuple[units.Scale, str]:
     """Give the divisor of an x axis up to ``largest`` and the words under it, unit included."""
     if axis == "round":
         return units.Scale(1.0, ""), "round"
-    scale = units.time_scale(largest) if units.unit_of(axis) == "seconds" else units.size_scale(largest)
-    words = {"virtual_s": "virtual time", "bytes": "moved, down and up", "bytes_up": "sent up", "wall_s": "wall time"}
+    scale = units.scale_of(axis, largest)
+    words = {"virtual_s": "virtual time", "bytes": "moved, down and up", "bytes_up": "sent up", "wall_s": "wall time",
+             "device_s": "spent by devices", "energy_j": "energy of devices"}  # fmt: skip
     return scale, f"{words.get(axis, units.label(axis))} [{scale.unit}]"
 
 

@@ -30,6 +30,14 @@ _TIMES = (
     Scale(3600.0, "h"),
     Scale(86400.0, "days"),
 )
+_DEVICE_TIMES = (
+    Scale(1.0, "device-s"),
+    Scale(60.0, "device-min"),
+    Scale(3600.0, "device-h"),
+    Scale(3.6e6, "thousand device-h"),
+    Scale(3.6e9, "million device-h"),
+)
+_ENERGIES = (Scale(1.0, "J"), Scale(1e3, "kJ"), Scale(1e6, "MJ"), Scale(1e9, "GJ"), Scale(1e12, "TJ"))
 _SIZES = (Scale(1.0, "B"), Scale(1e3, "kB"), Scale(1e6, "MB"), Scale(1e9, "GB"), Scale(1e12, "TB"))
 
 _LABELS = {
@@ -54,6 +62,8 @@ _LABELS = {
     "bytes_up": "bytes up",
     "bytes_down": "bytes down",
     "bytes": "bytes moved",
+    "device_s": "device time",
+    "energy_j": "energy",
 }
 
 _SHORT = {
@@ -85,6 +95,31 @@ def size_scale(largest_bytes: float) -> Scale:
     """Give the unit in which a bytes axis up to ``largest_bytes`` reads best: decimal, 1 MB = 1e6 B."""
     fitting = [scale for scale in _SIZES if abs(largest_bytes) >= scale.divisor]
     return fitting[-1] if fitting else _SIZES[0]
+
+
+def device_scale(largest_s: float) -> Scale:
+    """Give the unit in which device-seconds up to ``largest_s`` read best: hours, unless there is hardly one.
+
+    >>> device_scale(7e5).unit, device_scale(600.0).unit
+    ('device-h', 'device-min')
+    """
+    if not math.isfinite(largest_s) or largest_s <= 0:
+        return _DEVICE_TIMES[2]
+    limits = (180.0, 2 * 3600.0, 3.6e8, 3.6e11)
+    return next((scale for scale, limit in zip(_DEVICE_TIMES, limits, strict=False) if largest_s < limit),
+                _DEVICE_TIMES[-1])  # fmt: skip
+
+
+def energy_scale(largest_j: float) -> Scale:
+    """Give the unit in which an energy axis up to ``largest_j`` reads best."""
+    fitting = [scale for scale in _ENERGIES if abs(largest_j) >= scale.divisor]
+    return fitting[-1] if fitting else _ENERGIES[0]
+
+
+def scale_of(metric: str, largest: float) -> Scale:
+    """Give the unit in which an axis of ``metric``, a time, a size or an energy, reads best."""
+    scales = {"seconds": time_scale, "bytes": size_scale, "device": device_scale, "joules": energy_scale}
+    return scales[unit](largest) if (unit := unit_of(metric)) in scales else Scale(1.0, "")
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -129,6 +164,30 @@ def size(n_bytes: float | None) -> str:
     return f"{number(n_bytes / scale.divisor, 3)} {scale.unit}"
 
 
+def device_time(seconds: float | None) -> str:
+    """Write time that devices spent, summed over them, in device-hours unless there is hardly one.
+
+    >>> device_time(1.8e6), device_time(90.0)
+    ('500 device-h', '90 device-s')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    scale = device_scale(abs(seconds))
+    return f"{number(seconds / scale.divisor, 3)} {scale.unit}"
+
+
+def energy(joules: float | None) -> str:
+    """Write an energy in its natural unit.
+
+    >>> energy(12_345.0)
+    '12.3 kJ'
+    """
+    if joules is None or not math.isfinite(joules):
+        return DASH
+    scale = energy_scale(joules)
+    return f"{number(joules / scale.divisor, 3)} {scale.unit}"
+
+
 def share(value: float | None) -> str:
     """Write a share in [0, 1] as a percentage with one decimal.
 
@@ -161,9 +220,12 @@ def span(metric: str, low: float, high: float) -> str:
 
 
 def unit_of(metric: str) -> str:
-    """Say what a metric is measured in: ``share``, ``seconds``, ``bytes``, ``rounds`` or ``""`` (a plain number)."""
+    """Say what a metric is measured in: ``share``, ``seconds``, ``device`` (seconds of devices), ``bytes``, ``joules``,
+    ``rounds`` or ``""`` (a plain number)."""
     if metric == "round":
         return "rounds"
+    if metric == "device_s" or metric.endswith("_j"):
+        return "device" if metric == "device_s" else "joules"
     if metric.endswith("_s") or metric == "seconds":
         return "seconds"
     if metric.startswith("bytes") or metric.endswith("_bytes"):
@@ -198,6 +260,10 @@ def in_unit(unit: str, value: float | None) -> str:
             return duration(value)
         case "bytes":
             return size(value)
+        case "device":
+            return device_time(value)
+        case "joules":
+            return energy(value)
         case "rounds":
             return f"{number(value)} round{'' if value == 1 else 's'}"
         case "points":
