@@ -86,15 +86,30 @@ def test_a_study_tells_the_ends_of_all_arms_and_where_their_report_is(done):
     run = RunFolder.find("latest", folder / "runs")
     told = outcome.result["finals"]
     assert list(told) == ["fedavg/0", "fedavg/1", "fedprox"]
-    clients = 0.0
+    clients = wall = moved = 0.0
     for name, end in told.items():
         summary = RunFolder.open(run.path / "arms" / name, write=False).read_json("summary.json")
         assert {key: summary[key] for key in end} == end
         assert {"final", "bytes_down", "bytes_up", "virtual_s", "clients_per_s"} <= end.keys()
         assert (run.path / "arms" / name / summary["report"]).resolve() == (run.path / "report.html").resolve()
         clients += end["clients_per_s"] * end["wall_s"]
-    assert outcome.result["clients_per_s"] == pytest.approx(clients / outcome.result["wall_s"])
+        wall, moved = wall + end["wall_s"], moved + end["bytes_down"] + end["bytes_up"]
+    whole = outcome.result["all_runs"]
+    assert whole["runs"] == 3
+    assert whole["wall_s"] == pytest.approx(wall)
+    assert whole["bytes_down"] + whole["bytes_up"] == moved
+    assert whole["clients_per_s"] == pytest.approx(clients / wall)
     assert outcome.result["report"] == "report.html"
+
+
+def test_all_else_in_the_summary_of_a_study_is_of_its_first_run(done):
+    folder, outcome = done
+    first = json.loads((folder / "runs" / "latest" / "arms" / "fedavg" / "0" / "summary.json").read_text())
+    of_the_study = {"run", "name", "report"}
+    assert {key: outcome.result[key] for key in first.keys() - of_the_study} == {
+        key: value for key, value in first.items() if key not in of_the_study
+    }
+    assert outcome.result.keys() - first.keys() == {"arms", "all_runs", "finals", "claims", "claims_sha256"}
 
 
 def test_a_claim_whose_file_is_gone_does_not_hold(done, tmp_path):

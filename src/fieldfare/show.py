@@ -32,7 +32,9 @@ def show_summary(summary: Mapping[str, Any], path: Path | None) -> None:
     table.add_row("rounds", f"{summary['rounds']}  ({escape(str(summary['stopped']))})")
     table.add_row("virtual time", duration(summary["virtual_s"]))
     table.add_row("bytes", f"{size(summary['bytes_down'])} down, {size(summary['bytes_up'])} up")
-    table.add_row("wall time", f"{duration(summary['wall_s'])}  ({summary['clients_per_s']:,.0f} clients/s)")
+    took = summary.get("all_runs", summary)
+    runs = f", {took['runs']} runs together" if "runs" in took else ""
+    table.add_row("wall time", f"{duration(took['wall_s'])}  ({took['clients_per_s']:,.0f} clients/s{runs})")
     console = _console()
     console.print(table)
     if summary.get("claims"):

@@ -91,10 +91,8 @@ class Study:
                 first = first or result
             assert first is not None
             summary = {**first.summary, "run": folder.id, "name": self.name, "arms": list(self.arms)}
-            summary["wall_s"] = sum(one["wall_s"] for one in summaries.values())
-            trained = sum(one["clients_per_s"] * one["wall_s"] for one in summaries.values())
-            summary["clients_per_s"] = trained / summary["wall_s"] if summary["wall_s"] > 0 else 0.0
             summary["report"] = "report.html"
+            summary["all_runs"] = together(summaries)
             summary["finals"] = {name: {key: one[key] for key in _TOLD} for name, one in summaries.items()}
             self._headline(folder)
             if told := compute_claims(folder.path):
@@ -147,6 +145,20 @@ class Study:
             return run(job, folder=RunFolder.open(path), progress=progress, report=report)
         arm = RunFolder.create_at(path)
         return run(job, folder=arm, progress=progress, report=report, fresh=True)
+
+
+def together(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the runs of a study came to together; all else in its summary is of its first run alone.
+
+    >>> one = {"wall_s": 2.0, "bytes_down": 10, "bytes_up": 5, "clients_per_s": 30.0}
+    >>> together({"a": one, "b": {**one, "clients_per_s": 10.0}})
+    {'runs': 2, 'wall_s': 4.0, 'bytes_down': 20, 'bytes_up': 10, 'clients_per_s': 20.0}
+    """
+    ends = list(summaries.values())
+    sums = {name: sum(one[name] for one in ends) for name in ("wall_s", "bytes_down", "bytes_up")}
+    trained = sum(one["clients_per_s"] * one["wall_s"] for one in ends)
+    speed = trained / sums["wall_s"] if sums["wall_s"] > 0 else 0.0
+    return {"runs": len(ends), **sums, "clients_per_s": speed}
 
 
 def _copy(source: Path, target: Path) -> None:
