@@ -246,6 +246,52 @@ def test_dittos_twin_sees_the_examples_in_an_order_of_its_own():
     np.testing.assert_allclose(same.state, whole.models + same.leaves["delta"], atol=1e-6)
 
 
+POINTS = np.array([1.0, -2.0, 0.5], np.float32)
+BIAS = mlp(2, 1, loss="squared_error")
+"""With inputs of zero a client's loss is (b - its point)**2 in the bias b alone: a quadratic of curvature 2."""
+
+
+def on_points(sent, **more):
+    whole = cohort(BIAS, [4] * 3, **more)
+    whole.data.columns["x"][:] = 0.0
+    whole.data.columns["y"][whole.data.rows] = np.repeat(POINTS, 4)[:, None]
+    models = np.array([[0.3, -0.7, sent]], np.float32)
+    return replace(whole, models=models, row=np.zeros(3, np.int64))
+
+
+def steps_to(rest, start, rate, count):
+    """Where `count` steps of gradient descent end that shrink the way to `rest` by `1 - rate` each."""
+    return rest + (1.0 - rate) ** count * (start - rest)
+
+
+def test_dittos_twin_is_pulled_to_the_model_sent_at_every_ask():
+    lr, lam, epochs = 0.1, 1.5, 3
+    train = Train(BIAS, Training(lr=lr, batch_size=4, epochs=epochs), (Twin(lam),))
+    first, second = 0.2, 4.0
+    one = train(new(on_points(first), 3))
+    two = train(replace(on_points(second), state=one.state, fresh=np.zeros(3, np.bool_)))
+    twin = np.full(3, first)
+    for sent, out in ((first, one), (second, two)):
+        rest = (2.0 * POINTS + lam * sent) / (2.0 + lam)
+        twin = steps_to(rest, twin, lr * (2.0 + lam), epochs)
+        np.testing.assert_allclose(out.state[:, 2], twin, atol=1e-5)
+        np.testing.assert_allclose(
+            out.leaves["delta"][:, 2], steps_to(POINTS, sent, lr * 2.0, epochs) - sent, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("head_epochs", [1, 2, 5])
+def test_fedreps_head_takes_the_epochs_that_are_its_own(head_epochs):
+    lr = 0.1
+    train = Train(BIAS, Training(lr=lr, batch_size=4, epochs=3), (Personal(("0.bias",), head_epochs),))
+    start = 0.2
+    out = train(new(on_points(start), 1))
+    head = steps_to(POINTS, np.full(3, start), lr * 2.0, head_epochs)  # and not one more with the body
+    np.testing.assert_allclose(out.state[:, 0], head, atol=1e-5)
+    again = train(replace(on_points(-9.0), state=out.state, fresh=np.zeros(3, np.bool_)))
+    np.testing.assert_allclose(again.state[:, 0], steps_to(POINTS, head, lr * 2.0, head_epochs), atol=1e-5)
+
+
 LOCALS = [
     (),
     (Proximal(0.3),),
@@ -306,7 +352,9 @@ def test_cost_counts_the_examples_that_are_really_taken():
     ]
     scaffold = Train(NET, PLAIN, (ControlVariate(),)).cost(sizes, NET.layout, {})
     assert (scaffold.bytes_down, scaffold.bytes_up) == (8 * P, 8 * P)
-    assert Train(NET, PLAIN, (Normalised(),)).cost(sizes, NET.layout, {}).bytes_up == 4 * P + 4
+    for number in (Normalised(), Fair(0.0), Fair(1.0)):  # tau, and q-FedAvg's h, travel up beside the delta
+        cost = Train(NET, PLAIN, (number,)).cost(sizes, NET.layout, {})
+        assert (cost.bytes_down, cost.bytes_up) == (4 * P, 4 * P + 4)
     assert (Train(NET, PLAIN, (Twin(1.0),)).cost(sizes, NET.layout, {}).flops == 2 * plain.flops).all()
     rep = Train(NET, PLAIN, (Personal(("2",), 3),)).cost(sizes, NET.layout, {})
     assert rep.flops.tolist() == [flops * 5 * n for n in sizes]
