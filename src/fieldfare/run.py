@@ -28,6 +28,7 @@ from fieldfare.core.params import Params
 from fieldfare.core.quorum import Sample
 from fieldfare.core.settings import unknown_key
 from fieldfare.core.work import Work
+from fieldfare.devices import keep_fleet, keep_fleet_over
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.job import Job, StopAt
 from fieldfare.progress import Display, display
@@ -338,6 +339,7 @@ def run(
         config["source"] = source_of(source, overrides, job_name)
         folder.write_json("config.json", config)
         folder.write_json("data.json", describe_data(job.data))
+        keep_fleet(folder, assembly.world.population)
     elif folder is not None:
         _check_same(job, assembly.net, folder)
     shown = display(job, progress)
@@ -398,6 +400,8 @@ def _finish(
     }  # fmt: skip
     if folder is not None:
         folder.write_model(model)
+        starts = [stream.saved()["table"]["start"] for stream in p.streams.values()]
+        keep_fleet_over(folder, simulator.world.population, p.now, starts, job.seed)
         folder.write_json("totals.json", after_last(recorder.rows, summary))
         folder.finish(summary)
         if report is True:

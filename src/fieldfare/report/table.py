@@ -33,7 +33,8 @@ class Table:
 
     A number that was recorded but is not finite (null in the file) is inf. ``missing`` holds, per reason, how many
     asked clients did not count in each round. ``bytes_down``, ``bytes_up``, ``virtual_s`` and ``wall_s`` are running
-    totals when the round's model was published; ``totals`` are those of the whole run, once it has ended.
+    totals when the round's model was published; ``device_s`` (device-seconds) and ``energy_j`` are of the round's tasks
+    alone; ``totals`` are those of the whole run, once it has ended.
     """
 
     n: int = 0
@@ -62,11 +63,14 @@ class Table:
     def axis(self, name: str) -> Floats:
         """Give what a curve is drawn against, ``[n]``: a running total, or ``bytes``, the sum of both directions.
 
-        A round that moved nothing has no bytes of its own and stands where the one before it stood.
+        A round that moved nothing has no bytes of its own and stands where the one before it stood. ``device_s`` and
+        ``energy_j`` are summed up; a task counts there once it is over.
         """
         if name == "bytes":
             return self.axis("bytes_up") + self.axis("bytes_down")
         column = self.column(name)
+        if name in SUMMED and np.isfinite(column).any():
+            return np.cumsum(np.where(np.isfinite(column), column, 0.0))
         if name.startswith("bytes") and np.isfinite(column).any():
             return np.maximum.accumulate(np.where(np.isfinite(column), column, 0.0))
         return column
@@ -86,11 +90,16 @@ class Table:
         return float(recorded[-1]) if recorded.size and np.isfinite(recorded[-1]) else None
 
 
-_NOT_METRICS = frozenset({"round", "version", "virtual_s", "wall_s", "clients", "bytes_down", "bytes_up"})
+SUMMED = ("device_s", "energy_j")
+"""Columns of what a round's own tasks took."""
+_NOT_METRICS = frozenset(
+    {"round", "version", "virtual_s", "wall_s", "clients", "bytes_down", "bytes_up", "device_s", "energy_j",
+     "compute_s", "at_work", "staleness"}
+)  # fmt: skip
 
 
 def metrics_of(table: Table) -> list[str]:
-    """Name the columns of a table that are metrics, that is, neither time, bytes nor counts of clients."""
+    """Name the columns of a table that are metrics, that is, neither time, bytes, joules nor counts of clients."""
     return [name for name in table.columns if name not in _NOT_METRICS]
 
 
@@ -183,6 +192,9 @@ def _as_table(rows: list[dict[str, Any]]) -> Table:
             if is_number(value) or value is None:
                 kept = columns.setdefault(name, np.full(len(rows), np.nan))
                 kept[index] = np.inf if value is None or not np.isfinite(value) else value
+        if isinstance(taken := row.get("device_s"), Mapping):
+            told = sum(value for value in taken.values() if is_number(value))
+            columns.setdefault("device_s", np.full(len(rows), np.nan))[index] = told
         lost = row.get("missing")
         if isinstance(lost, Mapping):
             for reason, count in lost.items():
