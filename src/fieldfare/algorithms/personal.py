@@ -21,7 +21,11 @@ from fieldfare.core.settings import settings
 def FedPer(
     rounds: int, cohort: int | On, *, personal: Sequence[str], server: Chain = chain(mean()), **common: Unpack[Common]
 ) -> FedAvg:
-    """The named tensors (a prefix names a layer) stay on the device (Arivazhagan et al., 2019, alg. 1)."""
+    """The named tensors (a prefix names a layer) stay on the device (Arivazhagan et al., 2019, alg. 1).
+
+    Client slot "personal" of their floats. Departure: whole vectors travel and are counted, though the paper sends the
+    shared part alone: the personal part of the model sent is not used, and that of the delta is zero.
+    """
     return _kept("fedper", rounds, cohort, personal, 0, server, common)
 
 
@@ -30,7 +34,10 @@ def FedRep(
     rounds: int, cohort: int | On, *, personal: Sequence[str], head_epochs: int = 1, server: Chain = chain(mean()),
     **common: Unpack[Common],
 ) -> FedAvg:  # fmt: skip
-    """FedPer that trains the head alone for `head_epochs` first, then the body (Collins et al., ICML 2021, alg. 1)."""
+    """FedPer that trains the head alone for `head_epochs` first, then the body (Collins et al., ICML 2021, alg. 1).
+
+    Whole vectors travel, as with FedPer.
+    """
     if head_epochs < 1:
         raise UsageError(
             f"FedRep(head_epochs={head_epochs}): the head trains alone at least once; without, use FedPer."
@@ -42,7 +49,12 @@ def FedRep(
 def FedBN(
     rounds: int, cohort: int | On, *, norms: Sequence[str], server: Chain = chain(mean()), **common: Unpack[Common]
 ) -> FedAvg:
-    """Normalisation layers stay on the device (Li et al., ICLR 2021, alg. 1); `norms` names them."""
+    """Normalisation layers stay on the device (Li et al., ICLR 2021, alg. 1); `norms` names them.
+
+    Departures: whole vectors travel, as with FedPer; and what stays are the learnt scale and shift alone: a BatchNorm
+    that keeps running statistics is refused, as those are no parameters and are not kept per client. Use one with
+    `track_running_stats=False` (it normalises by the batch, also when measured), or GroupNorm or LayerNorm.
+    """
     return _kept("fedbn", rounds, cohort, norms, 0, server, common)
 
 
