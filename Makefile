@@ -1,5 +1,6 @@
 # make demo    install what the demo needs into .venv, train on real digits, write runs/latest/report.html
 # make test    install what the tests need into .venv, run the default suite
+# make examples  run every example, and compare how it ends with the numbers stored beside it
 # make test-all  the slow tests and the tests on optional real data as well
 # make check   format, lint, types, import contracts, docs in step with the command line
 PYTHON ?= python3
@@ -10,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OPENBLAS_NUM_THREADS := 1
 export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-all check wheel clean
+.PHONY: demo test examples test-all check wheel clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +30,9 @@ demo: $(VENV)/.stamp-demo
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m 'not slow and not data' -n 2
+
+examples: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -m slow -n 2 tests/test_examples.py
 
 test-all: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n 2
