@@ -1,8 +1,9 @@
-"""Real federated data sets for tests, read from a folder beside the checkout and never copied into it.
+"""Real federated data sets for tests, read from where they lie and never copied into the repository.
 
 Each function returns a `Federated` and takes the options a training test wants (rows, clients, shape, seed). The
-folder is `$FIELDFARE_DATA`, else `../shared/data` beside the repository; where a data set (or the library that
-reads it) is absent the test skips and says so. Mark tests that call these `@pytest.mark.data`.
+folder is named by the environment variable FIELDFARE_DATA (without it one beside the repository is tried); where a
+data set, or the library that reads it, is absent the test skips and says so. Mark tests that call these
+`@pytest.mark.data`.
 
     @pytest.mark.data
     def test_something():

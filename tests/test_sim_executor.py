@@ -1,4 +1,4 @@
-"""The simulator where asks overlap, clients drop out, workers fail and memory is short."""
+"""The simulator and its executor: overlapping asks, drop-outs, fleets, bytes, failing workers, little memory."""
 
 from __future__ import annotations
 
@@ -213,13 +213,10 @@ def test_a_worker_that_does_not_end_is_killed_and_waited_for():
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"overhead_s": -1.0}, "device 0 has overhead_s = -1.0: this time must be finite and not below zero"),
+        ({"overhead_s": -1.0}, "device 0 has overhead_s = -1.0: use a finite number not below zero."),
         ({"overhead_s": np.array([0, 1, np.nan])}, "device 2 has overhead_s = nan"),
         ({"overhead_s": float("inf")}, "overhead_s = inf"),
-        (
-            {"flops_per_s": np.array([1.0, np.nan])},
-            "device 1 has flops_per_s = nan: every speed must be finite and abo",
-        ),
+        ({"flops_per_s": np.array([1.0, np.nan])}, "device 1 has flops_per_s = nan: use a finite number above zero."),
         ({"uplink_bytes_per_s": np.array([1.0, np.inf])}, "device 1 has uplink_bytes_per_s = inf"),
         ({"downlink_bytes_per_s": 0}, "device 0 has downlink_bytes_per_s = 0"),
         ({"flops_per_s": [1.0, 2.0]}, "use an array or a number"),
@@ -256,7 +253,7 @@ def test_a_flag_is_searched_once_however_often_it_is_drawn_from(monkeypatch):
     population = Population(6, np.ones(6, np.int64), Fleet(flags={"wifi": np.array([1, 0, 1, 1, 0, 1], bool)}))
     calls, search = [], np.flatnonzero
     monkeypatch.setattr(np, "flatnonzero", lambda a: calls.append(1) or search(a))
-    drawn = [population.draw(Run("train", Sample(2, "wifi"), tag), 0) for tag in range(20)]
+    drawn = [population.sample(Sample(2, "wifi"), 0, ("cohort", tag)) for tag in range(20)]
     assert len(calls) == 1
     assert {int(client) for cohort in drawn for client in cohort} == {0, 2, 3, 5}
 
