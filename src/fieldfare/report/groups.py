@@ -82,13 +82,14 @@ def everyone(work: Work) -> Groups | None:
 
 
 def by_class(work: Work) -> Groups | None:
-    """By class of device, the largest first; more than `MOST_CLASSES` end in one group of all others."""
+    """By class of device, in the fleet's own order; of many the `MOST_CLASSES` largest, and one group of all others."""
     if work.devices is None or not work.kinds:
         return None
     kind = work.devices["kind"].astype(np.int64)
     counts = np.bincount(kind + 1, minlength=len(work.kinds) + 1)
     order = [int(one) for one in np.argsort(-counts[1:], kind="stable") if counts[one + 1]]
     shown = order if len(order) <= MOST_CLASSES + 1 and not counts[0] else order[:MOST_CLASSES]
+    shown = sorted(shown)
     names = [work.kinds[one] for one in shown]
     place = np.full(len(work.kinds) + 1, len(names), np.int64)
     place[np.array(shown, np.int64) + 1] = np.arange(len(shown))
@@ -119,7 +120,8 @@ def _sums(work: Work, kind: str, names: tuple[str, ...], group: NDArray[np.int64
     able = devices["available"] > 0
     told = not able.all() and bool((devices["available"] >= 0).all())
     return Groups(
-        kind, names, add(), add(able) if told else None, add(begun > 0), add(counted > 0), add(begun), add(counted), add(examples), add(examples * counted),
+        kind, names, add(), add(able) if told else None, add(begun > 0), add(counted > 0), add(begun), add(counted),
+        add(examples), add(examples * counted),
     )  # fmt: skip
 
 

@@ -19,12 +19,14 @@ import numpy as np
 from fieldfare import __version__
 from fieldfare.core.errors import UsageError
 from fieldfare.report import arms as side_by_side
-from fieldfare.report import page, plots, plots_clients, plots_data, settings, style, units
+from fieldfare.report import page, plots, plots_clients, plots_data, plots_time, settings, style, units
 from fieldfare.report.arms import Arm
 from fieldfare.report.claims import compute_claims
 from fieldfare.report.page import Section, Tile
 from fieldfare.report.read import Participation, Run, read_participation, read_run
-from fieldfare.report.table import is_number, metrics_of
+from fieldfare.report.read_tasks import Work, work_of
+from fieldfare.report.table import Table, is_number, metrics_of
+from fieldfare.report.work_sections import participation_body, participation_tiles, waste_section, work_section
 from fieldfare.store.files import write_atomic
 
 NO_PLOTS = "Pictures are left out: matplotlib is not installed. Get them with: pip install 'fieldfare[report]'"
@@ -94,13 +96,15 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _run_page(run: Run, *, draw: bool) -> str:
-    part = read_participation(run.path)
+    part, work = read_participation(run.path), _work(run)
     sections = [
         _claims(_claims_of(run)),
         _learning(run, draw=draw),
         _clients(run, draw=draw),
         _data(run, draw=draw),
-        _participation(run, part, draw=draw),
+        work_section(work, draw=draw),
+        _participation(run, part, work, draw=draw),
+        waste_section(work, draw=draw),
         _cost(run, part, draw=draw),
         _configuration(run),
         _rounds(run, opened=not draw),
@@ -116,9 +120,13 @@ def _run_page(run: Run, *, draw: bool) -> str:
         subtitle=" · ".join(word for word in about if word),
         tiles=_headline(run),
         sections=[one for one in sections if one is not None],
-        notes=_notes(run) + ([] if draw else [NO_PLOTS]),
+        notes=_notes(run) + ([work.note] if work is not None and work.note else []) + ([] if draw else [NO_PLOTS]),
         footer=_foot(run),
     )
+
+
+def _work(run: Run) -> Work | None:
+    return work_of(run.path, run.table.columns, run.table.total("virtual_s"))
 
 
 def _study_page(run: Run, *, draw: bool) -> str:
@@ -150,10 +158,15 @@ def _study_page(run: Run, *, draw: bool) -> str:
 
 
 def _headline_arm(arm: Arm, *, draw: bool) -> list[Section]:
-    """Who took part and what was moved in a study's first arm."""
+    """Who worked, took part and was lost, and what was moved, in a study's first arm."""
     run = arm.runs[0]
-    part = read_participation(run.path)
-    found = (_participation(run, part, draw=draw), _cost(run, part, draw=draw))
+    part, work = read_participation(run.path), _work(run)
+    found = (
+        work_section(work, draw=draw),
+        _participation(run, part, work, draw=draw),
+        waste_section(work, draw=draw),
+        _cost(run, part, draw=draw),
+    )
     return [replace(one, title=f"{one.title}: {arm.name}") for one in found if one is not None]
 
 
@@ -278,17 +291,21 @@ def _learning(run: Run, *, draw: bool) -> Section | None:
     if not draw or not run.table.n:
         return None
     table = run.table
-    drawn = [
-        plots.learning_curve(table, plots.ACCURACY, "round", what="Accuracy"),
-        plots.learning_curve(table, plots.ACCURACY, "virtual_s", what="Accuracy"),
-        plots.learning_curve(table, plots.LOSS, "round", what="Loss"),
-        plots.learning_curve(table, plots.LOSS, "virtual_s", what="Loss"),
-        *plots.other_metrics(table),
-    ]
+    both = (("Accuracy", plots.ACCURACY), ("Loss", plots.LOSS))
+    axes = ["round"] if _priced(table) else ["round", "virtual_s"]
+    drawn = [plots.learning_curve(table, lines, axis, what=what) for what, lines in both for axis in axes]
+    if _priced(table):
+        drawn += [plots_time.costs(table, lines, what=what) for what, lines in both]
+    drawn += plots.other_metrics(table)
     body = page.pictures(drawn)
     if not body:
         return None
     return Section("learning", "Learning", "What the shared model had learnt by each round and by each hour.", body)
+
+
+def _priced(table: Table) -> bool:
+    """Whether the rounds tell what devices spent, so that the costs of learning stand in one picture."""
+    return "device_s" in table.columns
 
 
 def _clients(run: Run, *, draw: bool) -> Section | None:
@@ -348,7 +365,7 @@ def _effective(value: float | None) -> str:
     return f"count like {units.number(value, 3)} equal ones" if value is not None else ""
 
 
-def _participation(run: Run, part: Participation | None, *, draw: bool) -> Section | None:
+def _participation(run: Run, part: Participation | None, work: Work | None, *, draw: bool) -> Section | None:
     n_clients = run.data.n_clients if run.data is not None else None
     missing = {reason: float(counts.sum()) for reason, counts in run.table.missing.items()}
     counted = float(np.nansum(run.table.column("clients"))) if run.table.n else 0.0
@@ -363,6 +380,8 @@ def _participation(run: Run, part: Participation | None, *, draw: bool) -> Secti
     for reason, count in sorted(missing.items(), key=lambda item: -item[1])[:4]:
         share = units.share(count / max(counted + sum(missing.values()), 1.0))
         tiles.append(Tile(f"Missing: {reason}", units.number(count), f"{share} of those asked"))
+    if work is not None and (told := participation_tiles(work)):
+        tiles = [tile for tile in tiles if not tile.name.startswith(("Missing", "Clients reached"))] + told
     if not tiles:
         return None
     body = page.tile_row(tiles)
@@ -371,6 +390,7 @@ def _participation(run: Run, part: Participation | None, *, draw: bool) -> Secti
         if part is not None:
             drawn += [plots.reach(part, n_clients), plots.times_taken_part(part, n_clients)]
         body += page.GAP + page.pictures(drawn)
+    body += participation_body(work, draw=draw)
     return Section("participation", "Participation", "Who took part, how often, and who was asked in vain.", body)
 
 
@@ -384,7 +404,8 @@ def _cost(run: Run, part: Participation | None, *, draw: bool) -> Section | None
     drawn = [plots.bytes_moved(run.table)]
     if part is not None:
         drawn.append(plots.client_time(part))
-    drawn.append(plots.learning_curve(run.table, plots.ACCURACY, "bytes", what="Accuracy"))
+    if not _priced(run.table):
+        drawn.append(plots.learning_curve(run.table, plots.ACCURACY, "bytes", what="Accuracy"))
     body = page.pictures(drawn)
     return Section("cost", "Cost", "What the run moved over the network and asked of clients.", body) if body else None
 

@@ -107,7 +107,7 @@ def learning_curve(table: Table, lines: Sequence[Line], axis: str, *, what: str)
     everything = np.concatenate([x for _, x, _ in drawn])
     values = np.concatenate([y for _, _, y in drawn])
     scale, words = axis_scale(axis, float(everything.max()))
-    figure, axes = canvas(right=style.room(f"{line.name} {_short(line.metric, y[-1])}" for line, _, y in drawn))
+    figure, axes = canvas(right=style.room(f"{line.name} {short(line.metric, y[-1])}" for line, _, y in drawn))
     for line, x, y in drawn:
         _line(axes, x / scale.divisor, y, line.colour, line.dash)
     by_metric = {line.metric: (x, y) for line, x, y in drawn}
@@ -123,7 +123,7 @@ def learning_curve(table: Table, lines: Sequence[Line], axis: str, *, what: str)
     axes.set_xlabel(words)
     axes.set_title(what.lower())
     ends = [
-        Label(float(x[-1] / scale.divisor), float(y[-1]), f"{line.name} {_short(line.metric, y[-1])}", line.colour)
+        Label(float(x[-1] / scale.divisor), float(y[-1]), f"{line.name} {short(line.metric, y[-1])}", line.colour)
         for line, x, y in drawn
     ]
     label_ends(axes, ends)
@@ -149,7 +149,8 @@ _HOW = {
 }
 
 
-def _short(metric: str, value: float) -> str:
+def short(metric: str, value: float) -> str:
+    """Write a value for beside a curve: three digits where it has no unit."""
     return units.measured(metric, value) if units.unit_of(metric) else units.number(float(value), 3)
 
 
