@@ -144,6 +144,25 @@ def test_labels_out_of_range_name_client_and_row():
     told = refusal(lambda: wide.run(runs=None, progress=False))
     assert "7" in told
     assert "0..2" in told
+    assert told.startswith("client ")
+
+
+@pytest.mark.parametrize("kind", ["stacked", "by hand", "graph"])
+def test_a_label_that_a_torch_model_has_no_output_for_names_client_and_column(kind):
+    nn = pytest.importorskip("torch").nn
+    y = Y.copy()
+    y[30] = 7
+    told_by = {
+        "stacked": nn.Linear(4, 3),
+        "by hand": nn.Sequential(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)),
+        "graph": nn.Sequential(nn.Linear(4, 3), nn.Softplus()),
+    }
+    made = data(y=y)
+    place = next(i for i in range(made.n_clients) if 30 in made.rows[made.offsets[i] : made.offsets[i + 1]])
+    bad = job(data=made, model=told_by[kind], loss="cross_entropy")
+    told = refusal(lambda: bad.run(runs=None, progress=False))
+    assert told.startswith(f"client {place}: column 'y' has ")
+    assert "7" in told
 
 
 def test_a_model_for_other_features_is_refused():

@@ -21,7 +21,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.work import stacked
 from fieldfare.work.layers import Dense, Loss, Program
-from fieldfare.work.net import Drift, Fit, Plan, Training
+from fieldfare.work.net import BadExamples, Drift, Fit, Plan, Training
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -179,7 +179,7 @@ class DenseNet:
     ) -> Fit:  # fmt: skip
         """Train n clients in stacks that stay in cache; one thread, no randomness beyond the plan's."""
         x, y = self._columns(data)
-        wanted = self._wanted(y, plan.rows)
+        wanted = self._wanted(y, plan.rows, plan.start)
         return stacked.fit(self.program, start, row, x, wanted, plan, training, lr, drift, moments)
 
     def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
@@ -188,7 +188,7 @@ class DenseNet:
         Examples go through in blocks of 32 of one client (a short one is filled up), so no number depends on others'.
         """
         x, y = self._columns(data)
-        return stacked.evaluate(self.program, models, row, x, self._wanted(y, data.rows), data)
+        return stacked.evaluate(self.program, models, row, x, self._wanted(y, data.rows, data.offsets), data)
 
     def flops(self) -> float:
         """Multiply-adds (as two) of the three products of each layer; the first needs no gradient of its input."""
@@ -226,8 +226,11 @@ class DenseNet:
             )
         return (x.reshape(len(x), width) if x.flags.c_contiguous else x), y
 
-    def _wanted(self, y: NDArray[Any], rows: I64) -> NDArray[Any]:
-        """What the loss compares with, for `rows`: labels int64 `[m]`, checked, or float32 `[m, outputs]`."""
+    def _wanted(self, y: NDArray[Any], rows: I64, start: I64) -> NDArray[Any]:
+        """What the loss compares with, for `rows`: labels int64 `[m]`, checked, or float32 `[m, outputs]`.
+
+        Client i's rows are `rows[start[i]:start[i + 1]]`.
+        """
         outputs, chosen = self.program.outputs, y[rows]
         if self.loss == "squared_error":
             if int(np.prod(y.shape[1:], dtype=np.int64)) != outputs:
@@ -242,8 +245,10 @@ class DenseNet:
             )
         labels = chosen.astype(np.int64, copy=False)
         if len(labels) and (labels.min() < 0 or labels.max() >= outputs):
-            raise UsageError(
+            first = int(np.argmax((labels < 0) | (labels >= outputs)))
+            raise BadExamples(
                 f"column {self.y!r} has labels from {labels.min()} to {labels.max()} but the last layer has {outputs} "
-                f"outputs: labels are 0..{outputs - 1}."
+                f"outputs: labels are 0..{outputs - 1}.",
+                int(np.searchsorted(start, first, "right")) - 1,
             )
         return labels

@@ -19,7 +19,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Local, Personal, Twin
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Cost, Output
-from fieldfare.work.net import Drift, Net, Training
+from fieldfare.work.net import Drift, Net, Training, naming
 from fieldfare.work.plan import make_plan, passes_and_steps
 from fieldfare.work.train import find, kept, own_models, settings, slots_of
 
@@ -74,7 +74,8 @@ class Evaluate:
         data = _examined(cohort, self.held)
         models, row = _models(self.net, _only_own(self.local), cohort)
         examples = data.sizes.astype(np.float64)
-        return Output({}, examples, {**self.net.evaluate(models, row, data), "examples": examples})
+        with naming(cohort.clients):
+            return Output({}, examples, {**self.net.evaluate(models, row, data), "examples": examples})
 
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
         """A forward pass over the training rows (also with `held`: their number is what is known), and the model."""
@@ -105,9 +106,10 @@ class FineTune:
         training, lr = settings(self.training, cohort.config)
         models, row = _models(self.net, _only_own(self.local), cohort)
         plan = make_plan(cohort.data, cohort.keys, training)
-        tuned = self.net.fit(models, row, cohort.data, plan, cohort.keys, training, lr, Drift()).params
-        before = {f"before_{name}": value for name, value in self.net.evaluate(models, row, held).items()}
-        after = self.net.evaluate(tuned, np.arange(cohort.n), held)
+        with naming(cohort.clients):
+            tuned = self.net.fit(models, row, cohort.data, plan, cohort.keys, training, lr, Drift()).params
+            before = {f"before_{name}": value for name, value in self.net.evaluate(models, row, held).items()}
+            after = self.net.evaluate(tuned, np.arange(cohort.n), held)
         examples = held.sizes.astype(np.float64)
         return Output({}, examples, {**after, **before, "examples": examples})
 

@@ -7,7 +7,8 @@ row i of a result depends on client i's inputs only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -22,6 +23,26 @@ from fieldfare.core.settings import settings
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
+
+
+class BadExamples(UsageError):
+    """A client's examples do not fit the net; `place` is the client's row in what the net was given."""
+
+    def __init__(self, said: str, place: int) -> None:
+        super().__init__(said)
+        self.place = place
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.place)
+
+
+@contextmanager
+def naming(clients: I64) -> Iterator[None]:
+    """Inside, examples that do not fit are told with the id of their client; `clients` `[n]`."""
+    try:
+        yield
+    except BadExamples as error:
+        raise UsageError(f"client {clients[error.place]}: {error}") from error
 
 
 @settings

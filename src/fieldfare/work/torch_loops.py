@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core import rng
-from fieldfare.core.errors import UsageError
-from fieldfare.work.net import Plan
+from fieldfare.work.net import BadExamples, Plan
 from fieldfare.work.torch_loss import Column, Loss
 from fieldfare.work.torch_lower import Ending, Lowered, arranged, chain_of
 from fieldfare.work.torch_resident import Resident
@@ -137,7 +136,7 @@ class ByHand:
         chance = seeds(key, int(batches.plan.steps[i])) if self.chance or transform is not None else None
         total, k = 0.0, 0
         for _, bounds, inputs, target in batches.groups(i):
-            x, wanted = inputs[0], _wanted(target, bounds, self.classes)
+            x, wanted = inputs[0], _wanted(target, bounds, self.classes, batches.target.name, i)
             logs: list[Tensor] = []
             for at in range(len(bounds) - 1):
                 h, goal = x[bounds[at] : bounds[at + 1]], wanted[bounds[at] : bounds[at + 1]]
@@ -176,15 +175,17 @@ class ByHand:
                 resident.grads[at].copy_(grad)
 
 
-def _wanted(target: Tensor, bounds: list[int], classes: int) -> Tensor:
+def _wanted(target: Tensor, bounds: list[int], classes: int, column: str, place: int) -> Tensor:
     """Rows `[m, C]` with -1 / (size of the step) at the label: the loss's derivative by the log-probabilities."""
     import torch
 
     low, high = (int(end) for end in torch.aminmax(target))
     if target.dim() != 1 or low < 0 or high >= classes:
-        raise UsageError(
-            f"targets of shape {tuple(target.shape)} from {low} to {high} do not fit "
-            f"{classes} outputs: labels are one whole number each, 0..{classes - 1}."
+        shape = "" if target.dim() == 1 else f" of shape {tuple(target.shape[1:])} per example"
+        raise BadExamples(
+            f"column {column!r} has labels{shape} from {low} to {high} but the model gives {classes} outputs: "
+            f"labels are one whole number each, 0..{classes - 1}.",
+            place,
         )
     sizes = [b - a for a, b in pairwise(bounds)]
     out = torch.zeros(bounds[-1], classes)

@@ -18,7 +18,7 @@ from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Params
 from fieldfare.work import torch_resident as resident_
-from fieldfare.work.net import Drift, Fit, Plan, Training
+from fieldfare.work.net import BadExamples, Drift, Fit, Plan, Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -164,10 +164,10 @@ class TorchNet:
                     update.begin(i, int(row[i]))
                 try:
                     losses[i] = loop.client(i, keys[i])
-                except RuntimeError as error:
+                except (RuntimeError, IndexError) as error:
                     if self._without_channels_last(resident):
                         return self.fit(start, row, data, plan, keys, training, lr, drift, moments)
-                    raise self._refused(inputs, target, error) from error
+                    raise self._refused(inputs, target, error, i) from error
                 resident.save(out[i])
                 if left is not None and update is not None:
                     update.end(int(plan.steps[i]), left[i])
@@ -203,10 +203,10 @@ class TorchNet:
                         for name, metric in self._metrics.items():
                             value = metric(output, y)
                             sums[name] += float(value.mean(dtype=torch.float64)) * len(part) if value.numel() else 0.0
-                    except RuntimeError as error:
+                    except (RuntimeError, IndexError) as error:
                         if self._without_channels_last(resident):
                             return self.evaluate(models, row, data)
-                        raise self._refused(inputs, target, error) from error
+                        raise self._refused(inputs, target, error, i) from error
                 for name in names:
                     out[name][i] = sums[name] / max(len(rows), 1)
         return out
@@ -282,9 +282,17 @@ class TorchNet:
         inputs = [Column(name, data.columns[name], self._transform) for name in self.x]
         return inputs, Column(self.y, data.columns[self.y])
 
-    def _refused(self, inputs: list[Column], target: Column, error: Exception) -> UsageError:
+    def _refused(
+        self, inputs: list[Column], target: Column, error: Exception, place: int | None = None
+    ) -> UsageError:  # fmt: skip
+        """The refusal in our words; with the `place` of a client where its own examples are at fault."""
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, IndexError) and place is not None:
+            what = "a label that the model has no output for" if said.startswith("Target ") else "a number out of range"
+            which = repr(target.name) if said.startswith("Target ") else " or ".join(repr(c.name) for c in inputs)
+            return BadExamples(f"column {which} has {what}: torch says {said!r}; relabel from 0, or widen it.", place)
         told = ", ".join(f"{c.name!r} of {c.array.dtype} {c.array.shape[1:]} per example" for c in (*inputs, target))
-        return UsageError(f"the module could not take the columns {told}: torch says {str(error).splitlines()[0]!r}.")
+        return UsageError(f"the module could not take the columns {told}: torch says {said!r}.")
 
     def _count(self, example: Mapping[str, NDArray[Any]]) -> float:
         from fieldfare.work.torch_flops import count
@@ -297,7 +305,7 @@ class TorchNet:
                 batch = [column.take(rows) for column in inputs]
                 batch = [self._transform(batch[0])] if callable(self._transform) else batch
                 return count(resident, self._loss, batch, target.take(rows)) / len(rows)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             if self._without_channels_last(resident):
                 return self._count(example)
             raise self._refused(inputs, target, error) from error

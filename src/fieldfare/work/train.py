@@ -19,7 +19,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.local import ControlVariate, Dynamic, Fair, Keep, Local, Normalised, Personal, Proximal, Twin
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Cost, Output
-from fieldfare.work.net import Drift, Fit, Net, Training, moments_size
+from fieldfare.work.net import Drift, Fit, Net, Training, moments_size, naming
 from fieldfare.work.plan import make_plan, passes_and_steps
 
 F32 = NDArray[np.float32]
@@ -250,7 +250,8 @@ class Train:
     ) -> tuple[Fit, I64]:  # fmt: skip
         plan = make_plan(cohort.data, keys, training, cohort.steps)
         more = {} if moments is None else {"moments": moments}
-        return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift, **more), plan.steps
+        with naming(cohort.clients):
+            return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift, **more), plan.steps
 
     def _drift(self, cohort: Cohort, seen: F32 | None) -> Drift:
         """The affine correction that `local` asks for; idle when it asks for none."""
