@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import shutil
 
 import numpy as np
@@ -312,9 +313,30 @@ def test_an_error_of_the_users_own_code_keeps_its_traceback_and_ends_with_code_1
         job_file(tmp_path, text)
         told = fieldfare(tmp_path, "run", "hello.py", "--json")
         assert told.code == 1
-        assert "Traceback" in told.err
-        assert "hello.py" in told.err
+        assert told.err.startswith("Traceback")
+        first = told.err.splitlines()[1]
+        assert str(tmp_path / "hello.py") in first  # and nothing of ours before it
+        assert "fieldfare/cli" not in told.err
         assert told.result["exit_code"] == 1
+
+
+def test_an_error_of_a_users_callback_is_told_from_the_users_file_on(tmp_path):
+    job_file(tmp_path, HELLO + "\ndef end(row):\n    raise KeyError('mine')\n\n"
+             "job = ff.Job(**{**vars(job), 'callbacks': (end,)})\n")  # fmt: skip
+    told = fieldfare(tmp_path, "run", "hello.py", "-q")
+    assert told.code == 1
+    lines = told.err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert str(tmp_path / "hello.py") in lines[1]
+    assert lines[-2:] == ["KeyError: 'mine'", "raised by end, a callback of the job, after round 1"]
+
+
+def test_a_defect_of_ours_keeps_its_whole_traceback(tmp_path, monkeypatch):
+    job_file(tmp_path)
+    monkeypatch.setattr("fieldfare.run.describe_job", operator.add)
+    told = fieldfare(tmp_path, "run", "hello.py", "-q")
+    assert told.code == 1
+    assert "cli.py" in told.err.splitlines()[1]
 
 
 def test_a_job_file_that_is_no_python_file_is_one_line(tmp_path):
@@ -496,7 +518,7 @@ class Fatal:
 """
     job_file(tmp_path, fatal + HELLO.replace("ff.mlp(6, 5, 3)", "Fatal(ff.mlp(6, 5, 3))"))
     told = fieldfare(tmp_path, "run", "hello.py", "-q", "--workers", 2)
-    told.refused("worker", "memory", "resume", code=1)
+    told.refused("worker", "memory", "resume", code=6)
 
 
 def test_every_message_ends_as_a_sentence():

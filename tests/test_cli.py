@@ -232,6 +232,19 @@ def test_compare_lays_two_runs_over_each_other(done):
     fieldfare(folder, "compare", names[0]).refused("at least two")
 
 
+def test_a_comparison_shows_whole_run_ids_and_metrics_on_a_narrow_terminal(done, monkeypatch):
+    folder, outcome = done
+    monkeypatch.setenv("COLUMNS", "40")
+    first = outcome.result
+    second = fieldfare(folder, "run", "hello.py", "--json", "--seed", 4, "--runs", "narrow").result
+    names = (f"runs/{first['run']}", f"narrow/{second['run']}")
+    lines = fieldfare(folder, "compare", *names, "--out", "c.html").out.splitlines()
+    assert lines[:2] == [f"1: {first['run']}", f"2: {second['run']}"]
+    assert lines[2].split() == ["1", "2"]
+    shown = {line.split()[0]: line.split()[1:] for line in lines[3:-1]}
+    assert shown == {name: [f"{one['final'][name]:.4f}" for one in (first, second)] for name in first["final"]}
+
+
 CLAIMS = """
 [[claim]]
 name = "half is right"
@@ -281,6 +294,10 @@ def test_the_starter_says_how_to_run_it(tmp_path):
 def test_version_help_and_the_entry_point(tmp_path):
     told = fieldfare(tmp_path, "--version")
     assert (told.code, told.out) == (0, f"fieldfare {ff.__version__}\n")
+    for words in (("--version", "--json"), ("--json", "--version")):
+        assert fieldfare(tmp_path, *words).result == {"version": ff.__version__}
+    assert "compare" in fieldfare(tmp_path, "--json").result["commands"]
+    fieldfare(tmp_path, "--json", "algorithms").refused("algorithms ... --json")
     shown = fieldfare(tmp_path, "--help")
     assert shown.code == 0
     for command in ("run", "resume", "report", "compare", "inspect", "data", "algorithms", "partitioners", "new",
@@ -353,4 +370,4 @@ def test_the_documented_exit_codes_are_those_of_the_command():
     page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
     listed = {int(code): text.strip() for code, text in re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)}
     assert listed == EXIT
-    assert set(EXIT) == {0, 1, 2, 3, 4, 5, 130}
+    assert set(EXIT) == {0, 1, 2, 3, 4, 5, 6, 130}

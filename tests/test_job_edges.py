@@ -122,7 +122,10 @@ def test_a_complete_run_that_lacks_its_report_gets_it_when_resumed(tmp_path):
         assert fieldfare(tmp_path, *words, "-q").code == 0
         report = (tmp_path / "runs" / "latest" / "report.html").resolve()
         report.unlink()
-        assert fieldfare(tmp_path, "resume", "-q").code == 0
+        again = fieldfare(tmp_path, "resume", "-q")
+        assert again.code == 0
+        run = report.parent.name
+        assert again.err == f"the run {run} is already complete: there is nothing to go on with\n"
         assert report.stat().st_size > 1000
         report.write_text("mine")
         assert fieldfare(tmp_path, "resume", "-q").code == 0

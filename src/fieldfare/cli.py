@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
+import sysconfig
 import threading
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import click
@@ -22,11 +25,12 @@ from fieldfare.core.errors import PeerError, UsageError
 
 EXIT = {
     0: "done",
-    1: "a defect of Fieldfare or of the user's own code (with a traceback)",
+    1: "an error of the user's own code (with a traceback from the job file on), or a defect of Fieldfare (with all)",
     2: "bad input: job, data, arguments or a run folder; one line says what to do",
     3: "a client sent something wrong and the job says to stop",
     4: "`fieldfare claims`: a claim does not hold, or `claims.toml` was changed since the run was made",
     5: "the disk is full: nothing is lost but the round; free space and `fieldfare resume`",
+    6: "a worker process was killed, or ran out of memory: `fieldfare resume` with fewer workers or a smaller chunk",
     130: "interrupted (Ctrl-C or SIGTERM): `fieldfare resume` goes on",
 }
 
@@ -42,12 +46,19 @@ class _Commands(click.Group):
     cls=_Commands, invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )  # fmt: skip
-@click.version_option(__version__, prog_name="fieldfare", message="%(prog)s %(version)s")
+@click.option("--version", is_flag=True, help="Show the version and exit.")
+@click.option("--json", "as_json", is_flag=True, help="With --version: one JSON object. Of a command: after its name.")
 @click.pass_context
-def app(context: click.Context) -> None:
+def app(context: click.Context, version: bool, as_json: bool) -> None:
     """Federated learning in the field: simulate a job, compare algorithms, see what it costs."""
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+    command = context.invoked_subcommand
+    if version:
+        _print({"version": __version__}, as_json, f"fieldfare {__version__}")
+        context.exit()
+    if command is None:
+        _print({"version": __version__, "commands": list(app.commands)}, as_json, context.get_help())
+    elif as_json:
+        raise UsageError(f"--json stands before the command: write it after its name, fieldfare {command} ... --json.")
 
 
 on_ = click.option("--on", metavar="local|ray[://HOST:PORT]", help="Where to compute, to the same bits.")
@@ -95,7 +106,11 @@ def run(
 def resume(which: str, on: str | None, runs: Path, quiet: bool, as_json: bool) -> None:
     """Go on with a run that was stopped or killed; it ends with the same bits."""
     from fieldfare.resume import resume_run
+    from fieldfare.store.runs import RunFolder
 
+    folder = RunFolder.find(which, runs)
+    if folder.complete:
+        click.echo(f"the run {folder.id} is already complete: there is nothing to go on with", err=True)
     result = resume_run(which, runs, progress=False if quiet else None, on=on)
     _show_result(result.summary, result.path, as_json)
 
@@ -342,11 +357,23 @@ def _other(error: Exception, as_json: bool) -> int:
     ):
         return _fail(f"{error.filename}: {error.strerror}; check the path.", 2, as_json)
     if type(error).__name__ == "WorkerDied":
-        return _fail(str(error), 1, as_json)
+        return _fail(str(error), 6, as_json)
     import traceback
 
-    traceback.print_exception(error)
+    traceback.print_exception(type(error), error, _from_users_code(error.__traceback__) or error.__traceback__)
     return _fail(f"{type(error).__name__}: {error}", 1, as_json) if as_json else 1
+
+
+def _from_users_code(trace: TracebackType | None) -> TracebackType | None:
+    """The part of a traceback from the user's own file on; None where no file of the user's took part."""
+    folders = (str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+    known = (*(folder + os.sep for folder in folders), "<")
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith(known) and Path(file).resolve() != Path(sys.argv[0]).resolve():
+            return trace
+        trace = trace.tb_next
+    return None
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

@@ -89,12 +89,17 @@ def _target(claim: Mapping[str, Any]) -> str:
 
 
 def finals_table(finals: Mapping[str, Mapping[str, float]]) -> None:
-    """Final metrics of several runs side by side."""
-    names = list(dict.fromkeys(name for final in finals.values() for name in final))
-    table = Table("run", *map(escape, names))
-    for run, final in finals.items():
-        table.add_row(escape(run), *(number(final[name]) if name in final else "-" for name in names))
-    _console().print(table)
+    """Final metrics of several runs: a number for each run, then a line per metric; never cut, whatever the width."""
+    for place, run in enumerate(finals, start=1):
+        print(f"{place}: {run}")
+    rows = {name: [number(final[name]) if name in final else "-" for final in finals.values()]
+            for name in dict.fromkeys(name for final in finals.values() for name in final)}  # fmt: skip
+    rows = {"": [str(place) for place in range(1, len(finals) + 1)], **rows}
+    first = max(map(len, rows))
+    widths = [max(map(len, column)) for column in zip(*rows.values(), strict=True)]
+    for name, values in rows.items():
+        cells = (value.rjust(width) for value, width in zip(values, widths, strict=True))
+        print(f"{name:{first}}  {'  '.join(cells)}")
 
 
 def catalogue(what: str, entries: Sequence[Any], as_json: bool) -> None:
