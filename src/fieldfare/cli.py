@@ -123,10 +123,13 @@ def resume(which: str, on: str | None, runs: Path, quiet: bool, as_json: bool) -
 def report(which: str, out: Path | None, runs: Path, as_json: bool) -> None:
     """Write the HTML report of a run again."""
     from fieldfare.report.html import write_report
+    from fieldfare.report.read_tasks import facts_of_run
     from fieldfare.store.runs import RunFolder
 
-    path = write_report(RunFolder.find(which, runs).path, out)
-    _print({"report": str(path)}, as_json, str(path))
+    run = RunFolder.find(which, runs).path
+    path = write_report(run, out)
+    work = facts_of_run(run) if as_json else None
+    _print({"report": str(path), **({} if work is None else {"work": work})}, as_json, str(path))
 
 
 @app.command()

@@ -104,7 +104,7 @@ def _shown(folder: RunFolder, size: int, seed: int) -> list[int]:
     begun = np.zeros(size, np.int64)
     if tasks is not None:
         for at in range(0, len(tasks), BLOCK):
-            begun += np.bincount(tasks["client"][at : at + BLOCK], minlength=size)
+            np.add.at(begun, tasks["client"][at : at + BLOCK], 1)
     return shown_devices(begun, seed)[0]
 
 

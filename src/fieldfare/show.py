@@ -120,7 +120,9 @@ def catalogue(what: str, entries: Sequence[Any], as_json: bool) -> None:
 
 
 def inspect_run(which: str, runs: str | Path) -> dict[str, Any]:
-    """Facts of a run folder: status, configuration, how far it came, final metrics."""
+    """Facts of a run folder: status, configuration, how far it came, final metrics, what became of its tasks."""
+    from fieldfare.report.read_tasks import facts_of_run
+
     folder = RunFolder.find(which, runs)
     facts: dict[str, Any] = {"run": folder.id, "status": folder.status, "path": str(folder.path)}
     rows = folder.read_lines("rounds.jsonl")
@@ -129,6 +131,8 @@ def inspect_run(which: str, runs: str | Path) -> dict[str, Any]:
         facts["last_round"] = rows[-1]
     if folder.complete:
         facts["summary"] = folder.read_json("summary.json")
+    if (work := facts_of_run(folder.path)) is not None:
+        facts["work"] = work
     facts["config"] = folder.read_json("config.json")
     return facts
 

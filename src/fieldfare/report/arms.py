@@ -7,15 +7,20 @@ comparison sections. Not here: drawing (`plots_arms`). Kept: arms keep their ord
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from fieldfare.fleet.tasks import OUTCOMES
 from fieldfare.report import page, plots_arms, settings, units
 from fieldfare.report.page import Section, Tile
 from fieldfare.report.plots_clients import Served, accuracy_histogram, accuracy_sorted, served
+from fieldfare.report.plots_tasks import LOOK
 from fieldfare.report.read import Run
+from fieldfare.report.read_tasks import work_facts, work_of_run
 from fieldfare.report.style import Picture
 from fieldfare.report.table import Table, metrics_of
 
@@ -164,21 +169,55 @@ def values_table(arms: Sequence[Arm], word: str = "arm") -> str:
 
 
 def effort_table(arms: Sequence[Arm], word: str = "arm") -> str:
-    """Give what it took each arm to the best level that all of them reach, and in all; empty when nothing is known."""
+    """Give what it took each arm to the best level that all of them reach; empty when there is none."""
     columns: list[Column] = []
     main = next(iter(shared_metrics(arms)), None)
     level = common_level(arms, main) if main and len(arms) > 1 else None
     if main and level is not None:
         goal = f"to {_level(main, level)} {units.short_label(main)}"
-        for axis, words in (("round", "rounds"), ("virtual_s", "time"), ("bytes", "bytes")):
+        for axis, words in COSTS:
             found = [_all(first_at(table, main, level, axis) for table in arm.tables) for arm in arms]
             if axis == "round" or any(value > 0 for seeds in found for value in seeds):
                 columns.append((f"{words} {goal}", f"to:{axis}", found))
-    for axis, words in (("round", "rounds"), ("virtual_s", "virtual time"), ("bytes_down", "down"), ("bytes_up", "up")):
+    return _table(arms, columns, f"What every {word} took", word) if columns else ""
+
+
+def totals_table(arms: Sequence[Arm], word: str = "arm") -> str:
+    """Give what each arm came to in all; empty when nothing is known."""
+    columns: list[Column] = []
+    for axis, words in TOTALS:
         found = [_all(table.total(axis) for table in arm.tables) for arm in arms]
         if any(value > 0 for seeds in found for value in seeds):
-            columns.append((f"{words} in all", axis, found))
-    return _table(arms, columns, f"What every {word} took", word) if columns else ""
+            columns.append((words, axis, found))
+    return _table(arms, columns, f"What every {word} came to in all", word) if columns else ""
+
+
+def equal_table(arms: Sequence[Arm], word: str = "arm") -> str:
+    """Give what the main metric of each arm was when each had spent the same; empty where there is nothing to compare.
+
+    The budget on each axis is what the run that spent least came to: its last round that measured the metric.
+    """
+    main = next(iter(shared_metrics(arms)), None)
+    if main is None or len(arms) < 2:
+        return ""
+    columns: list[Column] = []
+    for axis, _ in COSTS[1:]:
+        series = [[table.series(main, axis) for table in arm.tables] for arm in arms]
+        ends = [float(x[-1]) if x.size else 0.0 for seeds in series for x, _ in seeds]
+        if not ends or min(ends) <= 0:
+            continue
+        budget = min(ends)
+        found = [[float(y[x <= budget][-1]) for x, y in seeds if (x <= budget).any()] for seeds in series]
+        columns.append((f"after {units.measured(axis, budget)}{_OF.get(axis, '')}", main, found))
+    caption = f"{units.label(main)} of every {word} at equal cost"
+    return _table(arms, columns, caption, word) if columns else ""
+
+
+COSTS = (("round", "rounds"), ("virtual_s", "time"), ("device_s", "device time"), ("bytes", "bytes"),
+         ("energy_j", "energy"))  # fmt: skip
+TOTALS = (("round", "rounds"), ("virtual_s", "virtual time"), ("device_s", "device time"), ("bytes_down", "down"),
+          ("bytes_up", "up"), ("energy_j", "energy"))  # fmt: skip
+_OF = {"virtual_s": " of virtual time", "bytes": " moved"}
 
 
 def _level(metric: str, level: float) -> str:
@@ -228,8 +267,14 @@ def _value_cell(metric: str, found: Sequence[Sequence[float]], rank: int) -> str
 
 def comparison_section(arms: Sequence[Arm], *, draw: bool, word: str = "arm") -> Section:
     """Give the table of final values and, with ``draw``, the aligned curves of all arms."""
-    effort = effort_table(arms, word)
-    body = values_table(arms, word) + (page.GAP + effort if effort else "")
+    main = units.short_label(next(iter(shared_metrics(arms)), "value"))
+    body = values_table(arms, word)
+    for words, table in (
+        (f"What it took to the best level that all {word}s reach:", effort_table(arms, word)),
+        (f"{main[0].upper() + main[1:]} when all {word}s had spent the same:", equal_table(arms, word)),
+        ("What it came to in all:", totals_table(arms, word)),
+    ):
+        body += f"<p>{page.escape(words)}</p>{table}" if table else ""
     if draw:
         body += page.GAP + page.pictures(comparison_pictures(arms))
     several = any(len(arm.runs) > 1 for arm in arms)
@@ -240,13 +285,13 @@ def comparison_section(arms: Sequence[Arm], *, draw: bool, word: str = "arm") ->
 
 
 def comparison_pictures(arms: Sequence[Arm]) -> list[Picture | None]:
-    """Draw the main metric on rounds, time, bytes and at the end; six others on rounds, loss also on time."""
+    """Draw the main metric against what it cost and at the end; six others on rounds, loss also on time."""
     tables = {arm.name: arm.tables for arm in arms}
     metrics = [name for name in shared_metrics(arms) if any(t.series(name)[0].size > 1 for a in arms for t in a.tables)]
     if not metrics:
         return []
     main, others = metrics[0], metrics[1:7]
-    drawn = [plots_arms.comparison(tables, main, axis) for axis in ("round", "virtual_s", "bytes")]
+    drawn = [plots_arms.comparison(tables, main, axis) for axis, _ in COSTS]
     drawn.append(plots_arms.final_values(tables, main))
     for metric in others:
         drawn.append(plots_arms.comparison(tables, metric, "round"))
@@ -306,6 +351,49 @@ def served_row(group: Served) -> list[str]:
     values = group.accuracy
     told = (group.mean, group.worst_decile, float(np.median(values)), float(values.min()), float(values.max()))
     return [f"{values.size:,}", *(units.share(value) for value in told), units.share(float(values.std()))]
+
+
+READ_UP_TO = 20_000_000
+"""Tasks of all runs together up to which they are read for a comparison, half a minute."""
+
+
+def work_section(arms: Sequence[Arm], word: str = "arm") -> Section | None:
+    """Give what became of each arm's tasks and whom it heard; None where no arm keeps tasks, or all keep too many."""
+    if sum(_tasks(run) for arm in arms for run in arm.runs) > READ_UP_TO:
+        return None
+    found = [[work_facts(work) for run in arm.runs if (work := work_of_run(run)) is not None] for arm in arms]
+    if not any(found):
+        return None
+
+    def column(words: str, metric: str, pick: Callable[[Mapping[str, Any]], float | None]) -> Column:
+        return words, metric, [_all(pick(facts) for facts in seeds) for seeds in found]
+
+    def spent(facts: Mapping[str, Any], outcome: str) -> float:
+        total = sum(row["device_s"] for row in facts["waste"].values())
+        return facts["waste"].get(outcome, {}).get("device_s", 0.0) / total if total > 0 else 0.0
+
+    def reached(facts: Mapping[str, Any]) -> float | None:
+        part = facts["participation"]
+        return part["reached"] / part["devices"] if part.get("devices") else None
+
+    lost = [name for name in OUTCOMES[1:] if any(name in facts["waste"] for seeds in found for facts in seeds)]
+    columns = [
+        column("at work, mean", "at_work", lambda facts: facts["at_work_mean"]),
+        column("device time lost", "lost_device_share", lambda facts: facts["lost_device_share"]),
+        *(column(f"of it {LOOK[OUTCOMES.index(name)][0]}", f"{name}_share", partial(spent, outcome=name))
+          for name in lost),
+        column("staleness, mean", "staleness", lambda facts: facts.get("staleness", {}).get("mean")),
+        column("devices ever counted", "reached_share", reached),
+        column("Gini of updates", "gini", lambda facts: facts["participation"].get("gini_updates")),
+    ]  # fmt: skip
+    columns = [one for one in columns if any(one[2])]
+    lead = "What became of the time that devices gave, as shares of all of it, and how many devices a model heard."
+    return Section("tasks", "Tasks and devices", lead, _table(arms, columns, f"Tasks of every {word}", word))
+
+
+def _tasks(run: Run) -> int:
+    told = run.summary.get("tasks")
+    return int(sum(told.values())) if isinstance(told, Mapping) else 0
 
 
 def differences_section(arms: Sequence[Arm], shared: Mapping[str, object], word: str = "arm") -> Section:

@@ -24,7 +24,7 @@ from fieldfare.report.arms import Arm
 from fieldfare.report.claims import compute_claims
 from fieldfare.report.page import Section, Tile
 from fieldfare.report.read import Participation, Run, read_participation, read_run
-from fieldfare.report.read_tasks import Work, work_of
+from fieldfare.report.read_tasks import Work, work_of_run
 from fieldfare.report.table import Table, is_number, metrics_of
 from fieldfare.report.work_sections import participation_body, participation_tiles, waste_section, work_section
 from fieldfare.store.files import write_atomic
@@ -96,7 +96,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _run_page(run: Run, *, draw: bool) -> str:
-    part, work = read_participation(run.path), _work(run)
+    part, work = read_participation(run.path), work_of_run(run)
     sections = [
         _claims(_claims_of(run)),
         _learning(run, draw=draw),
@@ -123,10 +123,6 @@ def _run_page(run: Run, *, draw: bool) -> str:
         notes=_notes(run) + ([work.note] if work is not None and work.note else []) + ([] if draw else [NO_PLOTS]),
         footer=_foot(run),
     )
-
-
-def _work(run: Run) -> Work | None:
-    return work_of(run.path, run.table.columns, run.table.total("virtual_s"))
 
 
 def _study_page(run: Run, *, draw: bool) -> str:
@@ -160,7 +156,7 @@ def _study_page(run: Run, *, draw: bool) -> str:
 def _headline_arm(arm: Arm, *, draw: bool) -> list[Section]:
     """Who worked, took part and was lost, and what was moved, in a study's first arm."""
     run = arm.runs[0]
-    part, work = read_participation(run.path), _work(run)
+    part, work = read_participation(run.path), work_of_run(run)
     found = (
         work_section(work, draw=draw),
         _participation(run, part, work, draw=draw),
@@ -174,6 +170,7 @@ def _arm_sections(arms: Sequence[Arm], *, draw: bool, word: str = "arm") -> list
     sections = [
         side_by_side.comparison_section(arms, draw=draw, word=word),
         side_by_side.served_section(arms, draw=draw, word=word),
+        side_by_side.work_section(arms, word),
         side_by_side.differences_section(arms, arms[0].runs[0].job, word),
     ]
     return [one for one in sections if one is not None]

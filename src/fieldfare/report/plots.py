@@ -241,7 +241,9 @@ def reach(part: Participation, n_clients: int | None) -> Picture | None:
     )
 
 
-_REASONS = (style.VERMILION, style.ORANGE, style.PURPLE, style.SKY, style.GREY)
+_REASONS = (style.SKY, style.GREEN, style.BROWN, style.PURPLE, style.INK)
+"""For reasons without a colour of their own."""
+MOST_REASONS = 6
 
 
 def turnout(table: Table, part: Participation | None) -> Picture | None:
@@ -255,11 +257,12 @@ def turnout(table: Table, part: Participation | None) -> Picture | None:
         return None
     answered = np.nan_to_num(answered)
     lost = sorted(table.missing.items(), key=lambda item: -item[1].sum()) if rounds.size == table.n else []
-    if len(lost) > len(_REASONS):
-        head = len(_REASONS) - 1
+    if len(lost) > MOST_REASONS:
+        head = MOST_REASONS - 1
         lost = [*lost[:head], ("other", np.sum([counts for _, counts in lost[head:]], axis=0))]
     layers = [("counted", answered, style.LIGHT)]
-    layers += [(reason, counts, colour) for (reason, counts), colour in zip(lost, _REASONS, strict=False)]
+    spare = iter([one for one in _REASONS if one not in {style.OUTCOMES.get(reason) for reason, _ in lost}])
+    layers += [(reason, counts, style.OUTCOMES.get(reason) or next(spare, style.MUTED)) for reason, counts in lost]
     figure, axes = canvas(right=1.45)
     floor = np.zeros(rounds.size)
     labels = []

@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 Arms = Mapping[str, Sequence[Table]]
 
-_TITLES = {"round": "rounds", "virtual_s": "virtual time", "bytes": "bytes moved"}
+_TITLES = {
+    "round": "rounds", "virtual_s": "virtual time", "bytes": "bytes moved", "device_s": "device-hours",
+    "energy_j": "energy",
+}  # fmt: skip
 _NOTES = {
     "round": "Compared round by round, whatever a round cost.",
     "virtual_s": "The same runs on the clock of the simulated fleet: further left is sooner.",
     "bytes": "The same runs by what had been moved until then, down and up: further left is cheaper.",
+    "device_s": "The same runs by the time that devices had spent until then: further left asks less of them.",
+    "energy_j": "The same runs by the energy that devices had spent until then: further left is cheaper.",
 }
 LABELLED_UP_TO = 9
 
@@ -65,7 +70,10 @@ def aligned(tables: Sequence[Table], metric: str, axis: str) -> tuple[Floats, Fl
 
 
 def comparison(arms: Arms, metric: str, axis: str) -> Picture | None:
-    """Draw ``metric`` of all arms against ``round``, ``virtual_s`` or ``bytes``; None when fewer than one has it."""
+    """Draw ``metric`` of all arms against ``round``, ``virtual_s``, ``bytes``, ``device_s`` or ``energy_j``.
+
+    None when no arm has both.
+    """
     drawn = {name: found for name, tables in arms.items() if (found := aligned(tables, metric, axis)) is not None}
     if not drawn or (axis != "round" and not max(float(x.max()) for x, *_ in drawn.values()) > 0):
         return None

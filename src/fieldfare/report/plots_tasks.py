@@ -20,11 +20,8 @@ from fieldfare.report.style import Picture, canvas, picture
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LOOK = {
-    OK: ("counted", style.BLUE), INTERRUPTED: ("interrupted", style.ORANGE), TIMEOUT: ("timed out", "#8c5a2b"),
-    LATE: ("late", style.VERMILION), STALE: ("too stale", style.PURPLE), REFUSED: ("refused", style.INK),
-    DROP_OUT: ("dropped out", style.GREY),
-}  # fmt: skip
+_WORDS = ("counted", "interrupted", "timed out", "late", "too stale", "refused", "dropped out")
+LOOK = {at: (word, style.OUTCOMES.get(OUTCOMES[at], style.BLUE)) for at, word in enumerate(_WORDS)}
 """What an outcome is called for people, and its colour."""
 WHY = {
     OK: "its reply is part of a model",
@@ -64,7 +61,7 @@ def waste(work: Work) -> Picture | None:
     rows = [("tasks", work.count.astype(np.float64)), ("device time", work.taken["device_s"]), ("bytes", moved),
             ("energy", work.taken["energy_j"])]  # fmt: skip
     rows = [(name, share_of(values)) for name, values in rows if values.sum() > 0]
-    figure, axes = canvas(height=0.95 + 0.4 * len(rows) + 0.32, left=0.95, right=0.75)
+    figure, axes = canvas(width=11.4, height=0.82 + 0.3 * len(rows), left=0.95, right=0.75)
     for at, (_, shares) in enumerate(rows):
         floor = 0.0
         for one in present:
@@ -79,13 +76,8 @@ def waste(work: Work) -> Picture | None:
     axes.tick_params(axis="y", labelcolor=style.INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{units.number(round(100 * value, 6))} %"))
     axes.grid(axis="y", visible=False)
-    per_line = 4
-    figure.legend(
-        handles=_patches([LOOK[one] for one in present]), ncols=min(per_line, len(present)), loc="lower left",
-        bbox_to_anchor=(0.95 / 5.6, 0.0), borderaxespad=0.2, borderpad=0.0, handlelength=0.9, handleheight=0.9,
-        handletextpad=0.4, columnspacing=1.2,
-    )  # fmt: skip
-    _lift(figure, axes, 0.24 * (-(-len(present) // per_line)))
+    axes.set_xlabel("share of all")
+    legend(axes, [LOOK[one] for one in present])
     spent = work.taken["device_s"]
     share = float(share_of(spent)[present].sum())
     worst = max(present, key=lambda one: float(spent[one]))
@@ -98,6 +90,7 @@ def waste(work: Work) -> Picture | None:
         alt="Shares of device time lost: "
         + ", ".join(f"{LOOK[one][0]} {units.share(float(share_of(spent)[one]))}" for one in present)
         + ".",
+        wide=True,
     )
 
 
@@ -110,13 +103,6 @@ def _patches(words: Sequence[tuple[str, str]]) -> list[object]:
     from matplotlib.patches import Patch
 
     return [Patch(facecolor=colour, edgecolor="none", label=text) for text, colour in words]
-
-
-def _lift(figure: object, axes: Axes, inches: float) -> None:
-    """Make room under the axes."""
-    box, height = axes.get_position(), axes.figure.get_figheight()  # type: ignore[union-attr]
-    bottom = (0.36 + inches) / height
-    axes.set_position((box.x0, bottom, box.width, box.y1 + 0.12 / height - bottom))
 
 
 def staleness(work: Work) -> Picture | None:
@@ -218,7 +204,7 @@ def participation(groups: Groups) -> Picture:
         figure,
         name=f"participation-{groups.kind}",
         title=f"Who takes part, by {what}",
-        note=f"{told} × 1 is a fair share: as many of the updates that counted as of the devices.",
+        note=f"{told} ×\N{NO-BREAK SPACE}1 is a fair share: as many of the updates that counted as of the devices.",
         alt=f"Shares of updates over shares of devices by {what}: "
         + ", ".join(f"{name} {value:.2f}" for name, value in zip(groups.names, ratio, strict=True))
         + f". {told}",
@@ -236,7 +222,10 @@ def _left_out(groups: Groups, ratio: np.ndarray) -> str:
     names = [f"devices with {n} examples" if groups.kind == "examples" else f"“{n}” devices" for n in groups.names]
     if ratio[high] - ratio[low] < 0.1:
         return "All groups have about their share."
-    return f"Most left out are {names[low]} (× {ratio[low]:.2f}), most heard {names[high]} (× {ratio[high]:.2f})."
+    return (
+        f"Most left out are {names[low]} (×\N{NO-BREAK SPACE}{ratio[low]:.2f}), most heard "
+        f"{names[high]} (×\N{NO-BREAK SPACE}{ratio[high]:.2f})."
+    )
 
 
 def strip(shown: Strip, span_s: float, kinds: Sequence[str] | None = None) -> Picture | None:

@@ -156,7 +156,8 @@ def at_work(work: Work) -> Picture | None:
     axes.set_xlabel(f"virtual time [{scale.unit}]")
     axes.set_title("tasks at work")
     label_ends(axes, [Label(0.0, mean, f"mean {units.number(mean, 3)}", style.BLUE)])
-    told = f"{units.number(mean, 3)} tasks were at work on average and {units.number(most, 3)} at most"
+    step = units.duration(float(np.diff(work.edges[:2])[0]))
+    told = f"{units.number(mean, 3)} tasks were at work on average, {units.number(most, 3)} in the busiest {step}"
     if work.available is not None:
         middle = (edges[1:] + edges[:-1]) / 2
         upper = figure.add_axes(
@@ -178,12 +179,11 @@ def at_work(work: Work) -> Picture | None:
             f"; {units.share(whole)} of {work.size:,} devices were available, "
             f"from {units.share(float(share.min()))} to {units.share(float(share.max()))}"
         )
-    step = units.duration(float(np.diff(work.edges[:2])[0]))
     return picture(
         figure,
         name="at-work",
         title="Tasks at work and devices available" if both else "Tasks at work",
-        note=f"{told[0].upper() + told[1:]}; means over {step} each.",
+        note=f"{told}.",
         alt=f"Over virtual time, {told}.",
         marks=2 * work.at_work.size,
         wide=True,

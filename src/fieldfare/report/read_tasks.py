@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from fieldfare.fleet.tasks import OK, OUTCOMES, STALE
 from fieldfare.report.table import Floats, is_number, load
 from fieldfare.store.devices import FLEET, read_devices, read_fleet
 from fieldfare.store.tasks import TASK, TASKS, read_tasks
+
+if TYPE_CHECKING:
+    from fieldfare.report.read import Run
 
 Ints = NDArray[np.int64]
 
@@ -122,8 +125,8 @@ def read_work(folder: Path, *, stale: bool, span_s: float | None = None) -> Work
             values = stop - start if name == "device_s" else part[name]
             taken[name] += np.bincount(outcome, values, len(OUTCOMES))
         at_work += mean_at_work(start, stop, edges)
-        begun += np.bincount(part["client"], minlength=width)
-        counted += np.bincount(part["client"][outcome == OK], minlength=width)
+        np.add.at(begun, part["client"], 1)
+        np.add.at(counted, part["client"][outcome == OK], 1)
         if stale:
             age = part["round"].astype(np.int64) - part["base"]
             for rank, which in enumerate((OK, STALE)):
@@ -169,14 +172,15 @@ def facts_of_run(folder: Path) -> dict[str, Any] | None:
     """`work_facts` of a run folder; None where it keeps no tasks."""
     from fieldfare.report.read import read_run
 
-    run = read_run(folder)
-    work = work_of(run.path, run.table.columns, run.table.total("virtual_s"))
+    if not (folder / TASKS).is_file():
+        return None
+    work = work_of_run(read_run(folder))
     return None if work is None else work_facts(work)
 
 
-def work_of(folder: Path, columns: Mapping[str, Floats], span_s: float | None) -> Work | None:
-    """`read_work` of a run whose rounds have these columns."""
-    return read_work(folder, stale="staleness" in columns, span_s=span_s)
+def work_of_run(run: Run) -> Work | None:
+    """`read_work` of a run; replies can be stale where its rounds tell how stale they were."""
+    return read_work(run.path, stale="staleness" in run.table.columns, span_s=run.table.total("virtual_s"))
 
 
 def blocks(tasks: NDArray[Any], folder: Path | None = None, size: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
@@ -236,7 +240,9 @@ def shown_devices(begun: Ints, seed: int) -> tuple[list[int], int]:
     """Ids for the strip, and how many of them are the most active: the rest is drawn from those that were asked."""
     asked = np.flatnonzero(begun)
     most = asked[np.argsort(-begun[asked], kind="stable")][:SHOWN]
-    rest = np.setdiff1d(asked, most)
+    others = begun > 0
+    others[most] = False
+    rest = np.flatnonzero(others)
     drawn = np.argsort(rng.keys(seed, ("report", "strip"), rest), kind="stable")[:SHOWN]
     return [*most.tolist(), *np.sort(rest[drawn]).tolist()], len(most)
 

@@ -30,6 +30,12 @@ LIGHT = "#8abfe3"
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, GREY)
 """Okabe and Ito's colours, the light ones darkened to stand out on white: safe for the usual colour blindnesses."""
 
+BROWN = "#8c5a2b"
+OUTCOMES = {
+    "late": VERMILION, "interrupted": ORANGE, "timeout": BROWN, "stale": PURPLE, "refused": INK, "drop-out": GREY,
+}  # fmt: skip
+"""Colours of the ways in which a task does not count."""
+
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.5, 1.4, 1.5)))
 
 MARKS_IN_SVG = 5000

@@ -230,7 +230,7 @@ def unit_of(metric: str) -> str:
         return "seconds"
     if metric.startswith("bytes") or metric.endswith("_bytes"):
         return "bytes"
-    return "share" if "accuracy" in metric else ""
+    return "share" if "accuracy" in metric or metric.endswith("_share") else ""
 
 
 def lower_is_better(metric: str) -> bool:

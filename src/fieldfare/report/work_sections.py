@@ -6,11 +6,14 @@ Here: from a `Work` to sections, tables and tiles. Not here: adding up (`read_ta
 
 from __future__ import annotations
 
+import numpy as np
+
 from fieldfare.fleet.tasks import OK, OUTCOMES
 from fieldfare.report import page, plots_tasks, plots_time, units
 from fieldfare.report.groups import Groups, everyone, gini, groups_of, share_of
 from fieldfare.report.page import Section, Tile
 from fieldfare.report.read_tasks import Work
+from fieldfare.report.table import Floats
 
 
 def work_section(work: Work | None, *, draw: bool) -> Section | None:
@@ -42,14 +45,23 @@ def waste_section(work: Work | None, *, draw: bool) -> Section | None:
         return None
     spent, moved = work.taken["device_s"], work.taken["bytes_down"] + work.taken["bytes_up"]
     energy, tasks = work.taken["energy_j"], share_of(work.count.astype(float))
+    device, size, joules = (
+        units.scale_of(axis, float(one.max())) for axis, one in (
+            ("device_s", spent), ("bytes", np.maximum(work.taken["bytes_down"], work.taken["bytes_up"])),
+            ("energy_j", energy))
+    )  # fmt: skip
+
+    def write(values: Floats, one: int, scale: units.Scale) -> str:
+        return f"{units.number(float(values[one]) / scale.divisor, 3)} {scale.unit}"
+
     rows = []
     for one in work.outcomes():
         name, _ = plots_tasks.LOOK[one]
         written = (
-            f"{int(work.count[one]):,}", units.share(float(tasks[one])), units.device_time(float(spent[one])),
-            units.share(float(share_of(spent)[one])), units.device_time(float(work.taken["compute_s"][one])),
-            units.size(float(work.taken["bytes_down"][one])), units.size(float(work.taken["bytes_up"][one])),
-            units.share(float(share_of(moved)[one])), units.energy(float(energy[one])),
+            f"{int(work.count[one]):,}", units.share(float(tasks[one])), write(spent, one, device),
+            units.share(float(share_of(spent)[one])), write(work.taken["compute_s"], one, device),
+            write(work.taken["bytes_down"], one, size), write(work.taken["bytes_up"], one, size),
+            units.share(float(share_of(moved)[one])), write(energy, one, joules),
         )  # fmt: skip
         head = page.cell(name, head=True, under=plots_tasks.WHY[one])
         rows.append([head, *(page.cell(text, number=True) for text in written)])
