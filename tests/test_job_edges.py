@@ -40,6 +40,22 @@ def test_a_wrapped_algorithm_trains_as_it_does_alone(name):
     assert not np.array_equal(alone.model.vector, run(make()).model.vector)
 
 
+@pytest.mark.parametrize(
+    ("quorum", "told"),
+    [
+        (ff.Quorum(deadline_s=0.001), "in 3 rounds no client counted (late 9), so the model is the one the run began"),
+        (ff.Quorum(deadline_s=1e6), None),
+    ],
+)
+def test_a_run_in_which_nobody_ever_counted_tells_it_once(quorum, told):
+    notes: list[str] = []
+    job = make(ff.FedAvg(rounds=3, cohort=3, quorum=quorum))
+    result = job.run(runs=None, progress=False, note=notes.append)
+    assert np.array_equal(result.model.vector, job.model.init(1).vector) == (told is not None)
+    assert len(notes) == (told is not None)
+    assert all(note.startswith(told) and "longer deadline_s" in note for note in notes)
+
+
 def test_settings_are_found_inside_wrappers():
     job = make(StopAt(Evaluate(ff.FedAvg(rounds=4, cohort=3)), patience=9))
     changed = job.with_overrides({"rounds": "2", "algorithm.cohort": 4, "algorithm.patience": "7"})

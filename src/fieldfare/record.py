@@ -255,6 +255,21 @@ class Recorder:
                     error.add_note(f"raised by {name}, a callback of the job, after round {row['round']}")
                     raise
 
+    def nobody(self) -> str | None:
+        """One line for a run in which nobody ever counted, so that its model is the one it began with; else None."""
+        if self.clients_done or not self.rows:
+            return None
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            for reason, count in row.get("missing", {}).items():
+                counts[reason] = counts.get(reason, 0) + count
+        why = ", ".join(f"{reason} {count}" for reason, count in counts.items()) or "nobody was asked"
+        most = max(counts, key=lambda reason: counts[reason], default="")
+        return (
+            f"in {len(self.rows)} rounds no client counted ({why}), so the model is the one the run began with: "
+            f"{_ADVICE.get(most, 'look at the quorum and the fleet')}"
+        )
+
     def final(self) -> dict[str, float]:
         """The last value of every metric."""
         out: dict[str, float] = {}
@@ -264,6 +279,12 @@ class Recorder:
             out |= {k: v for k, v in row.items() if isinstance(v, float)}
         return out
 
+
+_ADVICE = {
+    "late": "use a quorum with a longer deadline_s, or less work for a client",
+    "timeout": "use a quorum with a longer timeout_s, or less work for a client",
+    "refused": "look at the data, or use a lower learning rate",
+}
 
 _NOT_METRICS = {
     "round", "version", "virtual_s", "wall_s", "bytes_down", "bytes_up", "clients", "missing", "staleness", "energy_j",

@@ -388,6 +388,8 @@ def _finish(
     if model is None:
         model = simulator.world.model
     wall = recorder.wall_s
+    if (told := recorder.nobody()) is not None:
+        recorder.note(told)
     summary: dict[str, Any] = {
         "format": FORMAT, "fieldfare": __version__, "run": folder.id if folder else "", "name": job.name or name,
         "algorithm": _name_of(job.algorithm),
