@@ -64,7 +64,7 @@ def phases(fleet: Fleet, devices: I64, cost: Cost, at: F64 | float, noise: F64 |
         down = cost.bytes_down / take(fleet.downlink_bytes_per_s, devices)
         up = cost.bytes_up / take(fleet.uplink_bytes_per_s, devices)
     else:
-        begun = np.broadcast_to(np.asarray(at + overhead + latency, np.float64), (n,))
+        begun = np.broadcast_to(np.asarray(at, np.float64) + overhead + latency, (n,))
         down = fleet.network.download(begun, cost.bytes_down, devices)
         sent = np.broadcast_to(np.asarray(begun + down + compute + latency, np.float64), (n,))
         up = fleet.network.upload(sent, cost.bytes_up, devices)
@@ -131,26 +131,53 @@ def account(
     fleet: Fleet, client: I64, start: F64, end: F64, outcome: NDArray[np.int8], base: I64, parts: Phases, cost: Cost
 ) -> Tasks:
     """What tasks from `start` to `end` took: each part up to where the task was cut off."""
-    left = np.maximum(end - start - parts.overhead, 0.0)
     whole = (outcome != INTERRUPTED) & (outcome != TIMEOUT)
-    down = np.where(whole, parts.down, np.minimum(left, parts.down))
-    left = np.maximum(left - parts.down, 0.0)
-    compute = np.where(whole, parts.compute, np.minimum(left, parts.compute))
-    left = np.maximum(left - parts.compute, 0.0)
-    up = np.where(whole, parts.up, np.minimum(left, parts.up))
-    silent = outcome == DROP_OUT
-    if silent.any():
-        up = np.where(silent, 0.0, up)
+    answered = outcome != DROP_OUT
+    down, compute, up = parts.down, parts.compute, np.where(answered, parts.up, 0.0)
+    bytes_down, bytes_up = _column(cost.bytes_down, whole), _column(cost.bytes_up, whole) * answered
+    if not whole.all():
+        cut = np.flatnonzero(~whole)
+        down, compute = down.copy(), compute.copy()
+        bytes_down[cut], bytes_up[cut] = _cut(
+            fleet, client[cut], start[cut], end[cut] - start[cut], parts.pick(cut), bytes_down[cut], bytes_up[cut],
+            (down, compute, up), cut,
+        )  # fmt: skip
     energy = take(fleet.compute_w, client) * compute + take(fleet.radio_w, client) * (down + up)
-    return Tasks(
-        client, start, end, outcome, base, compute, cost.bytes_down * _share(down, parts.down),
-        cost.bytes_up * np.where(silent, 0.0, _share(up, parts.up)), energy,
-    )  # fmt: skip
+    return Tasks(client, start, end, outcome, base, compute, bytes_down, bytes_up, energy)
+
+
+def _cut(
+    fleet: Fleet, client: I64, start: F64, spent: F64, parts: Phases, bytes_down: F64, bytes_up: F64,
+    seconds: tuple[F64, F64, F64], at: I64,
+) -> tuple[F64, F64]:  # fmt: skip
+    """(bytes down, bytes up) of tasks cut off after `spent` seconds; writes the seconds of their parts at `at`."""
+    down, compute, up = seconds
+    left = np.maximum(spent - parts.overhead, 0.0)
+    down[at] = np.minimum(left, parts.down)
+    left = np.maximum(left - parts.down, 0.0)
+    compute[at] = np.minimum(left, parts.compute)
+    up[at] = np.minimum(np.maximum(left - parts.compute, 0.0), parts.up)
+    latency = _full(take(fleet.latency_s, client), len(client))
+    received = spent >= parts.overhead + parts.down
+    moving, sending = np.maximum(down[at] - latency, 0.0), np.maximum(up[at] - latency, 0.0)
+    if fleet.network is not None:
+        begun = start + parts.overhead + latency
+        part = fleet.network.downloaded(begun, moving, client)
+        sent = fleet.network.uploaded(begun + parts.down + parts.compute, sending, client)
+    else:
+        part = bytes_down * _share(moving, parts.down - latency)
+        sent = bytes_up * _share(sending, parts.up - latency)
+    return np.where(received, bytes_down, np.minimum(part, bytes_down)), np.minimum(sent, bytes_up)
 
 
 def _share(done: F64, whole: F64) -> F64:
-    """The part that was done, in [0, 1]; all of what takes no time."""
-    return np.where(whole > 0.0, done / np.where(whole > 0.0, whole, 1.0), 1.0)
+    """The part that was done, in [0, 1]; none of what takes no time."""
+    return np.minimum(np.divide(done, whole, out=np.zeros(len(done)), where=whole > 0.0), 1.0)
+
+
+def _column(value: Any, like: NDArray[Any]) -> F64:
+    """A column of its own, `[n]`."""
+    return np.array(np.broadcast_to(np.asarray(value, np.float64), like.shape))
 
 
 def _full(value: Any, n: int) -> F64:

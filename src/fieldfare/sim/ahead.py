@@ -21,7 +21,7 @@ from fieldfare.core.params import Layout
 from fieldfare.sim.asks import costs
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.compute import Request, Segment
-from fieldfare.sim.stream import Stream, StreamAsk
+from fieldfare.sim.stream import UNLIMITED, Stream, StreamAsk
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -107,10 +107,16 @@ class Ahead:
         for at in range(first, piece.stop):
             i = at - first
             self.held[int(serials[at])] = Held(
-                {leaf: rows[i] for leaf, rows in piece.rows.items()}, float(piece.weight[at - piece.start]),
+                {leaf: _own(rows[i]) for leaf, rows in piece.rows.items()}, float(piece.weight[at - piece.start]),
                 {name: float(values[at - piece.start]) for name, values in piece.metrics.items()},
                 bool(piece.refused[at - piece.start]),
             )  # fmt: skip
+
+    def _forget(self, pending: I64) -> None:
+        """Let go of tasks that are over and were never taken: too old, when they ended."""
+        at_work = set(pending.tolist())
+        for serial in [one for one in self.held if one not in at_work]:
+            del self.held[serial]
 
     def _requests(self, ask: StreamAsk, lacking: I64, stream: Stream, executor: Executor) -> Any:
         """(positions in `ask`, request) of everything lacking, by what can share a stack, with tasks that end later."""
@@ -124,24 +130,48 @@ class Ahead:
             runs: dict[int, Run] = dict(ask.runs)
             clients, keys, base, serials = ask.clients[at], ask.keys[at], ask.base[at], ask.serials[at]
             steps = None if ask.steps is None else ask.steps[at]
-            size = 4 * (ask.run.model.size if ask.run.model is not None else 0) * max(len(ask.run.reduce), 1)
-            room = min(_ENOUGH - len(at), (_HELD_BYTES // max(size, 1)) - len(self.held))
-            if room > 0:
+            if len(at) < _ENOUGH:
                 more, _ = stream.pending()
+                self._forget(more["serial"])
                 runs |= stream.runs
-                alike = {number: _kind(runs[number], work) == kind for number in np.unique(more["base"]).tolist()}
+                oldest = -1 if (limit := ask.run.quorum.stale.limit) is None else ask.number + 1 - limit
+                alike = {
+                    number: number >= oldest and _kind(runs[number], work) == kind
+                    for number in np.unique(more["base"]).tolist()
+                }
                 found = zip(more["serial"].tolist(), more["base"].tolist(), strict=True)
-                pick = [i for i, (one, number) in enumerate(found) if alike[number] and one not in self.held][:room]
+                pick = [i for i, (one, number) in enumerate(found) if alike[number] and one not in self.held]
+                size = 4 * (ask.run.model.size if ask.run.model is not None else 0) * max(len(ask.run.reduce), 1)
+                pick = pick[: max(0, min(_ENOUGH - len(at), _HELD_BYTES // max(size, 1) - len(self.held)))]
                 if pick:
                     extra = more["client"][pick]
                     clients, keys = np.concatenate([clients, extra]), np.concatenate([keys, more["key"][pick]])
                     base = np.concatenate([base, more["base"][pick]])
                     serials = np.concatenate([serials, more["serial"][pick]])
-                    if steps is not None:
-                        limit = costs(runs[int(base[0])], extra, stream.population, work)[1]
-                        steps = np.concatenate([steps, limit]) if limit is not None else steps
+                    most = _limits(runs, more["base"][pick], extra, stream, work)
+                    if steps is not None or most is not None:
+                        steps = np.full(len(at), UNLIMITED) if steps is None else steps
+                        most = np.full(len(pick), UNLIMITED) if most is None else most
+                        steps = np.concatenate([steps, most])
             self._serials = serials
             yield at, _request(runs, clients, keys, base, steps)
+
+
+def _own(row: Any) -> Any:
+    """A row that keeps no others in memory."""
+    return row.copy() if isinstance(row, np.ndarray) else row
+
+
+def _limits(runs: Mapping[int, Run], base: I64, clients: I64, stream: Stream, work: Any) -> I64 | None:
+    """The most steps of tasks of the Runs `base` `[n]`; None where no budget limits any."""
+    out = None
+    for number in np.unique(base).tolist():
+        at = np.flatnonzero(base == number)
+        most = costs(runs[number], clients[at], stream.population, work)[1]
+        if most is not None:
+            out = np.full(len(base), UNLIMITED) if out is None else out
+            out[at] = most
+    return out
 
 
 def _kind(run: Run, work: Any) -> Any:

@@ -30,6 +30,10 @@ from fieldfare.sim.population import Population
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
+_IN_VAIN = 100_000
+"""Tasks that end in a row without a reply that counts, before a gather is given up as one that would never be over."""
+UNLIMITED = np.iinfo(np.int64).max
+"""The most steps of a client that no budget limits, beside others that one does."""
 _COLUMNS = (
     ("client", np.int64), ("start", np.float64), ("end", np.float64), ("code", np.int8), ("base", np.int64),
     ("key", np.uint64), ("serial", np.int64),
@@ -101,6 +105,8 @@ class Stream:
                 f"{run.work!r} is asked with client state, a view or inputs, and Quorum(late='next') keeps replies "
                 "over from other Runs: use late='drop'."
             )
+        if run.work not in works:
+            raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(works) or 'none'}.")
         check_stacks(run, quorum.need or on.count)
         self.number += 1
         self.runs[self.number] = run
@@ -114,24 +120,27 @@ class Stream:
             self.candidates.tracking = False
             self._open_fresh(run, now, works, selected)
         need = quorum.need if quorum.need is not None else on.count if not quorum.refill else 1 << 62
-        target = on.count if quorum.refill else (0 if fresh else len(self.heap) + on.count)
+        at_work = on.count if quorum.refill or fresh else len(self.heap) + on.count
         self.candidates.begun = self.serial
-        self.candidates.prepare(run, works[run.work], selected, now, target)
-        due, over = self._plan(run, now, need, deadline, target, not fresh)
+        self.candidates.prepare(run, works[run.work], selected, now, at_work)
+        due, over = self._plan(run, now, need, deadline, 0 if fresh or quorum.refill else on.count)
         self._flush(run)
         return self._ask(run, now, due, over, works, self.serial - began)
 
-    def _plan(
-        self, run: Run, now: float, need: int, deadline: float, target: int, opening: bool
-    ) -> tuple[float, list[int]]:
-        """Ends and starts in order of time until the gather is over: (when, the slots of tasks that ended)."""
+    def _plan(self, run: Run, now: float, need: int, deadline: float, asking: int) -> tuple[float, list[int]]:
+        """Ends and starts in order of time until the gather is over: (when, the slots of tasks that ended).
+
+        Without refilling `asking` clients begin, each once there is one that may.
+        """
         quorum, number, heap, free, new = run.quorum, self.number, self.heap, self._free, self._new
         oldest = -(1 << 62) if quorum.stale.limit is None else number - quorum.stale.limit
         timeout = np.inf if quorum.timeout_s is None else quorum.timeout_s
         oldest, got, over, t, serial = max(oldest, 0), 0, list[int](), now, self.serial
         candidates, refill = self.candidates, quorum.refill
+        target = run.on.count if refill and isinstance(run.on, Sample) else 0
         take, leave, wait, busy = candidates.take, candidates.leave, candidates.wait, candidates.busy
-        width = len(self._table["client"])
+        width, last, in_vain = len(self._table["client"]), 0, max(_IN_VAIN, 100 * target)
+        in_no_time = 0
         while True:
             while heap and heap[0][0] <= t:
                 _, _, slot, base, client = heappop(heap)
@@ -141,12 +150,17 @@ class Stream:
                 else:
                     busy[client] = 0
                 if base >= oldest:
-                    got += 1
+                    got, last = got + 1, len(over)
                     if got >= need:
                         self.serial = serial
                         return t, over
-            if refill or opening:
-                missing = target - len(heap)
+                elif len(over) - last > in_vain:
+                    raise self._in_vain(run, over, len(over) - last)
+            if t >= deadline:
+                self.serial = serial
+                return t, over
+            missing = target - len(heap) if refill else asking
+            if missing > 0:
                 while missing > 0:
                     found = take(t)
                     if found is None:
@@ -167,32 +181,57 @@ class Stream:
                     new.append((slot, client, t, end, code, serial))
                     serial += 1
                     missing -= 1
-                opening = opening and not refill and missing > 0
+                asking = 0 if refill else missing
             after = heap[0][0] if heap else np.inf
-            if (refill or opening) and target > len(heap):
+            if missing > 0:
                 after = min(after, wait(t))
+            if after == t and (in_no_time := in_no_time + 1) > in_vain:
+                raise UsageError(
+                    f"{in_no_time} tasks of {run.work!r} took no time at all, so this gather would never be over: give "
+                    "the fleet an overhead_s, or the quorum a need."
+                )
             if after > deadline or after == np.inf:
                 self.serial = serial
                 return (t if deadline == np.inf else deadline), over
             t = after
 
+    def _in_vain(self, run: Run, over: list[int], count: int) -> UsageError:
+        """Why a gather in which no task comes to a reply that counts would never be over."""
+        self._flush(run)
+        code, timeout = self._table["code"][over[-count:]], run.quorum.timeout_s
+        ended = {
+            "too old": (code == OK).sum(), "interrupted": (code == INTERRUPTED).sum(),
+            "timed out": (code == TIMEOUT).sum(), "dropped out": (code == DROP_OUT).sum(),
+        }  # fmt: skip
+        told = ", ".join(f"{number} {how}" for how, number in ended.items() if number)
+        return UsageError(
+            f"{count} tasks of {run.work!r} ended in a row without a reply that counts ({told}): the tasks are too long"
+            f" for the sessions{'' if timeout is None else f' or for timeout_s={timeout:g}'}; make them shorter, or "
+            "give deadline_s."
+        )
+
     def _open_fresh(self, run: Run, now: float, works: Mapping[str, Work], selected: Selected) -> None:
-        """With nobody at work, the cohort is drawn and timed exactly as that of any other `Run`."""
+        """With nobody at work, the cohort is drawn and timed exactly as that of any other `Run`.
+
+        Where clients are replaced, those who could only begin later are left to be found when they can: by then there
+        may be a newer model.
+        """
         b = begin(run, now, self.population, works, self.seed, None, selected, streaming=True)
-        n = len(b.clients)
+        ask = Ask(self.node, run, now, now, b.clients, b.seconds, {}, 0.0, 0.0, 0.0, len(b.clients))
+        at = np.flatnonzero(b.start <= now) if run.quorum.refill else np.arange(len(b.clients))
+        clients, start, end, outcome = b.clients[at], b.start[at], now + b.seconds[at], b.outcome[at]
+        n = len(clients)
         if not n:
             return
-        ask = Ask(self.node, run, now, now, b.clients, b.seconds, {}, 0.0, 0.0, 0.0, n)
-        end = now + b.seconds
         slots = np.array([self._slot() for _ in range(n)], np.int64)
         serials = np.arange(self.serial, self.serial + n)
         self.serial += n
-        self._write(slots, b.clients, b.start, end, b.outcome, client_keys(ask, self.seed), serials)
-        base = np.where(b.outcome == OK, self.number, -1)
-        columns = (end.tolist(), serials.tolist(), slots.tolist(), base.tolist(), b.clients.tolist())
+        self._write(slots, clients, start, end, outcome, client_keys(ask, self.seed)[at], serials)
+        base = np.where(outcome == OK, self.number, -1)
+        columns = (end.tolist(), serials.tolist(), slots.tolist(), base.tolist(), clients.tolist())
         self.heap.extend(zip(*columns, strict=True))
         heapify(self.heap)
-        self.candidates.occupy(b.clients)
+        self.candidates.occupy(clients)
 
     def _slot(self) -> int:
         if not self._free:
@@ -277,8 +316,9 @@ class Stream:
                 own, most = costs(self.runs[number], client[at], self.population, works[run.work])
                 for name in ("flops", "bytes_down", "bytes_up"):
                     getattr(cost, name)[at] = getattr(own, name)
-                if steps is not None and most is not None:
-                    steps[at] = most
+                if steps is not None or most is not None:
+                    steps = np.full(len(base), UNLIMITED) if steps is None else steps
+                    steps[at] = UNLIMITED if most is None else most
         noise = noise_of(fleet, rng.mix(columns["key"]))
         parts = phases(fleet, client, cost, columns["start"], noise)
         tasks = account(fleet, client, columns["start"], columns["end"], code, base, parts, cost)
@@ -314,7 +354,8 @@ class Stream:
         self._at_work = dict(
             zip(*(a.tolist() for a in np.unique(saved["table"]["base"], return_counts=True)), strict=True)
         )
-        self._at_work.setdefault(self.number, 0)
+        if self.number:
+            self._at_work.setdefault(self.number, 0)
         newest = self.runs.get(self.number)
         self._kind_since = saved["kind_since"]
         self._kind = None if newest is None else cost_kind(newest, works[self.work])
