@@ -106,4 +106,4 @@ class FedAsync:
             return replace(state, version=state.asked)
         a = np.float32(self.alpha * float(new.weight) / len(event.clients))
         vector = state.model.vector + a * (np.asarray(new.value, np.float32) - state.model.vector)
-        return replace(state, model=state.model.replace(vector), version=state.asked)
+        return replace(state, model=state.model.replace(vector.astype(np.float32, copy=False)), version=state.asked)
