@@ -7,7 +7,7 @@ Here: functions from a `Work` or `Groups` to a `Picture`, None when there is not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from fieldfare.report import style, units
 from fieldfare.report.groups import Groups, share_of
 from fieldfare.report.read_tasks import Strip, Work, quantile_of
 from fieldfare.report.style import Picture, canvas, picture
+from fieldfare.report.table import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,21 +33,29 @@ WHY = {
     REFUSED: "its numbers could not be used",
     DROP_OUT: "it was never heard of again",
 }
+_PALE, _SESSION = "#d5dbe0", "#dfe7ee"
 _STAGES = {
     "counted": style.BLUE, "asked in vain": style.ORANGE, "available, never asked": style.LIGHT,
-    "never asked": "#d5dbe0", "never available": "#d5dbe0",
+    "never asked": _PALE, "never available": _PALE,
 }  # fmt: skip
 ROW = 0.3
 
 
-def legend(axes: Axes, words: Sequence[tuple[str, str]], *, right: float = 1.0) -> None:
+def legend(axes: Axes, words: Sequence[tuple[str, str]]) -> None:
     """Name colours in one line above the axes, at its right end."""
+    _above(axes, _patches(words))
+
+
+def _patches(words: Sequence[tuple[str, str]]) -> list[Any]:
     from matplotlib.patches import Patch
 
+    return [Patch(facecolor=colour, edgecolor="none", label=text) for text, colour in words]
+
+
+def _above(axes: Axes, named: Sequence[Any]) -> None:
     axes.legend(
-        handles=[Patch(facecolor=colour, edgecolor="none", label=text) for text, colour in words], ncols=len(words),
-        loc="lower right", bbox_to_anchor=(right, 1.0), borderaxespad=0.35, borderpad=0.0, handlelength=0.9,
-        handleheight=0.9, handletextpad=0.4, columnspacing=1.2,
+        handles=named, ncols=len(named), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.35,
+        borderpad=0.0, handlelength=0.9, handleheight=0.9, handletextpad=0.4, columnspacing=1.2,
     )  # fmt: skip
 
 
@@ -99,15 +108,9 @@ def _verb(outcome: int) -> str:
     return verbs.get(outcome, LOOK[outcome][0])
 
 
-def _patches(words: Sequence[tuple[str, str]]) -> list[object]:
-    from matplotlib.patches import Patch
-
-    return [Patch(facecolor=colour, edgecolor="none", label=text) for text, colour in words]
-
-
 def staleness(work: Work) -> Picture | None:
     """Draw how many replies came how many versions late; None in a run whose replies never are stale."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     if work.staleness is None or work.thrown_away is None or not (work.staleness.sum() + work.thrown_away.sum()):
         return None
@@ -124,6 +127,7 @@ def staleness(work: Work) -> Picture | None:
     axes.set_xlim(-0.5 - 0.2 * step, groups * step - 0.5 + 0.2 * step)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: units.number(value)))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("versions made while a reply was on its way")
     axes.set_title("replies")
@@ -143,63 +147,38 @@ def staleness(work: Work) -> Picture | None:
 
 
 def participation(groups: Groups) -> Picture:
-    """Draw each group's share of the devices, of the tasks and of the updates; and how far its devices came."""
+    """Draw each group's share of the devices, of the tasks and of the updates; and how far its devices came.
+
+    How far is left out where all came equally far.
+    """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
     count = len(groups.names)
-    width, height = 11.4, 0.95 + ROW * max(count, 3)
-    figure = Figure(figsize=(width, height), facecolor="none")
-    left = 0.25 + style.room([style.shorten(name, 26) for name in groups.names])
-    beside, gap = 0.75, 0.45
-    half = (width - left - gap - beside - 0.25) / 2
-    low, tall = 0.5 / height, 1 - (0.5 + 0.34) / height
-    first = figure.add_axes((left / width, low, half / width, tall), facecolor="none")
-    second = figure.add_axes(((left + half + beside + gap) / width, low, half / width, tall), facecolor="none")
-    at = np.arange(count)
-    devices, begun, counted = share_of(groups.devices), share_of(groups.begun), share_of(groups.counted)
-    ratio = groups.ratio()
-    first.barh(at, devices, height=0.62, color="#d5dbe0", linewidth=0)
-    first.plot(begun, at, "D", color=style.ORANGE, markersize=5, markeredgewidth=0, zorder=3)
-    first.plot(counted, at, "o", color=style.BLUE, markersize=6.5, markeredgewidth=0, zorder=3)
-    for row in range(count):
-        tone = style.VERMILION if ratio[row] < 0.8 else style.GREEN if ratio[row] > 1.25 else style.GREY
-        first.text(1.02, row, f"× {ratio[row]:.2f}", transform=first.get_yaxis_transform(), va="center_baseline",
-                   color=style.darker(tone), fontsize=8.5)  # fmt: skip
-    top = 1.06 * float(max(devices.max(), begun.max(), counted.max()))
-    first.set_xlim(0, top)
-    first.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    first.text(-0.012, 1.0 + 0.1 / (tall * height), "examples" if groups.kind == "examples" else "class", ha="right",
-               transform=first.transAxes, color=style.MUTED, fontsize=9)  # fmt: skip
-    from matplotlib.lines import Line2D
-
-    first.legend(
-        handles=[
-            *_patches([("devices", "#d5dbe0")]),
-            Line2D([], [], marker="D", linestyle="", color=style.ORANGE, markersize=5, label="tasks begun"),
-            Line2D([], [], marker="o", linestyle="", color=style.BLUE, markersize=6.5, label="updates that counted"),
-        ],
-        ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.35, borderpad=0.0, handlelength=0.9,
-        handleheight=0.9, handletextpad=0.4, columnspacing=1.2,
-    )  # fmt: skip
-    floor = np.zeros(count)
     stages = [(name, shares) for name, shares in groups.stages() if shares.max() > 0]
-    for name, shares in stages:
-        second.barh(at, shares, left=floor, height=0.62, color=_STAGES[name], linewidth=0)
-        floor = floor + shares
-    second.set_xlim(0, 1)
-    legend(second, [(name, _STAGES[name]) for name, _ in stages])
-    for axes in (first, second):
+    both = len(stages) > 1
+    width, height = 11.4 if both else 5.6, 0.95 + ROW * max(count, 3)
+    figure = Figure(figsize=(width, height), facecolor="none")
+    names = [style.shorten(name, 26) for name in groups.names]
+    left, beside, gap = 0.2 + style.room([*names, "examples"]), 0.75, 0.45
+    half = (width - left - gap - beside - 0.25) / 2 if both else width - left - beside
+    low, tall = 0.5 / height, 1 - (0.5 + 0.34) / height
+    drawn = [figure.add_axes((left / width, low, half / width, tall), facecolor="none")]
+    _shares(drawn[0], groups)
+    drawn[0].text(-0.012, 1.0 + 0.1 / (tall * height), "examples" if groups.kind == "examples" else "class", ha="right",
+                  transform=drawn[0].transAxes, color=style.MUTED, fontsize=9)  # fmt: skip
+    if both:
+        box = ((left + half + beside + gap) / width, low, half / width, tall)
+        drawn.append(figure.add_axes(box, facecolor="none"))
+        _how_far(drawn[1], stages)
+    for axes in drawn:
         axes.set_ylim(count - 0.5, -0.5)
-        axes.set_yticks(at, [style.shorten(name, 26) for name in groups.names] if axes is first else [])
+        axes.set_yticks(range(count), names if axes is drawn[0] else [""] * count)
         axes.tick_params(axis="y", labelcolor=style.INK)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         axes.grid(axis="y", visible=False)
-    first.set_xlabel("share of devices, tasks and updates")
-    second.set_xlabel("how far the devices of a group came")
-    by_size = groups.kind == "examples"
-    what = "examples held" if by_size else "class of device"
-    told = _left_out(groups, ratio)
+    what = "examples held" if groups.kind == "examples" else "class of device"
+    told, ratio = _left_out(groups), groups.ratio()
     return picture(
         figure,
         name=f"participation-{groups.kind}",
@@ -209,23 +188,64 @@ def participation(groups: Groups) -> Picture:
         + ", ".join(f"{name} {value:.2f}" for name, value in zip(groups.names, ratio, strict=True))
         + f". {told}",
         marks=8 * count,
-        wide=True,
+        wide=both,
     )
 
 
-def _left_out(groups: Groups, ratio: np.ndarray) -> str:
+def _shares(axes: Axes, groups: Groups) -> None:
+    """Each group's share of the devices as a bar, of tasks begun and of updates that counted as marks upon it."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    at = np.arange(len(groups.names))
+    devices, begun, counted = share_of(groups.devices), share_of(groups.begun), share_of(groups.counted)
+    axes.barh(at, devices, height=0.62, color=_PALE, linewidth=0)
+    named: list[Any] = _patches([("devices", _PALE)])
+    for words, shares, marker, colour, size in (
+        ("tasks begun", begun, "D", style.ORANGE, 5.0), ("updates that counted", counted, "o", style.BLUE, 6.5)
+    ):  # fmt: skip
+        if shares is begun and np.array_equal(groups.begun, groups.counted):
+            continue
+        how: dict[str, Any] = {"marker": marker, "linestyle": "", "color": colour, "markersize": size}
+        axes.plot(shares, at, markeredgewidth=0, zorder=3, **how)
+        named.append(Line2D([], [], markeredgewidth=0, label=words, **how))
+    for row, ratio in enumerate(groups.ratio()):
+        tone = style.VERMILION if ratio < 0.8 else style.GREEN if ratio > 1.25 else style.GREY
+        axes.text(1.02, row, f"× {ratio:.2f}", transform=axes.get_yaxis_transform(), va="center_baseline",
+                  color=style.darker(tone), fontsize=8.5)  # fmt: skip
+    axes.set_xlim(0, 1.06 * float(max(devices.max(), begun.max(), counted.max())))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("share of all")
+    _above(axes, named)
+
+
+def _how_far(axes: Axes, stages: Sequence[tuple[str, Floats]]) -> None:
+    """Each group's devices by how far they came, as shares of the group."""
+    floor = np.zeros(len(stages[0][1]))
+    for name, shares in stages:
+        axes.barh(np.arange(len(floor)), shares, left=floor, height=0.62, color=_STAGES[name], linewidth=0)
+        floor = floor + shares
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("how far the devices of a group came")
+    legend(axes, [(name, _STAGES[name]) for name, _ in stages])
+
+
+def _left_out(groups: Groups) -> str:
     """One sentence on the groups furthest from their fair share, of those that are not tiny."""
     if not groups.counted.sum():
         return "No update counted."
+    ratio = groups.ratio()
     some = np.flatnonzero((groups.devices >= 0.01 * groups.devices.sum()) & np.isfinite(ratio))
     low, high = some[np.argmin(ratio[some])], some[np.argmax(ratio[some])]
-    names = [f"devices with {n} examples" if groups.kind == "examples" else f"“{n}” devices" for n in groups.names]
     if ratio[high] - ratio[low] < 0.1:
         return "All groups have about their share."
-    return (
-        f"Most left out are {names[low]} (×\N{NO-BREAK SPACE}{ratio[low]:.2f}), most heard "
-        f"{names[high]} (×\N{NO-BREAK SPACE}{ratio[high]:.2f})."
-    )
+
+    def told(at: np.intp) -> str:
+        name = groups.names[at]
+        words = f"devices with {name} examples" if groups.kind == "examples" else f"“{name}” devices"
+        return f"{words} (×\N{NO-BREAK SPACE}{ratio[at]:.2f})"
+
+    return f"Most left out are {told(low)}, most heard {told(high)}."
 
 
 def strip(shown: Strip, span_s: float, kinds: Sequence[str] | None = None) -> Picture | None:
@@ -249,7 +269,7 @@ def strip(shown: Strip, span_s: float, kinds: Sequence[str] | None = None) -> Pi
     for one, sessions in (shown.sessions or {}).items():
         bars = [(a, min(b, shown.until_s) - a) for a, b in sessions if a < shown.until_s]
         axes.broken_barh([(a / scale.divisor, w / scale.divisor) for a, w in bars], (places[one] - 0.4, 0.8),
-                         facecolor="#dfe7ee", linewidth=0)  # fmt: skip
+                         facecolor=_SESSION, linewidth=0)  # fmt: skip
         marks += len(bars)
     least = shown.until_s / 900
     present = []
@@ -272,7 +292,7 @@ def strip(shown: Strip, span_s: float, kinds: Sequence[str] | None = None) -> Pi
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"virtual time [{scale.unit}]")
     axes.set_title("device")
-    known = [("available", "#dfe7ee")] if shown.sessions is not None else []
+    known = [("available", _SESSION)] if shown.sessions is not None else []
     legend(axes, [*known, *(LOOK[one] for one in present)])
     rest = count - shown.most
     who = f"The {shown.most} devices with most tasks" + (f", then {rest} others drawn by chance" if rest else "")

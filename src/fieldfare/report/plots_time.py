@@ -158,6 +158,8 @@ def at_work(work: Work) -> Picture | None:
     label_ends(axes, [Label(0.0, mean, f"mean {units.number(mean, 3)}", style.BLUE)])
     step = units.duration(float(np.diff(work.edges[:2])[0]))
     told = f"{units.number(mean, 3)} tasks were at work on average, {units.number(most, 3)} in the busiest {step}"
+    if most < 1.005 * mean:
+        told = f"{units.number(mean, 3)} tasks were at work all the time"
     if work.available is not None:
         middle = (edges[1:] + edges[:-1]) / 2
         upper = figure.add_axes(

@@ -33,7 +33,7 @@ BLOCK = 1 << 17
 SHOWN = 6
 """Devices of each kind in the strip: the most active, and others drawn by chance."""
 STRIP_TASKS = 24
-"""Tasks of the busiest device up to which the strip reaches."""
+"""The strip ends when a device in it has done so many."""
 _TAKEN = ("device_s", "compute_s", "bytes_down", "bytes_up", "energy_j")
 
 
@@ -257,8 +257,11 @@ def _strip(folder: Path, tasks: NDArray[Any], begun: Ints, fleet: Mapping[str, A
     found = np.concatenate([np.array(tasks[at : at + BLOCK])[member[tasks["client"][at : at + BLOCK]]]
                             for at in range(0, len(tasks), BLOCK)])  # fmt: skip
     found = found[np.lexsort((found["client"], found["start"]))]
-    busiest = np.sort(found["end"][found["client"] == ids[0]]) if ids else found["end"]
-    until = span_s if len(busiest) <= STRIP_TASKS else float(busiest[STRIP_TASKS - 1])
+    until = span_s
+    for one in ids[:most]:
+        ends = np.sort(found["end"][found["client"] == one])
+        if len(ends) > STRIP_TASKS:
+            until = min(until, float(ends[STRIP_TASKS - 1]))
     told: dict[int, list[tuple[float, float]]] | None = None
     if sessions is not None:
         told = {one: [(float(a), float(b)) for a, b in sessions.get(str(one), [])] for one in ids}

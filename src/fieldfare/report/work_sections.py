@@ -35,7 +35,7 @@ def work_section(work: Work | None, *, draw: bool) -> Section | None:
         return None
     lead = "When devices could work, how many did, and how old the models were that their replies came from."
     if work.staleness is None:
-        lead = "When devices could work, and how many did."
+        lead = "How many devices worked, and when." if work.available is None else "When devices could work, and did."
     return Section("work", "Devices at work", lead, body)
 
 
