@@ -253,6 +253,13 @@ def test_a_label_skew_can_follow_any_column():
     assert all(len(set(fed.block([i]).client(0)["ward"])) == 1 for i in range(3))
 
 
+def test_ids_themselves_are_no_name_of_a_column():
+    for ids in (np.arange(4), ["a", "b"], None):
+        with pytest.raises(UsageError, match="give the name of a column") as refused:
+            natural(ids)  # type: ignore[arg-type]
+        assert "\n" not in str(refused.value)
+
+
 def test_missing_ids_are_refused_by_row():
     with pytest.raises(UsageError, match="the id in row 1 of 'client' is missing"):
         natural()(np.array([0.0, np.nan]), 0)

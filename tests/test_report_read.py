@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from command_line import fieldfare
 from hypothesis import given
 from hypothesis import strategies as st
 from report_folders import make_run, make_study, read_rows, write_lines
@@ -152,6 +153,44 @@ def test_the_description_a_data_set_gives_of_itself_is_understood():
     assert (card.n_clients, card.rows, card.classes, card.label_skew_js) == (3, 9, ("0", "1"), 0.25)
     assert card.sizes_quantiles["median"] == 3.0
     assert card.sizes is None
+
+
+def cut_in_a_line(run):
+    text = (run / "rounds.jsonl").read_text()
+    (run / "rounds.jsonl").write_text(text[:-9])
+
+
+def cut_cleanly(run):
+    write_lines(run / "rounds.jsonl", read_rows(run / "rounds.jsonl")[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (cut_in_a_line, ("rounds.jsonl", "cut off", "6 rounds")),
+        (cut_cleanly, ("rounds.jsonl", "ends with round 5", "6 rounds")),
+        (lambda run: (run / "rounds.jsonl").unlink(), ("rounds.jsonl", "ends with round 0")),
+        (lambda run: (run / "rounds.jsonl").write_text(""), ("rounds.jsonl", "ends with round 0")),
+        (lambda run: (run / "summary.json").write_text("{}"), ("summary.json", "lacks run, rounds, final")),
+        (lambda run: (run / "summary.json").write_text("{"), ("summary.json", "cannot be read")),
+    ],
+)
+def test_a_complete_run_that_was_damaged_since_is_told_in_one_line_by_report_and_inspect(tmp_path, damage, words):
+    run = make_run(tmp_path / "runs" / "one", rounds=6)
+    (run / "run.json").write_text(json.dumps({"format": 1, "version": ff.__version__, "id": "one"}))
+    assert fieldfare(tmp_path, "inspect", "one").code == 0
+    damage(run)
+    for command in ("report", "inspect"):
+        fieldfare(tmp_path, command, "one").refused(*words)
+    with pytest.raises(UsageError):
+        read_run(run)
+
+
+def test_a_run_that_was_killed_in_the_middle_of_a_line_is_read_as_far_as_it_came(tmp_path):
+    run = make_run(tmp_path / "one", rounds=6)
+    (run / "summary.json").unlink()
+    cut_in_a_line(run)
+    assert read_run(run).table.n == 5
 
 
 def test_settings_that_differ_are_exactly_those_named():

@@ -60,7 +60,7 @@ def test_a_run_is_found_by_path_by_id_by_its_beginning_or_end_and_as_latest(tmp_
 
 
 def test_no_run_at_all_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no runs under .*none"):
+    with pytest.raises(UsageError, match=r"there are no runs under .*absent yet; make one"):
         RunFolder.find("latest", tmp_path / "absent")
 
 
@@ -83,6 +83,11 @@ def test_a_folder_of_another_format_names_the_version_that_wrote_it(tmp_path: Pa
         RunFolder.open(run.path)
     assert "\n" not in str(error.value)
     assert about["version"] == fieldfare.__version__
+    (run.path / "run.json").write_text(json.dumps({**about, "format": 99}))
+    with pytest.raises(UsageError, match=r"says format 99, which no fieldfare .* writes \(it writes 1\)") as error:
+        RunFolder.open(run.path)
+    assert "\n" not in str(error.value)
+    assert "this version" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", "null"])

@@ -14,6 +14,7 @@ from rich.tree import Tree
 
 from fieldfare.core.errors import UsageError
 from fieldfare.progress import duration
+from fieldfare.report.table import check_whole
 from fieldfare.store.runs import RunFolder
 
 
@@ -124,6 +125,7 @@ def inspect_run(which: str, runs: str | Path) -> dict[str, Any]:
     from fieldfare.report.read_tasks import facts_of_run
 
     folder = RunFolder.find(which, runs)
+    check_whole(folder.path)
     facts: dict[str, Any] = {"run": folder.id, "status": folder.status, "path": str(folder.path)}
     rows = folder.read_lines("rounds.jsonl")
     facts["rounds_recorded"] = len(rows)

@@ -242,6 +242,13 @@ class natural(_Sharing):
 
     column: str = "client"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.column, str):
+            raise UsageError(
+                f"natural({type(self.column).__name__}): give the name of a column of client ids, such as "
+                "natural('writer'); ids in an array are a column of federate({'writer': ids, ...}, natural('writer'))."
+            )
+
     def __call__(self, y: Array, seed: int = 0) -> Index:
         ids = self._checked(y)
         values, owner = np.unique(ids, return_inverse=True)

@@ -24,6 +24,7 @@ from fieldfare.report.table import (
     Floats,
     Table,
     arm_folders,
+    check_whole,
     is_number,
     is_run,
     load,
@@ -216,7 +217,7 @@ def read_run(path: str | Path) -> Run:
     """Read a run folder with its arms; ``clients.jsonl`` is left for `read_participation`.
 
     Raises `UsageError`, in one line, when there is no such run, when it is of another format, or when a file of it
-    cannot be read. Cost: the sizes of the files but ``clients.jsonl``.
+    cannot be read or was cut short since the run was complete. Cost: the sizes of the files but ``clients.jsonl``.
     """
     folder = Path(path)
     if folder.is_file() and folder.name in (*RUN_FILES, "report.html"):
@@ -225,6 +226,7 @@ def read_run(path: str | Path) -> Run:
         raise UsageError(f"there is no run at {folder}: {_beside(folder)}")
     if not is_run(folder):
         raise UsageError(f"{folder} is no run folder, it has none of {', '.join(RUN_FILES)}: {_within(folder)}")
+    check_whole(folder)
     summary, config = load(folder / "summary.json"), load(folder / "config.json")
     return Run(
         path=folder,

@@ -171,6 +171,32 @@ def read_table(folder: Path) -> Table:
     return replace(table, totals={name: last[name] + value for name, value in after.items()})
 
 
+def check_whole(folder: Path) -> None:
+    """Refuse, in one line, a complete run whose summary or rounds were damaged since; one that still runs is not.
+
+    ``summary.json`` must name the run, its rounds and its final metrics, and ``rounds.jsonl`` end with that round; a
+    sweep has neither.
+    """
+    path, rounds = folder / "summary.json", folder / "rounds.jsonl"
+    if not path.is_file():
+        return
+    summary = load(path)
+    wanted = ("run",) if "sweep" in summary else ("run", "rounds", "final")
+    if lacking := [name for name in wanted if name not in summary]:
+        raise UsageError(f"{path} lacks {', '.join(lacking)}: it is damaged; restore the file or run the job again.")
+    if "sweep" in summary or ("arms" in summary and not rounds.is_file()):
+        return
+    cut = rounds.is_file() and is_cut_off(rounds)
+    table = Table() if cut else read_table(folder)
+    last = int(table.column("round")[-1]) if table.n else 0
+    if cut or last != summary["rounds"]:
+        ends = "is cut off in its last line" if cut else f"ends with round {last}"
+        raise UsageError(
+            f"{rounds} {ends}, the run had {summary['rounds']} rounds: it is damaged; restore the file or run the job "
+            "again."
+        )
+
+
 def is_cut_off(path: Path) -> bool:
     """Say whether the last line of a ``.jsonl`` file is no JSON: it was cut off while being written, or since."""
     last = ""

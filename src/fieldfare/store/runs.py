@@ -91,6 +91,11 @@ class RunFolder:
             raise UsageError(f"{path} is no run folder (it has no run.json): name one under runs/.") from None
         except (ValueError, KeyError, TypeError):
             raise UsageError(f"{path}/run.json is damaged: this run cannot be opened.") from None
+        if form != FORMAT and version == __version__:
+            raise UsageError(
+                f"{path}/run.json says format {form!r}, which no fieldfare {version} writes (it writes {FORMAT}): "
+                "the file was changed; put it back as it was, or run the job again."
+            )
         if form != FORMAT:
             raise UsageError(
                 f"{path} was written by fieldfare {version} in format {form}, this version {__version__} reads format "
@@ -109,10 +114,16 @@ class RunFolder:
             return cls.open(which, write)
         if (root / which / "run.json").is_file():
             return cls.open(root / which, write)
-        near = [path for path in run_paths(root) if path.name.startswith(which) or path.name.endswith(which)]
+        there = run_paths(root)
+        near = [path for path in there if path.name.startswith(which) or path.name.endswith(which)]
         if len(near) == 1:
             return cls.open(near[0], write)
-        have = ", ".join(path.name for path in (near or run_paths(root))[-3:]) or "none"
+        if not there:
+            raise UsageError(
+                f"there is no run {which!r}: there are no runs under {root} yet; make one with "
+                "`fieldfare run JOB.py`, or give --runs."
+            )
+        have = ", ".join(path.name for path in (near or there)[-3:])
         raise UsageError(f"{len(near) or 'no'} runs under {root} are called {which!r}: the last there are {have}.")
 
     @property
