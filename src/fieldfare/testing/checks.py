@@ -209,7 +209,7 @@ def conserved(world: World) -> None:
     at_work: dict[tuple[str, str], int] = {}
     for ask, event in books.asks:
         where = f"law 9, {ask.run.tag}"
-        lost = sum(len(ids) for ids in event.missing.values())
+        lost = sum(len(ids) for reason, ids in event.missing.items() if reason != "unavailable")
         asked = ask.asked
         if isinstance(ask, StreamAsk):
             stream, asked = (ask.node, ask.run.work), len(ask.over)
