@@ -59,9 +59,9 @@ class Simulated:
     `fleet`: a `Fleet`, a recipe for one (`fieldfare.fleet.phones()`, `generate(...)`, readers of traces), or the name
     of a preset of `generate`. `train=False`: nothing is computed, only who works when, for how long, and what it takes;
     the model stays as it is, and nothing is evaluated. `workers`: processes (None: as many as cores, when the work is
-    worth it). `chunk`: clients per stacked call (None: by memory). `on`: "local"; "ray" for the Ray of this process, of RAY_ADDRESS, or one started for the run;
-    "ray://HOST:PORT" for a cluster. None of workers, chunk and on changes a bit.
-    `evaluation_s`: virtual seconds of one central evaluation.
+    worth it). `chunk`: clients per stacked call (None: by memory). `on`: "local"; "ray" for the Ray of this process, of
+    RAY_ADDRESS, or one started for the run; "ray://HOST:PORT" for a cluster. None of workers, chunk and on changes a
+    bit. `evaluation_s`: virtual seconds of one central evaluation.
     """
 
     fleet: Fleet | Recipe | str = field(default_factory=Phones)

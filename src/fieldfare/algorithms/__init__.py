@@ -19,8 +19,8 @@ from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
 from fieldfare.algorithms.scaffold import Scaffold
 
 __all__ = [
-    "ALGORITHMS", "Bagging", "CutOff", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam", "FedAsync", "FedAvg",
-    "FedAvgM", "FedBN", "FedBuff", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx", "FedRep", "FedTrimmedMean", "FedYogi",
-    "Krum", "QFedAvg", "Scaffold", "SemiSync", "State", "StopAt", "TiFL", "build", "check", "entry", "innermost",
-    "keep_optimizer",
+    "ALGORITHMS", "Bagging", "CutOff", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam",
+    "FedAsync", "FedAvg", "FedAvgM", "FedBN", "FedBuff", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx",
+    "FedRep", "FedTrimmedMean", "FedYogi", "Krum", "QFedAvg", "Scaffold", "SemiSync", "State", "StopAt", "TiFL",
+    "build", "check", "entry", "innermost", "keep_optimizer",
 ]  # fmt: skip

@@ -323,5 +323,5 @@ def cost_kind(run: Run, work: Work) -> Any:
     """What the cost of a Run depends on, beside the client: equal for Runs that cost the same."""
     alike = getattr(work, "alike", None)
     config = tuple(sorted((k, v) for k, v in run.config.items() if k != "round"))
-    layout = None if run.model is None else (run.model.layout, len(run.model.opaque))
+    layout = None if run.model is None else (run.model.layout, run.model.bytes)
     return (layout, config, None if alike is None else alike(run.config)[0])
