@@ -76,7 +76,7 @@ class Candidates:
         """Get ready for a gather of `run` that wants `target` clients at work."""
         on = run.on
         assert isinstance(on, Sample)
-        kind, ruled = (cost_kind(run, work), on.where), on.by != "uniform"
+        kind, ruled = (cost_kind(run), on.where), on.by != "uniform"
         self._run, self._work, self._selected = run, work, selected
         if self._kind is None or self._kind[1] != on.where or ruled != (self._rule is not None):
             self._among = self.population.flagged(on)
@@ -314,14 +314,16 @@ class Candidates:
         self._busy[np.array(busy, np.int64)] = True
         if saved["kind"] and run is not None and isinstance(run.on, Sample):
             self._run, self._work, self._rule = run, work, run.on.by if saved["ruled"] else None
-            self._kind, self._among = (cost_kind(run, work), saved["where"]), self.population.flagged(run.on)
+            self._kind, self._among = (cost_kind(run), saved["where"]), self.population.flagged(run.on)
             if saved["open"]:
                 self._fill(self._block_at)
 
 
-def cost_kind(run: Run, work: Work) -> Any:
-    """What the cost of a Run depends on, beside the client: equal for Runs that cost the same."""
-    alike = getattr(work, "alike", None)
+def cost_kind(run: Run) -> Any:
+    """What the cost of a Run depends on, beside the client: equal for Runs that cost the same.
+
+    The number of the round is no part of it: no work costs more for being asked later.
+    """
     config = tuple(sorted((k, v) for k, v in run.config.items() if k != "round"))
     layout = None if run.model is None else (run.model.layout, run.model.bytes)
-    return (layout, config, None if alike is None else alike(run.config)[0])
+    return (layout, config)

@@ -110,7 +110,7 @@ class Stream:
         check_stacks(run, quorum.need or on.count)
         self.number += 1
         self.runs[self.number] = run
-        kind = cost_kind(run, works[run.work])
+        kind = cost_kind(run)
         if kind != self._kind:
             self._kind, self._kind_since = kind, self.number
         deadline = np.inf if quorum.deadline_s is None else now + quorum.deadline_s
@@ -358,5 +358,5 @@ class Stream:
             self._at_work.setdefault(self.number, 0)
         newest = self.runs.get(self.number)
         self._kind_since = saved["kind_since"]
-        self._kind = None if newest is None else cost_kind(newest, works[self.work])
+        self._kind = None if newest is None else cost_kind(newest)
         self.candidates.load(saved["candidates"], newest, works[self.work], [entry[4] for entry in self.heap])
