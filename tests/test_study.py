@@ -44,6 +44,22 @@ sense = ">="
 target = 1
 
 [[claim]]
+name = "energy"
+measure = "total"
+arm = "fedprox"
+axis = "energy_j"
+sense = ">="
+target = 0.001
+
+[[claim]]
+name = "device time"
+measure = "total"
+arm = "fedprox"
+axis = "device_s"
+sense = ">="
+target = 0.001
+
+[[claim]]
 name = "four rounds"
 measure = "total"
 arm = "fedavg"
@@ -135,7 +151,7 @@ def test_under_a_claims_file_that_was_changed_since_no_claim_holds(done, tmp_pat
     (run.path / "claims.toml").write_text(text)
     told = fieldfare(tmp_path, "claims", run.id, "--json")
     assert told.code == 4
-    assert [claim["holds"] for claim in told.result["claims"]] == [False] * 3
+    assert [claim["holds"] for claim in told.result["claims"]] == [False] * 5
     assert "claims.toml was changed since the run was made" in told.result["changed"]
     shown = fieldfare(tmp_path, "claims", run.id)
     assert shown.code == 4
@@ -162,7 +178,7 @@ def test_claims_are_recomputed_from_the_arms_tables(done):
     told = fieldfare(folder, "claims", "--json")
     assert told.code == 0
     assert told.result["claims"] == outcome.result["claims"]
-    near, moved, rounds = told.result["claims"]
+    near, moved, energy, time, rounds = told.result["claims"]
     arms = folder / "runs" / "latest" / "arms"
     final = {a: json.loads((arms / a / "summary.json").read_text())["final"]["accuracy"]
              for a in ("fedavg/0", "fedavg/1", "fedprox")}  # fmt: skip
@@ -170,23 +186,28 @@ def test_claims_are_recomputed_from_the_arms_tables(done):
     assert (rounds["ours"], rounds["holds"]) == (4, True)
     prox = json.loads((arms / "fedprox" / "summary.json").read_text())
     assert moved["ours"] == prox["bytes_down"] + prox["bytes_up"]
+    assert energy["ours"] == pytest.approx(prox["energy_j"], rel=1e-9)
+    assert time["ours"] == pytest.approx(sum(prox["device_s"].values()), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["rounds.jsonl", "totals.json"])
-def test_a_total_of_an_arm_whose_table_is_spoilt_does_not_hold(done, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "column"), [("rounds.jsonl", "bytes_up"), ("rounds.jsonl", "energy_j"), ("totals.json", "bytes_up")]
+)
+def test_a_total_of_an_arm_whose_table_is_spoilt_does_not_hold(done, tmp_path, name, column):
     folder, _ = done
     shutil.copytree(folder / "runs", tmp_path / "runs")
     run = RunFolder.find("latest", tmp_path / "runs")
     table = run.path / "arms" / "fedprox" / name
     rows = [json.loads(line) for line in table.read_text().splitlines()] if name == "rounds.jsonl" else []
     for row in rows:
-        row["bytes_up"] = 10 * row["bytes_up"]
+        row[column] = 10 * row[column]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows) or '{"round": 4, "after": {"bytes_up": 99}}')
     told = fieldfare(tmp_path, "claims", run.id, "--json")
     assert told.code == 4
-    near, moved, rounds = told.result["claims"]
-    assert (moved["ours"], moved["holds"], near["holds"], rounds["holds"]) == (None, False, False, True)
-    assert "bytes_up" in moved["why"] or "virtual_s" in moved["why"]
+    *spoilt, rounds = told.result["claims"]
+    assert [(claim["ours"], claim["holds"]) for claim in spoilt] == [(None, False)] * 4
+    assert rounds["holds"]
+    assert all(column in claim["why"] or "virtual_s" in claim["why"] for claim in spoilt)
 
 
 def test_the_claims_file_may_lie_beside_the_job_file(done):
@@ -194,7 +215,7 @@ def test_the_claims_file_may_lie_beside_the_job_file(done):
     (folder / "elsewhere").mkdir()
     told = fieldfare(folder / "elsewhere", "run", "../hello.py", "--json", "--rounds", 1)
     assert told.code == 0, told.err
-    assert [claim["holds"] for claim in told.result["claims"]] == [True] * 3
+    assert [claim["holds"] for claim in told.result["claims"]] == [True] * 5
 
 
 def test_overrides_reach_every_arm(done):

@@ -17,7 +17,7 @@ from fieldfare.core.params import Params
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.tasks import OK, REFUSED, Tasks
 from fieldfare.report import units
-from fieldfare.report.table import RUNNING
+from fieldfare.report.table import RUNNING, SUMMED, summed
 from fieldfare.sim.observe import Answered, Measured, Observation, Progressed, Published, Stopped
 from fieldfare.store.runs import RunFolder
 from fieldfare.store.tasks import TASK
@@ -295,11 +295,17 @@ _NOT_METRICS = {
 def after_last(rows: Sequence[Row], ended: Mapping[str, Any]) -> Row:
     """What a run came to after its last row: its evaluation, and whatever was on its way when the run stopped.
 
-    >>> after_last([{"round": 2, "bytes_up": 30}], {"virtual_s": 1.5, "wall_s": 0.5, "bytes_down": 9, "bytes_up": 34})
-    {'round': 2, 'after': {'virtual_s': 1.5, 'wall_s': 0.5, 'bytes_down': 9, 'bytes_up': 4}}
+    Running totals are those of the summary `ended` less the last row's, device-seconds and joules less all rows'.
+
+    >>> end = {"virtual_s": 1.5, "wall_s": 0.5, "bytes_down": 9, "bytes_up": 7, "device_s": {"ok": 8.0}, "energy_j": 5.0}
+    >>> after_last([{"round": 1, "energy_j": 1.0}, {"round": 2, "bytes_up": 3, "device_s": {"ok": 6.0}}], end)["after"]
+    {'virtual_s': 1.5, 'wall_s': 0.5, 'bytes_down': 9, 'bytes_up': 4, 'device_s': 2.0, 'energy_j': 4.0}
     """
     last = rows[-1] if rows else {}
-    return {"round": last.get("round", 0), "after": {name: ended[name] - last.get(name, 0) for name in RUNNING}}
+    after = {name: ended[name] - last.get(name, 0) for name in RUNNING}
+    for name in SUMMED:
+        after[name] = (summed(ended[name]) or 0.0) - sum(summed(row.get(name)) or 0.0 for row in rows)
+    return {"round": last.get("round", 0), "after": after}
 
 
 def _records(tasks: Tasks, round_: int) -> NDArray[Any]:

@@ -33,6 +33,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.report import units
 from fieldfare.report.table import (
     RUNNING,
+    SUMMED,
     Table,
     arm_folders,
     is_cut_off,
@@ -41,6 +42,7 @@ from fieldfare.report.table import (
     listed_arms,
     load,
     read_table,
+    summed,
 )
 
 AGGREGATES = ("median", "mean", "min", "max")
@@ -284,8 +286,9 @@ class _Tables:
             column = table.column(axis)
             if np.any(np.diff(column[np.isfinite(column)]) < 0):
                 raise _Missing(f"{axis} falls in {name}, and it is a running total")
-            whole, told = table.total(axis), summary.get(axis)
-            if is_number(told) and (whole is None or not math.isclose(whole, told, rel_tol=1e-9, abs_tol=1e-6)):
+        for axis in (*RUNNING, *SUMMED):
+            whole, told = table.total(axis), summed(summary.get(axis))
+            if told is not None and (whole is None or not math.isclose(whole, told, rel_tol=1e-9, abs_tol=1e-6)):
                 ours = "nothing" if whole is None else f"{whole:.10g}"
                 raise _Missing(f"{name} comes to {ours} {axis}, {beside} says {told:.10g}")
         return table

@@ -166,7 +166,7 @@ def read_table(folder: Path) -> Table:
     ended = load(folder / "totals.json")
     if not table.n or ended.get("round") != table.column("round")[-1] or not isinstance(ended.get("after"), Mapping):
         return table
-    last = {name: float(np.nan_to_num(table.axis(name)[-1])) for name in RUNNING}
+    last = {name: float(np.nan_to_num(table.axis(name)[-1])) for name in (*RUNNING, *SUMMED)}
     after = {name: value for name, value in ended["after"].items() if name in last and is_number(value)}
     return replace(table, totals={name: last[name] + value for name, value in after.items()})
 
@@ -210,6 +210,13 @@ def is_cut_off(path: Path) -> bool:
     return False
 
 
+def summed(told: object) -> float | None:
+    """Give a number, or the sum of a mapping of numbers (device-seconds by outcome); None for anything else."""
+    if isinstance(told, Mapping):
+        return float(sum(value for value in told.values() if is_number(value)))
+    return float(told) if is_number(told) else None
+
+
 def _as_table(rows: list[dict[str, Any]]) -> Table:
     columns: dict[str, Floats] = {}
     missing: dict[str, Floats] = {}
@@ -219,8 +226,7 @@ def _as_table(rows: list[dict[str, Any]]) -> Table:
                 kept = columns.setdefault(name, np.full(len(rows), np.nan))
                 kept[index] = np.inf if value is None or not np.isfinite(value) else value
         if isinstance(taken := row.get("device_s"), Mapping):
-            told = sum(value for value in taken.values() if is_number(value))
-            columns.setdefault("device_s", np.full(len(rows), np.nan))[index] = told
+            columns.setdefault("device_s", np.full(len(rows), np.nan))[index] = summed(taken)
         lost = row.get("missing")
         if isinstance(lost, Mapping):
             for reason, count in lost.items():
