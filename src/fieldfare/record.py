@@ -297,8 +297,8 @@ def after_last(rows: Sequence[Row], ended: Mapping[str, Any]) -> Row:
 
     Running totals are those of the summary `ended` less the last row's, device-seconds and joules less all rows'.
 
-    >>> end = {"virtual_s": 1.5, "wall_s": 0.5, "bytes_down": 9, "bytes_up": 7, "device_s": {"ok": 8.0}, "energy_j": 5.0}
-    >>> after_last([{"round": 1, "energy_j": 1.0}, {"round": 2, "bytes_up": 3, "device_s": {"ok": 6.0}}], end)["after"]
+    >>> end = {"virtual_s": 1.5, "wall_s": 0.5, "bytes_down": 9, "bytes_up": 7, "device_s": {"ok": 8}, "energy_j": 5.0}
+    >>> after_last([{"round": 1, "energy_j": 1.0}, {"round": 2, "bytes_up": 3, "device_s": {"ok": 6}}], end)["after"]
     {'virtual_s': 1.5, 'wall_s': 0.5, 'bytes_down': 9, 'bytes_up': 4, 'device_s': 2.0, 'energy_j': 4.0}
     """
     last = rows[-1] if rows else {}
