@@ -36,7 +36,7 @@ def work_section(work: Work | None, *, draw: bool) -> Section | None:
     lead = "When devices could work, how many did, and how old the models were that their replies came from."
     if work.staleness is None:
         lead = "How many devices worked, and when." if work.available is None else "When devices could work, and did."
-    return Section("work", "Devices at work", lead, body)
+    return Section("devices", "Devices", lead, body)
 
 
 def waste_section(work: Work | None, *, draw: bool) -> Section | None:
@@ -72,7 +72,7 @@ def waste_section(work: Work | None, *, draw: bool) -> Section | None:
         body += page.GAP + page.pictures([plots_tasks.waste(work)])
     lost = sum(int(work.count[one]) for one in range(len(OUTCOMES)) if one != OK)
     lead = f"{lost:,} of {work.n:,} tasks took devices' time, bytes and energy, and no model holds anything of them."
-    return Section("waste", "Lost work", lead, body)
+    return Section("waste", "Waste", lead, body)
 
 
 def participation_tiles(work: Work | None) -> list[Tile]:
