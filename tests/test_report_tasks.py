@@ -384,7 +384,7 @@ def test_runs_are_laid_over_each_other_at_equal_time_device_hours_bytes_and_joul
     assert "device time to" in text
     assert "energy to" in text
     assert 'aria-label="Tasks of every run"' in text
-    assert "of it late" in text
+    assert "lost: late" in text
 
 
 def put_costs(folder, per_round_s, accuracy):

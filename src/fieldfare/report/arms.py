@@ -380,7 +380,7 @@ def work_section(arms: Sequence[Arm], word: str = "arm") -> Section | None:
     columns = [
         column("at work, mean", "at_work", lambda facts: facts["at_work_mean"]),
         column("device time lost", "lost_device_share", lambda facts: facts["lost_device_share"]),
-        *(column(f"of it {LOOK[OUTCOMES.index(name)][0]}", f"{name}_share", partial(spent, outcome=name))
+        *(column(f"lost: {LOOK[OUTCOMES.index(name)][0]}", f"{name}_share", partial(spent, outcome=name))
           for name in lost),
         column("staleness, mean", "staleness", lambda facts: facts.get("staleness", {}).get("mean")),
         column("devices ever counted", "reached_share", reached),

@@ -82,7 +82,7 @@ tbody th{font-weight:500;overflow-wrap:break-word;min-width:8.5em;max-width:30em
 td small,th small{display:block;color:var(--muted);font-weight:400;font-size:12.5px}
 td.best{font-weight:680}td.best small{font-weight:400}
 .values thead th{white-space:normal;min-width:5.4em;vertical-align:bottom}
-.values tbody th{overflow-wrap:anywhere;max-width:22em}
+.values tbody th{overflow-wrap:anywhere;min-width:8em;max-width:22em}
 .rounds td{white-space:nowrap}.rounds thead th{white-space:normal;min-width:5.4em;vertical-align:bottom}
 .settings td{overflow-wrap:anywhere}
 .settings th{font-weight:400;color:var(--muted);width:34%;white-space:normal}
