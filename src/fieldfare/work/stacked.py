@@ -158,12 +158,12 @@ class Turn:
 def turns(sizes: I64, steps: I64, first: I64, batch: int, pad: bool) -> Iterator[Turn]:
     """The stacked steps of clients ordered by size, largest first; passes over the data are kept in step.
 
-    At batch j of a pass those are active who have a batch j and steps left: one run of neighbours, cut where the
-    number of rows changes.
+    At batch j of a pass those are active who have a batch j and steps left: runs of neighbours, cut where the number of
+    rows changes, and where a client between has no step left.
     """
     if not len(sizes) or not steps.any():
         return
-    if sizes[0] == sizes[-1]:
+    if sizes[0] == sizes[-1] and (steps == steps[0]).all():
         yield from _even(int(sizes[0]), int(steps[0]), first, batch, pad)
         return
     per = -(-sizes // batch)
@@ -171,17 +171,22 @@ def turns(sizes: I64, steps: I64, first: I64, batch: int, pad: bool) -> Iterator
     for turn in range(int(passes.max())):
         for j in range(int(per[passes > turn].max())):
             taken = turn * per + j + 1
-            active = np.flatnonzero((per > j) & (taken <= steps))
+            some = (per > j) & (taken <= steps)
+            active = np.flatnonzero(some)
             if not len(active):
                 continue
             lo, hi = int(active[0]), int(active[-1]) + 1
+            on = some[lo:hi]
             left = np.minimum(sizes[lo:hi] - j * batch, batch)
             at = first[lo:hi] + turn * sizes[lo:hi] + j * batch
             a = 0
             while a < hi - lo:
+                if not on[a]:
+                    a += 1
+                    continue
                 rows = padded(int(left[a]), batch, pad)
                 b = a + 1
-                while b < hi - lo and (left[b] == left[a] or padded(int(left[b]), batch, pad) == rows):
+                while b < hi - lo and on[b] and (left[b] == left[a] or padded(int(left[b]), batch, pad) == rows):
                     b += 1
                 yield Turn(lo + a, lo + b, rows, at[a:b], left[a:b], taken[lo + a : lo + b])
                 a = b
@@ -209,7 +214,7 @@ def fit(
     batch = min(plan.batch_size, int(plan.per_epoch.max(initial=1)))
     count = program.clients(min(plan.batch_size, 256), copies)
     pad = program.clients(min(plan.batch_size, 256), 0) >= PAD_BELOW
-    order = np.argsort(-plan.per_epoch, kind="stable")
+    order = np.lexsort((-plan.steps, -plan.per_epoch))
     out = np.empty((n, program.size), np.float32)
     losses = np.zeros(n)
     count = min(count, max(n, 1))
