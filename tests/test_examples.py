@@ -25,6 +25,7 @@ from fieldfare.testing import laws
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NEEDS = {
     "own_work": (),
+    "concurrency_sweep": (),
     "csv_hospitals": (),
     "torch_cnn": ("torch", "sklearn"),
     "jax_mlp": ("jax", "optax", "sklearn"),
@@ -32,7 +33,8 @@ NEEDS = {
     "tensorboard_logging": ("tensorboardX", "sklearn"),
     "mlflow_tracking": ("mlflow", "sklearn"),
 }
-LOOSE = {"demo": 0.01, "torch_cnn": 0.05, "jax_mlp": 0.05, "xgboost_bagging": 0.05, "sklearn_sgd": 0.02}
+LOOSE = {"demo": 0.01, "torch_cnn": 0.05, "jax_mlp": 0.05, "xgboost_bagging": 0.05, "sklearn_sgd": 0.02,
+         "concurrency_sweep": 2.0}  # fmt: skip
 QUICK = ("hello", "own_work")
 MAIN = ("hello", "demo", "own_algorithm", "own_work")
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -63,11 +65,20 @@ def program(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def agree(name: str, finals: dict[str, dict[str, float]]) -> None:
-    """Final accuracy and loss, by arm, are those stored."""
-    kept = {
-        arm: {k: round(v, 6) for k, v in final.items() if k in ("accuracy", "loss")} for arm, final in finals.items()
+def swept(run: Path) -> dict[str, dict[str, float]]:
+    """What a sweep's points say that is the same everywhere, as the ends of arms."""
+    rows = [json.loads(line) for line in (run / "sweep.jsonl").read_text().splitlines()]
+    ends = {f"point {row['point']}": row for row in rows}
+    return {
+        name: {"tasks_per_h": row["tasks_per_h"], "wasted_per_h": row["wasted_share"] * row["tasks_per_h"]}
+        for name, row in ends.items()
     }
+
+
+def agree(name: str, finals: dict[str, dict[str, float]]) -> None:
+    """Final accuracy and loss (of a sweep, its figures), by arm, are those stored."""
+    known = ("accuracy", "loss", "tasks_per_h", "wasted_per_h")
+    kept = {arm: {k: round(v, 6) for k, v in final.items() if k in known} for arm, final in finals.items()}
     stored = EXAMPLES / "expected" / f"{name}.json"
     if os.environ.get("FIELDFARE_EXPECTED") == "write":
         stored.write_text(json.dumps(kept, indent=1) + "\n")
@@ -90,7 +101,8 @@ def test_an_example_ends_with_its_stored_numbers(name, tmp_path):
     run = tmp_path / "runs" / summary["run"]
     arms = [path.parent for path in sorted((run / "arms").rglob("summary.json"))]
     told = {path.relative_to(run / "arms").as_posix(): json.loads((path / "summary.json").read_text()) for path in arms}
-    agree(name, {arm: one["final"] for arm, one in told.items()} if told else {"job": summary["final"]})
+    ends = {arm: one["final"] for arm, one in told.items()} if told else {"job": summary["final"]}
+    agree(name, swept(run) if summary.get("sweep") else ends)
     assert (run / "report.html").stat().st_size > 10_000
     if name in CLAIMING:
         assert [claim["name"] for claim in summary["claims"] if not claim["holds"]] == []

@@ -21,6 +21,7 @@ import click
 
 from fieldfare import __version__
 from fieldfare.cli_fleet import fleet
+from fieldfare.cli_sweep import sweep
 from fieldfare.core.errors import PeerError, UsageError
 
 EXIT = {
@@ -95,6 +96,9 @@ def run(
     progress = False if quiet else None
     result = loaded.run(runs, progress=progress, source=job, overrides=changes, job_name=name)
     _show_result(result.summary, result.path, as_json)
+
+
+app.add_command(sweep)
 
 
 @app.command()
@@ -303,6 +307,12 @@ def _changes(pairs: tuple[str, ...], **short: Any) -> dict[str, Any]:
 def _show_result(summary: Any, path: Path | None, as_json: bool) -> None:
     if as_json:
         _print(dict(summary), True, "")  # the object of summary.json: `report` stays relative to the run folder
+        return
+    if summary.get("sweep"):
+        from fieldfare.cli_sweep import show_sweep
+        from fieldfare.store.lines import read_lines
+
+        show_sweep([] if path is None else read_lines(path / summary["table"]), summary, path)
         return
     from fieldfare.show import show_summary
 

@@ -1,4 +1,4 @@
-"""A job file to a `Job` or `Study`: the file is the user's own program and is run as such.
+"""A job file to a `Job`, `Study` or `Sweep`: the file is the user's own program and is run as such.
 
 Here: running it, choosing the job it makes, and telling in one line what an import or a call of ours wanted. An error
 of the user's own code is left as it is, with its traceback.
@@ -20,6 +20,7 @@ from fieldfare.core.settings import unknown_key
 from fieldfare.job import Job
 from fieldfare.run import LOADING
 from fieldfare.study import Study
+from fieldfare.sweep import Sweep
 
 _MODULE = "fieldfare_job"
 _EXTRAS = {
@@ -29,8 +30,8 @@ _EXTRAS = {
 }  # fmt: skip
 
 
-def load_job(path: str | Path, name: str | None = None, folder: str | Path | None = None) -> Job | Study:
-    """The job called `name` (default: `study`, else `job`, else the only one) that the Python file `path` makes.
+def load_job(path: str | Path, name: str | None = None, folder: str | Path | None = None) -> Job | Study | Sweep:
+    """The job called `name` (default: `study`, else `sweep`, `job`, the only one) that the Python file `path` makes.
 
     `folder` is put on the import path, and stays there, instead of the file's own: a copy finds what lay beside the
     original.
@@ -67,13 +68,13 @@ def load_job(path: str | Path, name: str | None = None, folder: str | Path | Non
     return _find(vars(module), name, path)
 
 
-def _find(names: dict[str, Any], name: str | None, path: str | Path) -> Job | Study:
-    jobs = {key: value for key, value in names.items() if isinstance(value, Job | Study)}
+def _find(names: dict[str, Any], name: str | None, path: str | Path) -> Job | Study | Sweep:
+    jobs = {key: value for key, value in names.items() if isinstance(value, Job | Study | Sweep)}
     if name is not None:
         if name not in jobs:
             raise UsageError(f"{path} makes no job called {name!r}: it has {', '.join(jobs) or 'none'}.")
         return jobs[name]
-    for usual in ("study", "job"):
+    for usual in ("study", "sweep", "job"):
         if usual in jobs:
             return jobs[usual]
     if len(jobs) == 1:

@@ -119,6 +119,16 @@ def _read(text: str) -> list[Any]:
     return found
 
 
+def meant(text: str) -> Any:
+    """What a text means where nothing says what it should be: the most special reading, else the text itself.
+
+    >>> meant("none"), meant("60"), meant("1e-3"), meant("head")
+    (None, 60, 0.001, 'head')
+    """
+    text = text.strip()
+    return (*_read(text), text)[0]
+
+
 def _parts(text: str) -> list[str]:
     """What stands between the commas of a text, in brackets or not.
 

@@ -58,8 +58,8 @@ class Quiet:
 class Lines(Quiet):
     """One plain line now and then, and the last: for logs, pipes and notebooks."""
 
-    def __init__(self, rounds: int | None, every_s: float = 2.0) -> None:
-        self.rounds, self.every_s = rounds, every_s
+    def __init__(self, rounds: int | None, every_s: float = 2.0, word: str = "round") -> None:
+        self.rounds, self.every_s, self.word = rounds, every_s, word
         self._last, self._began, self._clients = -math.inf, time.monotonic(), 0
         self._untold: str | None = None
 
@@ -68,7 +68,7 @@ class Lines(Quiet):
         now = time.monotonic()
         facts = facts_of(row, self._clients / max(now - self._began, 1e-9))
         total = f"/{self.rounds}" if self.rounds else ""
-        self._untold = f"round {row['round']}{total}  " + "  ".join(f"{k} {v}" for k, v in facts.items())
+        self._untold = f"{self.word} {row['round']}{total}  " + "  ".join(f"{k} {v}" for k, v in facts.items())
         if now - self._last >= self.every_s or row["round"] == self.rounds:
             self._last = now
             self._tell()
@@ -85,7 +85,7 @@ class Lines(Quiet):
         print(text, file=sys.stderr)
 
     def resumed(self, round_: int) -> None:
-        print(f"going on after round {round_}", file=sys.stderr)
+        print(f"going on after {self.word} {round_}", file=sys.stderr)
 
 
 _SHORT = {"accuracy": "acc", "clients/s": "c/s", "virtual": "t"}
@@ -171,6 +171,13 @@ def display(job: Any, progress: bool | None) -> Display:
     if progress is False:
         return Quiet()
     return Live(rounds, title) if _is_terminal(sys.stderr) else Lines(rounds)
+
+
+def display_of_points(points: int, title: str, progress: bool | None) -> Display:
+    """The display of a sweep: one row per point that is done."""
+    if progress is False:
+        return Quiet()
+    return Live(points, title) if _is_terminal(sys.stderr) else Lines(points, word="point")
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -86,7 +86,7 @@ class Study:
         summaries: dict[str, Any] = {}
         with folder:
             for name, job in self.jobs():
-                result = self._arm(folder, name, job, progress)
+                result = run_arm(folder, name, job, progress)
                 summaries[name] = result.summary
                 first = first or result
             assert first is not None
@@ -134,17 +134,19 @@ class Study:
         headline = RunFolder.open(first, write=False).read_json("config.json")
         folder.write_json("config.json", {**headline, **config})
 
-    def _arm(self, folder: RunFolder, name: str, job: Job, progress: bool | None) -> Result:
-        path = folder.path / "arms" / name
-        report = "../" * (2 + name.count("/")) + "report.html"
-        if (path / "summary.json").exists():
-            done = RunFolder.open(path, write=False)
-            summary = done.read_json("summary.json")
-            return Result(summary["final"], done.read_model(), done.read_lines("rounds.jsonl"), summary, path)
-        if (path / "run.json").exists():
-            return run(job, folder=RunFolder.open(path), progress=progress, report=report)
-        arm = RunFolder.create_at(path)
-        return run(job, folder=arm, progress=progress, report=report, fresh=True)
+
+def run_arm(folder: RunFolder, name: str, job: Job, progress: bool | None) -> Result:
+    """One job as the run `arms/name` of `folder`: read where it is complete, gone on with where it was stopped."""
+    path = folder.path / "arms" / name
+    report = "../" * (2 + name.count("/")) + "report.html"
+    if (path / "summary.json").exists():
+        done = RunFolder.open(path, write=False)
+        summary = done.read_json("summary.json")
+        return Result(summary["final"], done.read_model(), done.read_lines("rounds.jsonl"), summary, path)
+    if (path / "run.json").exists():
+        return run(job, folder=RunFolder.open(path), progress=progress, report=report)
+    arm = RunFolder.create_at(path)
+    return run(job, folder=arm, progress=progress, report=report, fresh=True)
 
 
 def together(summaries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from fieldfare.report.claims import compute_claims
 from fieldfare.report.page import Section, Tile
 from fieldfare.report.read import Participation, Run, read_participation, read_run
 from fieldfare.report.read_tasks import Work, work_of_run
+from fieldfare.report.sweep import is_sweep, write_sweep_report
 from fieldfare.report.table import Table, is_number, metrics_of
 from fieldfare.report.work_sections import participation_body, participation_tiles, waste_section, work_section
 from fieldfare.store.files import write_atomic
@@ -39,6 +40,8 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     ``out`` defaults to ``report.html`` in the run folder. Claims are recomputed from the stored tables. Cost: a few
     seconds and one pass over ``clients.jsonl``. Raises `UsageError` for a folder that is no run or cannot be read.
     """
+    if is_sweep(run_dir):
+        return write_sweep_report(run_dir, out)
     run = read_run(run_dir)
     path = Path(out) if out is not None else run.path / "report.html"
     with _drawing() as draw:
