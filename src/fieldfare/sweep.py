@@ -24,6 +24,7 @@ from fieldfare.job import Job
 from fieldfare.overrides import SHORT, meant
 from fieldfare.points import Row, system_row, trained_row
 from fieldfare.progress import display_of_points
+from fieldfare.report.settings import short_names
 from fieldfare.run import assemble, refuse_while_loading, running_file, source_of
 from fieldfare.side_by_side import side_by_side
 from fieldfare.sim.batch import forks
@@ -258,20 +259,6 @@ class _Ground:
             self._last = None
             self._last = (recipe, n, job.seed, recipe.build(n, job.seed))  # type: ignore[union-attr]
         return replace(job, simulated=replace(job.simulated, fleet=self._last[3]))
-
-
-def short_names(keys: Sequence[str]) -> list[str]:
-    """The last words of settings, as many as tell them apart.
-
-    >>> short_names(["algorithm.cohort", "algorithm.stale.limit", "a.limit"])
-    ['cohort', 'stale.limit', 'a.limit']
-    """
-    names: list[str] = []
-    for key in keys:
-        parts = key.split(".")
-        ends = (".".join(parts[-k:]) for k in range(1, len(parts) + 1))
-        names.append(next(end for end in ends if sum(f".{one}".endswith(f".{end}") for one in keys) == 1 or end == key))
-    return names
 
 
 def _word(value: Any) -> str:

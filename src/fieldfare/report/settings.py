@@ -78,3 +78,17 @@ def same_but_seed(job: Mapping[str, Any]) -> str:
     """
     flat = {k: v for k, v in flatten(job).items() if k not in ("seed", "name")}
     return re.sub(r"\bseed \d+", "seed", json.dumps(flat, sort_keys=True))
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """The last words of settings, as many as tell them apart.
+
+    >>> short_names(["algorithm.cohort", "algorithm.stale.limit", "a.limit"])
+    ['cohort', 'stale.limit', 'a.limit']
+    """
+    names: list[str] = []
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[-k:]) for k in range(1, len(parts) + 1))
+        names.append(next(end for end in ends if sum(f".{one}".endswith(f".{end}") for one in keys) == 1 or end == key))
+    return names

@@ -73,14 +73,12 @@ class Column:
 
 def grid_of(over: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]) -> Grid:
     """The grid of a sweep from its settings and rows; places without a row yet are left out."""
-    from fieldfare.sweep import short_names
-
     found: dict[str, tuple[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
     for row in sorted(rows, key=lambda row: row["point"]):
         values = tuple(row["settings"][key] for key in over)
         found.setdefault(repr(values), (values, []))[1].append(row)
     places = tuple(Place(values, tuple(mine)) for values, mine in found.values())
-    return Grid(tuple(short_names(list(over))), tuple(map(tuple, over.values())), places)
+    return Grid(tuple(settings.short_names(list(over))), tuple(map(tuple, over.values())), places)
 
 
 def word_of(value: Any) -> str:
