@@ -1,0 +1,8 @@
+"""HADFL: unlike devices train by their own speed and average in rings, with no server in the data path.
+
+Cao, Lian, Liu, Zhu & Ji, DAC 2021 (arXiv 2111.08274). Only its abstract and summaries were at hand, so what is marked
+"our reading" fills a gap and may not be what the authors did. Roles: `coordinator` (strategy, supervision, back-ups)
+and `peer`. Pure parts: `versions` (prediction), `periods` (local steps), `draw` (who synchronises), `ring` (chunks).
+"""
+
+from __future__ import annotations
