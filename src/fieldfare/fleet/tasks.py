@@ -181,4 +181,6 @@ def _column(value: Any, like: NDArray[Any]) -> F64:
 
 
 def _full(value: Any, n: int) -> F64:
+    if isinstance(value, np.ndarray) and value.shape == (n,) and value.dtype == np.float64:
+        return value
     return np.broadcast_to(np.asarray(value, np.float64), (n,))

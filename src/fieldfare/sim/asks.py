@@ -242,9 +242,9 @@ def _beside(model: Params | None, cost: Cost) -> Cost:
 def costs(run: Run, clients: I64, population: Population, work: Work) -> tuple[Cost, I64 | None]:
     """(cost of every client, `[n]` each; the most steps each may take, where the run gives a budget)."""
     out, steps = np.empty((4, len(clients))), None
+    parts: list[tuple[Any, Layout]]
     if run.view is None:
-        layout = run.model.layout if run.model is not None else _NOTHING
-        parts = [(np.arange(len(clients)), layout)]
+        parts = [(slice(None), run.model.layout if run.model is not None else _NOTHING)]
     else:
         parts = [(at, run.view.layout(level)) for level, at in levels(run, clients)]
     for at, layout in parts:

@@ -72,11 +72,11 @@ class Candidates:
         fleet = population.fleet
         self._plain, self._drop_out = fleet.network is None and not fleet.noise, fleet.drop_out
 
-    def prepare(self, run: Run, work: Work, selected: Selected, now: float, target: int) -> None:
-        """Get ready for a gather of `run` that wants `target` clients at work."""
+    def prepare(self, run: Run, work: Work, selected: Selected, now: float, target: int, cost: Any) -> None:
+        """Get ready for a gather of `run`, of the `cost_kind` `cost`, that wants `target` clients at work."""
         on = run.on
         assert isinstance(on, Sample)
-        kind, ruled = (cost_kind(run), on.where), on.by != "uniform"
+        kind, ruled = (cost, on.where), on.by != "uniform"
         self._run, self._work, self._selected = run, work, selected
         if self._kind is None or self._kind[1] != on.where or ruled != (self._rule is not None):
             self._among = self.population.flagged(on)
@@ -94,6 +94,15 @@ class Candidates:
                 self.tracking = self._dry = False
                 self._until, self._idle, self._arrivals = np.empty(0), [], []
                 self._block_end = -np.inf
+
+    def prepared(self) -> tuple[list[tuple[int, float, float, float, float]], float, bool] | None:
+        """(candidates prepared, of which `place` is next; until when they hold; whether there is no noise), or None.
+
+        None where finding who begins next takes more than a look at the list: `take` then does it.
+        """
+        if self.tracking or self._drop_out or self.population.fleet.network is not None:
+            return None
+        return self._list, self._block_end, self._plain
 
     def occupy(self, clients: I64) -> None:
         """These clients are at work from now on."""
@@ -185,12 +194,17 @@ class Candidates:
             fleet, ids = self.population.fleet, np.array([client])
             noise = noise_of(fleet, rng.mix(self.keys(np.array([self.begun]))))
             return float(phases(fleet, ids, self._costs(ids), t, noise).whole[0])
-        at, place = divmod(self.begun, _BLOCK)
+        first, noise = self.noise_at(self.begun)
+        return still + compute * noise[self.begun - first]
+
+    def noise_at(self, serial: int) -> tuple[int, Sequence[float]]:
+        """(number of the first task, factors on computing time) of the block of tasks that `serial` is in."""
+        at = serial // _BLOCK
         if at != self._noise_at:
             serials = np.arange(at * _BLOCK, (at + 1) * _BLOCK)
             noise = noise_of(self.population.fleet, rng.mix(self.keys(serials)))
-            self._noise, self._noise_at = [] if noise is None else noise.tolist(), at
-        return still + compute * self._noise[place]
+            self._noise, self._noise_at = [1.0] * _BLOCK if noise is None else noise.tolist(), at
+        return at * _BLOCK, self._noise
 
     def _chance(self) -> float:
         """The next uniform number of the stream."""
