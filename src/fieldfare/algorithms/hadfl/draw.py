@@ -54,7 +54,8 @@ def draw(seed: int, cycle: int, versions: Mapping[str, float], count: int) -> tu
     key = np.array([rng.derive(seed, "hadfl", "draw", cycle, name) for name in names], np.uint64)
     u = np.maximum(rng.uniforms(key, np.zeros(len(names), np.int64)), 2.0**-54)
     luck = logits(np.array([versions[name] for name in names], np.float64)) - np.log(-np.log(u))
-    return tuple(names[i] for i in np.argsort(-luck, kind="stable")[:count])
+    best: list[int] = np.argsort(-luck, kind="stable")[:count].tolist()
+    return tuple(names[i] for i in best)
 
 
 def inclusion(versions: F64, count: int) -> F64:
