@@ -163,7 +163,7 @@ def test_survivors_agree_under_a_thousand_seeded_schedules_of_faults():
 def test_a_device_that_leaves_is_bypassed_and_comes_back_from_the_last_backup(when):
     watch = Watch()
     gone = [(when, Left("peer/1"), ("peer/1",)), (when + 3.0, Joined("peer/1"), ("peer/1",))]
-    end = simulate(world(watch=watch, cycles=8, happenings=gone), keep=True)
+    end = simulate(world(watch=watch, cycles=8, per_cycle=4, happenings=gone), keep=True)
     told = check(end, watch)
     assert end.reason == "cycles"
     assert sorted(told) == list(range(1, 9))

@@ -37,6 +37,7 @@ from fieldfare.core.events import Event, Received, Started, Woke
 from fieldfare.core.params import Params
 
 _REMEMBERED = 8
+_PATIENCE = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,8 +45,9 @@ class State:
     """The supervisor in `cycle` (0: negotiation), with the peers that are `alive`.
 
     `profiles` and the newest `reports` by peer; `paces`: seconds per step as planned with; `brown`: predictions;
-    `strayed`: cycles in a row a peer was off its pace. `rings`: the newest epoch of late cycles; `decisions` of them.
-    `kept`: the last back-ups, `model` the newest of them (at first, the start).
+    `strayed`: cycles in a row a peer was off its pace. `rings`: the newest epoch of late cycles; `decisions` of them,
+    the last at `decided_s`. `waited`: how often this cycle's reports were waited for. `kept`: the last back-ups,
+    `model` the newest of them (at first, the start). `plans`: how many there were.
     """
 
     model: Params
@@ -63,6 +65,8 @@ class State:
     decisions: Mapping[int, Decided] = field(default_factory=dict[int, Decided])
     kept: tuple[Backup, ...] = ()
     plans: int = 0
+    waited: int = 0
+    decided_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +138,7 @@ class Coordinator:
                 if known is None and epoch != state.rings[cycle].epoch:
                     return state, (Send(src, state.rings[cycle]),)
                 decided = known or Decided(cycle, epoch, digest, versions)
+                state = state if known else replace(state, decided_s=ctx.now)
                 return replace(state, decisions={**state.decisions, cycle: decided}), (Send(src, decided),)
             case Backup():
                 return self._keep(state, body), ()
@@ -194,7 +199,7 @@ class Coordinator:
     def _select(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """Draw the ring of the next cycle among those alive, and tell everyone."""
         cycle = state.cycle + 1
-        state = replace(state, cycle=cycle)
+        state = replace(state, cycle=cycle, waited=0)
         if cycle > self.cycles:
             return state, (Wake(self.slack * state.period_s, ("end",)),)
         table = {name: state.brown[name].ahead(1.0) for name in state.alive}
@@ -226,11 +231,25 @@ class Coordinator:
         return {name for name in state.alive if name in state.reports and state.reports[name].cycle >= state.cycle}
 
     def _late(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        """The period is long over: go on with those who have reported."""
+        """The period is long over, and so is it since a ring was decided: go on with those who have reported.
+
+        But not while a ring holds somebody up. A ring open for `_PATIENCE` such waits is called off, so that nobody
+        stays in it for ever.
+        """
         here = self._in_time(state)
-        if not here:
-            return state, (Wake(self.slack * state.period_s, ("cycle", state.cycle)),)
-        return self._turn(replace(state, alive=tuple(p for p in state.alive if p in here)), ctx)
+        rest = state.decided_s + self.slack * state.period_s - ctx.now
+        if rest > 0.0 and here < {*state.alive}:
+            return state, (Wake(rest, ("cycle", state.cycle)),)
+        held = {c: ring for c, ring in state.rings.items() if c < state.cycle and c not in state.decisions}
+        busy = {name for ring in held.values() for name in ring.members} - here
+        if not here or (busy and state.waited < _PATIENCE):
+            wake = Wake(self.slack * state.period_s, ("cycle", state.cycle))
+            return replace(state, waited=state.waited + 1), (wake,)
+        off = {c: Decided(c, -1, "", ()) for c, ring in held.items() if {*ring.members} & busy}
+        told = [Send(name, off[c]) for c in off for name in held[c].members]
+        state = replace(state, decisions={**state.decisions, **off}, alive=tuple(p for p in state.alive if p in here))
+        state, out = self._turn(state, ctx)
+        return state, (*told, *out)
 
     def _turn(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         if not 0 < state.cycle <= self.cycles:

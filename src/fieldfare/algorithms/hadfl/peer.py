@@ -155,6 +155,10 @@ class Peer:
                 return self._moved(state, ring.on_done(member, body), ctx)
             case Decided() if member is not None:
                 return self._moved(state, ring.on_decided(member, body), ctx)
+            case Decided(cycle, -1) if cycle in state.selects:
+                off = replace(state.selects[cycle], members=())
+                state = replace(state, selects={**state.selects, cycle: off})
+                return self._proceed(state, ctx) if state.stage == "ring" and cycle == state.cycle else (state, ())
             case Ack() if member is not None:
                 return self._moved(state, ring.on_ack(member, src, body), ctx)
             case Probe():
@@ -243,9 +247,14 @@ class Peer:
     # Cycles
 
     def _arrived(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        """The local steps of a cycle are done: report, then join the ring or go on."""
+        """The local steps of a cycle are done: report, then join the ring or go on.
+
+        Who comes late takes its place in the ring that waits for it, else that of the newest cycle.
+        """
         steps, seconds = state.took
-        cycle = max(state.cycle, *state.selects) if state.selects else state.cycle
+        ahead = sorted(state.selects)
+        mine = [c for c in ahead if ctx.me in state.selects[c].members]
+        cycle = mine[0] if mine else max([state.cycle, *ahead])
         state = replace(state, stage="wait", cycle=cycle)
         told = Send(state.coordinator, Version(cycle, state.version, seconds / steps, _peak(state.model)))
         state, out = self._proceed(state, ctx)
@@ -268,7 +277,7 @@ class Peer:
     def _selected(self, state: State, select: Select, ctx: Context) -> tuple[State, Sequence[Effect]]:
         known = state.selects.get(select.cycle)
         stale = select.cycle < state.cycle or (known is not None and select.epoch <= known.epoch)
-        if stale or not self._drawn(select, ctx):
+        if stale or not _drawn(select, self.per_cycle, ctx):
             return state, ()
         state = replace(state, selects={**state.selects, select.cycle: select})
         if state.stage == "wait" and select.cycle > state.cycle:
@@ -276,14 +285,6 @@ class Peer:
         if state.stage == "wait" or (state.stage == "ring" and select.cycle == state.cycle):
             return self._proceed(state, ctx)
         return state, ()
-
-    def _drawn(self, select: Select, ctx: Context) -> bool:
-        """Whether the members are those that the table gives: a coordinator cannot choose by its own will."""
-        table = dict(zip(select.names, select.predicted, strict=True))
-        fair = draw(ctx.seed, select.cycle, table, self.per_cycle)
-        return select.members == (fair if len(fair) > 1 else ()) or (
-            select.epoch > 0 and set(select.members) <= set(fair)
-        )
 
     def _moved(self, state: State, moved: ring.Moved, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """After a step of the member: if its cycle is decided, apply the result or leave it, and train on."""
@@ -314,6 +315,15 @@ class Peer:
         if select.backup:
             out.append(Send(state.coordinator, Backup(select.cycle, decided.digest, version, result)))
         return state, (*out, Publish(model, select.cycle, self.evaluate))
+
+
+def _drawn(select: Select, per_cycle: int, ctx: Context) -> bool:
+    """Whether the members are those that the table gives: a coordinator cannot choose by its own will."""
+    table = dict(zip(select.names, select.predicted, strict=True))
+    fair = draw(ctx.seed, select.cycle, table, per_cycle)
+    if select.epoch > 0:
+        return set(select.members) <= set(fair)
+    return select.members == (fair if len(fair) > 1 else ())
 
 
 def _run(ctx: Context) -> int:
