@@ -26,6 +26,8 @@ from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.selection import Tiers
 from fieldfare.run import Saver
+from fieldfare.sim.budget import steps_within
+from fieldfare.sim.observe import Answered, Published
 from fieldfare.sim.population import Population
 from fieldfare.sim.simulator import World
 from fieldfare.store.runs import RunFolder
@@ -119,6 +121,77 @@ def test_with_one_tier_tifl_draws_its_cohorts_as_fedavg_does() -> None:
     expect = 400 * 4 / n
     chi2 = float(((count - expect) ** 2 / expect).sum()) / (1 - 4 / n)
     assert chi2 < n - 1 + 5 * np.sqrt(2 * (n - 1))
+
+
+# The papers' equations, by hand
+
+
+def by_hand(algorithm: Any, mix: Any) -> None:
+    """`mix(model, replies)` with replies (w_new - w_sent, w_new, weight, s(tau)) gives every version that was made."""
+    problem = quadratics(n=12)
+    fleet = Fleet(overhead_s=(1 + np.arange(12) * 7 % 11).astype(np.float32))
+    world, asks = problem.world(algorithm, fleet=fleet), []
+    kept: list[Any] = []
+
+    def observe(seen: Any) -> None:
+        if isinstance(seen, Answered):
+            asks.append(seen.ask)
+        elif isinstance(seen, Published):
+            kept.append(seen.model.vector)
+
+    simulate(world, observer=observe)
+    model, stale = world.model.vector.astype(np.float64), 0
+    for ask, made in zip(asks, kept, strict=True):
+        replies = []
+        for at, number in enumerate(ask.base.tolist()):
+            sent, one = ask.runs[number].model, ask.clients[[at]]
+            block = problem.data.block(one)
+            out = world.works["train"](
+                Cohort(sent.vector[None], np.zeros(1, np.int64), sent.layout, one, ask.keys[[at]], block,
+                       {"round": number})
+            )  # fmt: skip
+            delta = out.leaves["delta"][0].astype(np.float64)
+            replies.append((delta, sent.vector + delta, out.weight[0], (1.0 + ask.number - number) ** -0.5))
+            stale += ask.number > number
+        model = mix(model, replies)
+        assert np.allclose(made, model, rtol=0, atol=2e-3 * np.abs(model).max())
+        model = made.astype(np.float64)
+    assert stale > 10
+
+
+def test_fedbuff_adds_the_mean_of_discounted_deltas() -> None:
+    by_hand(ff.FedBuff(20, 9, 3), lambda w, r: w + sum(s * d for d, _, _, s in r) / 3)
+    weighted = ff.FedBuff(20, 9, 3, server=chain(mean()))
+    by_hand(weighted, lambda w, r: w + sum(n * s * d for d, _, n, s in r) / sum(n for _, _, n, _ in r))
+
+
+def test_fedasync_mixes_every_reply_in_by_its_age() -> None:
+    by_hand(ff.FedAsync(40, 9, alpha=0.6), lambda w, r: (1 - 0.6 * r[0][3]) * w + 0.6 * r[0][3] * r[0][1])
+
+
+@given(st.floats(0.1, 60.0), st.lists(st.integers(0, 40), min_size=3, max_size=3), st.booleans())
+def test_a_budget_of_time_gives_the_whole_steps_that_fit_beside_the_transfers_and_at_least_one(
+    budget_s, sizes, by_class
+) -> None:
+    fleet = Fleet(
+        flops_per_s=np.array([10, 20, 40], np.float32), overhead_s=1.0, downlink_bytes_per_s=10.0,
+        uplink_bytes_per_s=5.0, kind=np.array([0, 1, 1]), kinds=("slow", "fast"),
+    )  # fmt: skip
+    problem = quadratics(n=3, dim=2)
+    work, examples = problem.work(batch_size=4, epochs=2), np.array(sizes)
+    config = {"budget_s:fast": budget_s, "budget_s": 7.0} if by_class else {"budget_s": budget_s}
+    cost = work.cost(examples, problem.model.layout, config)
+    most, less = steps_within(config, fleet, np.arange(3), work, examples, cost)
+    for i, size in enumerate(sizes):
+        full = 2 * -(-size // 4)
+        mine = 7.0 if by_class and i == 0 else budget_s
+        each = float(np.asarray(cost.flops)[i]) / float(fleet.flops_per_s[i]) / max(full, 1)
+        fit = max(int((mine - 1.0 - 8 / 10 - 8 / 5) // each), 1) if each else full
+        assert most[i] == min(fit, full)
+        assert np.asarray(less.flops)[i] == pytest.approx(np.asarray(cost.flops)[i] * most[i] / max(full, 1))
+    assert steps_within({}, fleet, np.arange(3), work, examples, cost) is None
+    with pytest.raises(ff.UsageError, match="'middle': this fleet has slow, fast"):
+        steps_within({"budget_s:middle": 1.0}, fleet, np.arange(3), work, examples, cost)
 
 
 @pytest.mark.slow

@@ -310,7 +310,7 @@ def test_a_large_fleet_that_is_tried_by_chance_keeps_the_laws(kind) -> None:
 
 def test_who_refills_a_stream_is_drawn_alike_by_chance_and_by_tracking() -> None:
     for n in (300, 6000):
-        p = play(FedBuff(300, 50, 50), n, Fleet(overhead_s=1.0))
+        p = play(FedBuff(300, 50, 50), n, Fleet(overhead_s=0.0, flops_per_s=200.0, noise=0.5))
         assert p.stream.candidates.tracking == (n == 300)
         count = np.bincount(p.over.client, minlength=n)
         expect = len(p.over) / n
@@ -547,7 +547,7 @@ def test_a_large_stream_saved_at_any_gather_and_loaded_goes_on_as_if_it_had_not_
     elif kind == "rare":
         more["availability"] = Availability.of([[(i % 50, i % 50 + 40)] * (i < 30) for i in range(n)], 90.0)
     elif kind == "later":  # looked through one by one, until they are many
-        more["availability"] = Availability.of([[(0 if i < 25 else 15, 900)] for i in range(n)], 900.0)
+        more["availability"] = Availability.of([[(0 if i < 15 else 15, 900)] for i in range(n)], 900.0)
     elif kind == "noise":
         more["noise"] = 0.5
     elif kind == "network":
