@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
+from typing import ClassVar
 
 from fieldfare.algorithms.hadfl.draw import draw
 from fieldfare.algorithms.hadfl.messages import (
     Backup,
     Decided,
     Join,
+    Message,
     Plan,
     Prepared,
     Profile,
@@ -91,6 +93,8 @@ class Coordinator:
     backup_every: int = 1
     keep: int = 3
     drift: float = 0.2
+    messages: ClassVar[Message | None] = None
+    """For those who store what is under way: the types of all that is said."""
 
     def __post_init__(self) -> None:
         if self.cycles < 1 or self.per_cycle < 2 or self.backup_every < 1 or self.keep < 1:

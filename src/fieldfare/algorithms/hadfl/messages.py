@@ -7,10 +7,12 @@ it comes late, twice or never: what it says is told again when somebody asks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldfare.algorithms.hadfl.ring import Frame
 from fieldfare.core.params import Params
 
 F32 = NDArray[np.float32]
@@ -157,3 +159,9 @@ class Welcome:
     period_s: float
     version: float
     model: Params
+
+
+Message: TypeAlias = (
+    Profile | Plan | Version | Select | Frame | Probe | Ack | Skip | Done | Prepared | Decided | Broadcast | Backup
+    | Join | Welcome
+)  # fmt: skip

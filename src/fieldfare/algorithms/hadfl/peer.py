@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import ClassVar
 
 import numpy as np
 
 from fieldfare.algorithms.hadfl import member as ring
-from fieldfare.algorithms.hadfl.draw import draw
+from fieldfare.algorithms.hadfl.agreed import blend, drawn, herald, peak, run_of
 from fieldfare.algorithms.hadfl.member import Member
 from fieldfare.algorithms.hadfl.messages import (
     Ack,
@@ -24,6 +25,7 @@ from fieldfare.algorithms.hadfl.messages import (
     Decided,
     Done,
     Join,
+    Message,
     Plan,
     Probe,
     Profile,
@@ -32,7 +34,6 @@ from fieldfare.algorithms.hadfl.messages import (
     Welcome,
 )
 from fieldfare.algorithms.hadfl.ring import Frame
-from fieldfare.core import rng
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Run, Send
 from fieldfare.core.errors import UsageError
@@ -96,6 +97,8 @@ class Peer:
     per_cycle: int = 2
     work: str = "train"
     evaluate: tuple[str, ...] = ()
+    messages: ClassVar[Message | None] = None
+    """For those who store what is under way: the types of all that is said."""
 
     def __post_init__(self) -> None:
         if self.cycles < 1 or self.warmup < 2 or self.warmup_steps < 1 or self.per_cycle < 2 or self.batch_size < 1:
@@ -149,7 +152,7 @@ class Peer:
             case Frame():
                 if member is not None and (body.cycle, body.epoch) == (member.ring.cycle, member.ring.epoch):
                     return self._moved(state, ring.on_frame(member, body), ctx)
-                newer = body.cycle >= state.cycle and body.run == _run(ctx)
+                newer = body.cycle >= state.cycle and body.run == run_of(ctx.seed)
                 return (replace(state, early=(*state.early, body)[-_EARLY:]) if newer else state), ()
             case Done() if member is not None:
                 return self._moved(state, ring.on_done(member, body), ctx)
@@ -215,7 +218,7 @@ class Peer:
         middle = median(timed)
         spread = median(abs(one - middle) for one in timed)
         epoch = math.ceil(max(event.weight, 1.0) / self.batch_size)
-        profile = Profile(middle, spread, len(timed), epoch, _peak(state.model))
+        profile = Profile(middle, spread, len(timed), epoch, peak(state.model.vector))
         return replace(state, stage="idle"), (Send(state.coordinator, profile),)
 
     def _next(self, state: State, ctx: Context, cycle: int) -> tuple[State, Sequence[Effect]]:
@@ -237,8 +240,7 @@ class Peer:
         got = state.incoming
         if got is None or got.cycle <= state.applied or got.vector.shape != state.model.vector.shape:
             return replace(state, incoming=None)
-        lam = np.float32(self.blend)
-        vector = got.vector if self.blend == 1.0 else lam * got.vector + (np.float32(1) - lam) * state.model.vector
+        vector = blend(got.vector, state.model.vector, self.blend)
         version = self.blend * got.version + (1.0 - self.blend) * state.version
         return replace(
             state, model=state.model.replace(vector), version=version, applied=got.cycle, incoming=None
@@ -256,7 +258,7 @@ class Peer:
         mine = [c for c in ahead if ctx.me in state.selects[c].members]
         cycle = mine[0] if mine else max([state.cycle, *ahead])
         state = replace(state, stage="wait", cycle=cycle)
-        told = Send(state.coordinator, Version(cycle, state.version, seconds / steps, _peak(state.model)))
+        told = Send(state.coordinator, Version(cycle, state.version, seconds / steps, peak(state.model.vector)))
         state, out = self._proceed(state, ctx)
         return state, (told, *out)
 
@@ -269,7 +271,7 @@ class Peer:
         early = [f for f in state.early if (f.cycle, f.epoch) == (select.cycle, select.epoch)]
         timer = state.timer + 1 if state.member is None else state.member.timer + 1
         member, out = ring.enter(
-            _run(ctx), select, ctx.me, state.model.vector, state.version, state.coordinator, timer, early
+            run_of(ctx.seed), select, ctx.me, state.model.vector, state.version, state.coordinator, timer, early
         )
         timer = timer if member is None else member.timer
         return replace(state, stage="ring", member=member, timer=timer), out
@@ -277,7 +279,7 @@ class Peer:
     def _selected(self, state: State, select: Select, ctx: Context) -> tuple[State, Sequence[Effect]]:
         known = state.selects.get(select.cycle)
         stale = select.cycle < state.cycle or (known is not None and select.epoch <= known.epoch)
-        if stale or not _drawn(select, self.per_cycle, ctx):
+        if stale or not drawn(select, self.per_cycle, ctx.seed):
             return state, ()
         state = replace(state, selects={**state.selects, select.cycle: select})
         if state.stage == "wait" and select.cycle > state.cycle:
@@ -307,8 +309,7 @@ class Peer:
         version = sum(decided.versions) / len(decided.versions)
         model = state.model.replace(result)
         state = replace(state, model=model, version=version, applied=select.cycle)
-        herald = select.members[rng.derive(ctx.seed, "hadfl", "herald", select.cycle) % len(select.members)]
-        if herald != ctx.me:
+        if herald(select, ctx.seed) != ctx.me:
             return state, ()
         rest = [name for name in state.peers if name not in select.members]
         out: list[Effect] = [Send(name, Broadcast(select.cycle, version, result)) for name in rest]
@@ -317,26 +318,9 @@ class Peer:
         return state, (*out, Publish(model, select.cycle, self.evaluate))
 
 
-def _drawn(select: Select, per_cycle: int, ctx: Context) -> bool:
-    """Whether the members are those that the table gives: a coordinator cannot choose by its own will."""
-    table = dict(zip(select.names, select.predicted, strict=True))
-    fair = draw(ctx.seed, select.cycle, table, per_cycle)
-    if select.epoch > 0:
-        return set(select.members) <= set(fair)
-    return select.members == (fair if len(fair) > 1 else ())
-
-
-def _run(ctx: Context) -> int:
-    return rng.derive(ctx.seed, "hadfl", "run") >> 1
-
-
 def _gone(state: State) -> State:
     """What a device that has gone still knows when it comes back: whom to ask, and its plan."""
     return State(
         state.model, "down", state.coordinator, state.peers, steps=state.steps, period_s=state.period_s,
         serial=state.serial, timer=state.timer + 2,
     )  # fmt: skip
-
-
-def _peak(model: Params) -> float:
-    return float(np.abs(model.vector).max(initial=np.float32(0)))
