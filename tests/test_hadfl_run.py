@@ -193,6 +193,18 @@ def test_all_that_is_said_can_be_stored():
         assert digest(codec.decode(*codec.encode(body))) == digest(body)
 
 
+def test_one_even_step_with_all_peers_is_lock_step_all_reduce():
+    works = {"train": PROBLEM.work(batch_size=8)}
+    small = world(peers=4, per_cycle=4, cycles=4, coordinator={"mode": "even", "steps": 1}, works=works)
+    end = simulate(small, keep=True)
+    published = [e for _, _, effects in end.transcript.kept for e in effects if isinstance(e, Publish)]
+    assert [one.version for one in published] == [1, 2, 3, 4]
+    w, centre = PROBLEM.model.vector, PROBLEM.data.columns["x"][:32].mean(axis=0)
+    for one in published:
+        w = w - np.float32(0.1) * (w - centre)
+        assert np.abs(one.model.vector - w).max() < 1e-6
+
+
 # The coordinator, told things by hand
 
 

@@ -75,10 +75,11 @@ class State:
 class Coordinator:
     """`cycles` cycles with rings of `per_cycle` peers (all of them where there are fewer).
 
-    `mode`: "deadline" (our default) or "lcm", see `periods`. `smoothing`: Brown's s. A hop is waited for
-    3 (`latency_s` + M / (n `bytes_per_s`)) + `floor_s` before its sender is probed. Whoever has not reported after
-    `slack` periods is left out until it does. Every `backup_every` cycles the mean is kept, the last `keep` of them.
-    A pace off by more than `drift` in two cycles running makes a new plan.
+    `mode`: "deadline" (our default), "lcm" or "even", see `periods`; `steps` is taken for everyone's local epoch where
+    given. With all peers per cycle "even" is decentralised FedAvg, and of one step lock-step all-reduce. `smoothing`:
+    Brown's s. A hop is waited for 3 (`latency_s` + M / (n `bytes_per_s`)) + `floor_s` before its sender is probed.
+    Whoever has not reported after `slack` periods is left out until it does. Every `backup_every` cycles the mean is
+    kept, the last `keep` of them. A pace off by more than `drift` in two cycles running makes a new plan.
     """
 
     cycles: int
@@ -93,14 +94,18 @@ class Coordinator:
     backup_every: int = 1
     keep: int = 3
     drift: float = 0.2
+    steps: int | None = None
     messages: ClassVar[Message | None] = None
     """For those who store what is under way: the types of all that is said."""
 
     def __post_init__(self) -> None:
-        if self.cycles < 1 or self.per_cycle < 2 or self.backup_every < 1 or self.keep < 1:
+        if (
+            min(self.cycles, self.backup_every, self.keep, 1 if self.steps is None else self.steps) < 1
+            or self.per_cycle < 2
+        ):
             raise UsageError(
                 f"Coordinator(cycles={self.cycles}, per_cycle={self.per_cycle}, backup_every={self.backup_every}, "
-                f"keep={self.keep}): a ring has at least two peers; use per_cycle >= 2, the others >= 1."
+                f"keep={self.keep}, steps={self.steps}): use per_cycle >= 2 and the others >= 1."
             )
         if self.slack < 1.0 or not self.floor_s > 0.0 or not self.bytes_per_s > 0.0 or self.latency_s < 0.0:
             raise UsageError(
@@ -179,7 +184,7 @@ class Coordinator:
 
     def _periods(self, state: State) -> tuple[State, Period]:
         names = tuple(state.paces)
-        epochs = [state.profiles[name].epoch_steps for name in names]
+        epochs = [self.steps or state.profiles[name].epoch_steps for name in names]
         period = plan(list(state.paces.values()), epochs, self.mode)
         counts = dict(zip(names, period.counts, strict=True))
         return replace(state, counts=counts, period_s=period.seconds, strayed={}, plans=state.plans + 1), period

@@ -14,7 +14,7 @@ from typing import Literal
 
 from fieldfare.core.errors import UsageError
 
-Mode = Literal["deadline", "lcm"]
+Mode = Literal["deadline", "lcm", "even"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +76,21 @@ def deadline(step_s: Sequence[float], epoch_steps: Sequence[int]) -> Period:
 
 
 def plan(step_s: Sequence[float], epoch_steps: Sequence[int], mode: Mode = "deadline", most: int = 16) -> Period:
-    """Local steps of every device: the hyperperiod of its local epochs if asked for and found, else the deadline."""
+    """Local steps of every device: by the deadline, by the hyperperiod of local epochs (by the deadline where none is
+    found), or "even": one local epoch each however long it takes, as decentralised FedAvg has it.
+
+    >>> plan([1.0, 3.0], [22, 22], "even").counts
+    (22, 22)
+    """
+    _check(step_s)
+    epoch_steps = [max(n, 1) for n in epoch_steps]
+    epochs = [c * n for c, n in zip(step_s, epoch_steps, strict=True)]
+    if mode == "even":
+        return Period(max(epochs), tuple(epoch_steps), "even")
     if mode == "lcm":
-        epochs = [c * max(n, 1) for c, n in zip(step_s, epoch_steps, strict=True)]
         found = hyperperiod(epochs, most)
         if found is not None:
-            counts = tuple(e * max(n, 1) for e, n in zip(found.counts, epoch_steps, strict=True))
+            counts = tuple(e * n for e, n in zip(found.counts, epoch_steps, strict=True))
             return Period(found.seconds, counts, "lcm")
     return deadline(step_s, epoch_steps)
 
