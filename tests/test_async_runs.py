@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fieldfare as ff
-from fieldfare.aggregate import chain, mean, momentum
+from fieldfare.aggregate import chain, mean, median, momentum
 from fieldfare.core import rng
 from fieldfare.core.block import Block
 from fieldfare.core.events import Gathered
+from fieldfare.core.local import Twin
 from fieldfare.core.work import Cohort
 from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet
@@ -163,6 +165,31 @@ def test_fedbuff_adds_the_mean_of_discounted_deltas() -> None:
     by_hand(ff.FedBuff(20, 9, 3), lambda w, r: w + sum(s * d for d, _, _, s in r) / 3)
     weighted = ff.FedBuff(20, 9, 3, server=chain(mean()))
     by_hand(weighted, lambda w, r: w + sum(n * s * d for d, _, n, s in r) / sum(n for _, _, n, _ in r))
+
+
+def test_numbers_that_cannot_be_are_refused_in_one_line() -> None:
+    for wrong, told in (
+        (lambda: ff.FedBuff(0, 3), "at least one version"),
+        (lambda: ff.FedBuff(2, 3, 0), "buffer >= 1"),
+        (lambda: ff.FedBuff(2, np.arange(3)), "a whole number or a Sample"),
+        (lambda: ff.FedBuff(2, 3, server=chain(median())), "folded by a mean"),
+        (lambda: ff.FedBuff(2, 3, server=chain(mean(weighted=False, weight_step=0.5))), "leave weight_step out"),
+        (lambda: ff.FedBuff(2, 3, deadline_s=0.0), "positive number of seconds"),
+        (lambda: ff.FedBuff(2, 3, local=(Twin(1.0),)), "Twin needs rounds"),
+        (lambda: ff.FedAsync(2, 3, alpha=0.0), "above 0 and at most 1"),
+        (lambda: ff.FedAsync(2, 3, mu=-1.0), ">= 0"),
+        (lambda: ff.SemiSync(2, ff.Sample(3)), "use a whole number"),
+        (lambda: ff.SemiSync(2, 3, over=0.9), ">= 1"),
+        (lambda: ff.CutOff(2, 3), "give budget_s="),
+        (lambda: ff.CutOff(2, 3, by_class={"old": 0.0}), "positive number of seconds"),
+        (lambda: ff.Staleness("linear"), "'constant', 'polynomial' or 'hinge'"),
+        (lambda: ff.Staleness(limit=-1), "versions >= 0"),
+        (lambda: ff.Quorum(2, refill=True), "use late='next'"),
+        (lambda: ff.Quorum(late="next", refill=True), "never over"),
+    ):
+        with pytest.raises(ff.UsageError, match=re.escape(told)) as refusal:
+            wrong().quorum  # noqa: B018
+        assert "\n" not in str(refusal.value)
 
 
 def test_fedasync_mixes_every_reply_in_by_its_age() -> None:

@@ -702,6 +702,23 @@ def test_a_spoilt_reply_is_refused_also_when_it_was_computed_ahead() -> None:
     assert loop(world).transcript.lines() == end.transcript.lines()
 
 
+def test_a_selection_rule_is_told_of_the_later_reply_of_a_client_that_replied_twice() -> None:
+    run = buffered("power-of-choice")(1)
+    world = world_of(6, Fleet())
+    selected = Selected()
+    draw = selected.choose(
+        "power-of-choice", run, 2, world.population, np.arange(6), lambda ids: ids * 1.0, 0.0, 0, ("a",)
+    )
+    ids = np.array([1, 1, 4])
+    loss = {"loss": np.array([5.0, 2.0, 3.0])}
+    event = Gathered(1, {}, 3.0, ids, np.ones(3), loss)
+    selected.observe(run, ids, np.array([9.0, 7.0, 8.0]), event, world.population, 10.0)
+    (state,) = selected.states.values()
+    assert state["loss"][[1, 4]].tolist() == [2.0, 3.0]
+    assert np.isinf(state["loss"][[0, 2, 3, 5]]).all()
+    assert len(draw) == 2
+
+
 def test_models_of_bytes_are_told_apart_in_a_stream() -> None:
     from fieldfare.core.folds import Collect
     from fieldfare.core.params import Layout, Params

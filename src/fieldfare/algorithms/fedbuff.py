@@ -66,6 +66,11 @@ class FedBuff:
             raise UsageError(
                 f"{self.name}(server=...): stale replies are folded by a mean; use chain(mean(weighted=False), ...)."
             )
+        if not self.server.fold.weighted and self.server.fold.weight_step != 1.0:
+            raise UsageError(
+                f"{self.name}: mean(weighted=False, weight_step={self.server.fold.weight_step:g}) counts every reply "
+                "once: leave weight_step out."
+            )
 
     @property
     def on(self) -> Sample:

@@ -56,17 +56,22 @@ class Selected:
         return chosen
 
     def observe(self, run: Run, ids: I64, seconds: F64, event: Gathered, population: Population, now: float) -> None:
-        """Tell the rule that drew the cohort of `run` how those asked, `ids` with their task `seconds`, did."""
+        """Tell the rule that drew the cohort of `run` how those asked, `ids` with their task `seconds`, did.
+
+        Of a client that replied twice (neighbours in `ids`, the later reply last) it is told of the later.
+        """
         name = _name(getattr(run.on, "by", "uniform"), run.work)
         if name not in self.states:
             return
         rule = selection_of(run.on.by)  # type: ignore[union-attr]
+        last = np.append(ids[1:] != ids[:-1], True) if len(ids) else np.empty(0, np.bool_)
+        ids, seconds = ids[last], seconds[last]
         ok = np.isin(ids, event.clients)
         loss = np.full(len(ids), np.nan)
         told = event.metrics.get("loss")
         if told is not None and len(event.clients):
             order = np.argsort(event.clients, kind="stable")
-            at = np.searchsorted(event.clients, ids[ok], sorter=order)
+            at = np.searchsorted(event.clients, ids[ok], side="right", sorter=order) - 1
             loss[ok] = told[order[at]]
         reported = Reported(ids, loss, seconds, population.examples[ids], ok, now, self._round(run, name))
         self.states[name] = rule.observe(self.states[name], reported)
