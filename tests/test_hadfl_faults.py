@@ -13,7 +13,7 @@ from fieldfare.algorithms.hadfl.messages import Decided
 from fieldfare.algorithms.hadfl.peer import Peer
 from fieldfare.algorithms.hadfl.ring import Frame, hops, sound
 from fieldfare.core.effects import Publish, Send
-from fieldfare.core.events import Joined, Left, Received
+from fieldfare.core.events import Gathered, Joined, Left, Received
 from fieldfare.sim.simulator import Links
 from fieldfare.testing import Crash, Fault, loop, quadratics, simulate
 from fieldfare.testing.checks import Checked
@@ -30,6 +30,8 @@ class Watch:
         self.frames = defaultdict(list)
 
     def __call__(self, state, event, ctx, new, effects):
+        if new.model is not state.model and not isinstance(event, Gathered):
+            assert new.applied > state.applied
         for effect in effects:
             if isinstance(effect, Send) and isinstance(effect.body, Frame):
                 self.frames[ctx.me].append(effect.body)

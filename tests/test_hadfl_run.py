@@ -280,6 +280,24 @@ def test_a_peer_that_says_nothing_is_left_out_until_it_reports():
     assert state.alive == ("a", "b")
 
 
+def test_reports_in_another_order_do_not_take_a_peer_back():
+    boss, state, _, ctx = supervised()
+    for body in (Version(1, 20.0, 1.0, 1.0), Version(2, 40.0, 1.0, 1.0)):
+        state, _ = boss.step(state, Received("a", body), ctx)
+    after, effects = boss.step(state, Received("a", Version(1, 20.0, 1.0, 1.0)), ctx)
+    assert after is state
+    assert not effects
+
+
+def test_a_run_in_which_nobody_is_left_comes_to_an_end():
+    boss, state, _, ctx = supervised()
+    for later in range(1, 100):
+        state, effects = boss.step(state, Woke(("cycle", 1)), replace(ctx, now=100.0 * later))
+        if any(isinstance(e, Stop) for e in effects):
+            break
+    assert effects[0].reason == "no peer reports any more"
+
+
 def test_settings_that_cannot_be_are_refused_in_one_line():
     for wrong in ({"cycles": 0}, {"cycles": 1, "per_cycle": 1}, {"cycles": 1, "slack": 0.5}):
         with pytest.raises(UsageError) as error:

@@ -28,7 +28,7 @@ from fieldfare.algorithms.hadfl.messages import (
     Skip,
     Version,
     Welcome,
-)
+)  # fmt: skip
 from fieldfare.algorithms.hadfl.periods import Mode, Period, drifted, plan
 from fieldfare.algorithms.hadfl.ring import fingerprint, step_for
 from fieldfare.algorithms.hadfl.versions import Brown, steady
@@ -40,6 +40,7 @@ from fieldfare.core.params import Params
 
 _REMEMBERED = 8
 _PATIENCE = 3
+_SILENCE = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,6 +232,8 @@ class Coordinator:
     # Supervision
 
     def _reported(self, state: State, src: str, report: Version, ctx: Context) -> tuple[State, Sequence[Effect]]:
+        if src in state.reports and report.cycle <= state.reports[src].cycle:
+            return state, ()
         alive = state.alive if src in state.alive else tuple(p for p in state.peers if p in {*state.alive, src})
         brown = {**state.brown, src: state.brown[src].report(report.version)}
         state = replace(state, alive=alive, reports={**state.reports, src: report}, brown=brown)
@@ -251,6 +254,8 @@ class Coordinator:
             return state, (Wake(rest, ("cycle", state.cycle)),)
         held = {c: ring for c, ring in state.rings.items() if c < state.cycle and c not in state.decisions}
         busy = {name for ring in held.values() for name in ring.members} - here
+        if not here and state.waited >= _SILENCE:
+            return state, (Stop("no peer reports any more"),)
         if not here or (busy and state.waited < _PATIENCE):
             wake = Wake(self.slack * state.period_s, ("cycle", state.cycle))
             return replace(state, waited=state.waited + 1), (wake,)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 from typing import ClassVar
 
 import numpy as np
@@ -32,7 +31,8 @@ from fieldfare.algorithms.hadfl.messages import (
     Select,
     Version,
     Welcome,
-)
+)  # fmt: skip
+from fieldfare.algorithms.hadfl.periods import typical
 from fieldfare.algorithms.hadfl.ring import Frame
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Run, Send
@@ -214,11 +214,9 @@ class Peer:
         state = replace(state, pieces=(*state.pieces, pace))
         if len(state.pieces) < self.warmup:
             return self._train(state, ctx, self.warmup_steps)
-        timed = state.pieces[1:]
-        middle = median(timed)
-        spread = median(abs(one - middle) for one in timed)
+        middle, spread = typical(state.pieces[1:])
         epoch = math.ceil(max(event.weight, 1.0) / self.batch_size)
-        profile = Profile(middle, spread, len(timed), epoch, peak(state.model.vector))
+        profile = Profile(middle, spread, len(state.pieces) - 1, epoch, peak(state.model.vector))
         return replace(state, stage="idle"), (Send(state.coordinator, profile),)
 
     def _next(self, state: State, ctx: Context, cycle: int) -> tuple[State, Sequence[Effect]]:
@@ -242,9 +240,8 @@ class Peer:
             return replace(state, incoming=None)
         vector = blend(got.vector, state.model.vector, self.blend)
         version = self.blend * got.version + (1.0 - self.blend) * state.version
-        return replace(
-            state, model=state.model.replace(vector), version=version, applied=got.cycle, incoming=None
-        )  # fmt: skip
+        model = state.model.replace(vector)
+        return replace(state, model=model, version=version, applied=got.cycle, incoming=None)
 
     # Cycles
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from fieldfare.core.errors import UsageError
@@ -93,6 +94,16 @@ def plan(step_s: Sequence[float], epoch_steps: Sequence[int], mode: Mode = "dead
             counts = tuple(e * n for e, n in zip(found.counts, epoch_steps, strict=True))
             return Period(found.seconds, counts, "lcm")
     return deadline(step_s, epoch_steps)
+
+
+def typical(pieces: Sequence[float]) -> tuple[float, float]:
+    """The median of some timings and their median absolute deviation from it.
+
+    >>> typical([1.0, 1.1, 9.0])
+    (1.1, 0.10000000000000009)
+    """
+    middle = median(pieces)
+    return middle, median(abs(one - middle) for one in pieces)
 
 
 def drifted(planned_s: float, measured_s: float, share: float = 0.2) -> bool:

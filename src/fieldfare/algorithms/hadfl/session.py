@@ -26,7 +26,7 @@ from fieldfare.algorithms.hadfl.ring import (
     seal,
     sends,
     sound,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
