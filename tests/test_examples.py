@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import realdata
 
 from fieldfare.load import load_job
 from fieldfare.study import Study
@@ -37,7 +38,10 @@ LOOSE = {"demo": 0.01, "torch_cnn": 0.05, "jax_mlp": 0.05, "xgboost_bagging": 0.
          "concurrency_sweep": 2.0}  # fmt: skip
 QUICK = ("hello", "own_work")
 MAIN = ("hello", "demo", "own_algorithm", "own_work")
-NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+TABLES = ("flash_cifar", "flash_mnist")
+"""Examples on optional tables of real data."""
+ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+NAMES = [name for name in ALL if name not in TABLES]
 CLAIMING = sorted(path.name.split(".")[0] for path in EXAMPLES.glob("*.claims.toml"))
 PRINTED = {
     "csv_hospitals": "Federated(8 clients",
@@ -138,7 +142,7 @@ def test_a_run_logged_to_mlflow_or_tensorboard_can_be_read_back(tmp_path):
     assert events.read_bytes().count(b"accuracy") == 30
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_an_example_is_one_short_file(name):
     lines = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= (12 if name == "hello" else 60)
@@ -175,3 +179,32 @@ def test_federated_k_means_is_lloyds_algorithm_on_all_rows_at_once():
     mass = ours.tensor("mass")
     np.testing.assert_allclose(mass, [len(rows) / len(x) for rows in found], atol=1e-6)
     np.testing.assert_allclose(ours.tensor("sum") / np.maximum(mass, 1e-6)[:, None], centres, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_on_measured_phones_who_does_not_wait_is_at_95_percent_soonest(monkeypatch):
+    needed("torch_cnn")
+    monkeypatch.setenv("FIELDFARE_DATA", str(realdata.file("mnist_by_writer/train.npz").parents[1]))
+    realdata.file("traces_availability/flash_intervals.parquet")
+    study = load_job(EXAMPLES / "flash_mnist.py")
+    assert isinstance(study, Study)
+    took = {}
+    for name in ("do not wait", "wait for the fastest", "wait for all of 30"):
+        arm = study.arms[name]
+        assert isinstance(arm, dict)
+        result = arm[0].run(None, progress=False)
+        assert result.final["accuracy"] >= 0.95
+        took[name] = result.summary["virtual_s"]
+    assert took["do not wait"] < took["wait for the fastest"] < took["wait for all of 30"]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_an_example_on_tables_says_which_are_not_there(name, tmp_path):
+    for library in ("torch", "pyarrow", "PIL"):
+        if importlib.util.find_spec(library) is None:
+            pytest.skip(f"{name} needs {library}, which is not installed")
+    done = program(tmp_path, "-m", "fieldfare.cli", "run", str(EXAMPLES / f"{name}.py"))
+    assert done.returncode == 2
+    assert "FIELDFARE_DATA" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

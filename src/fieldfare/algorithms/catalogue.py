@@ -52,7 +52,7 @@ class Entry:
         """Options besides rounds and cohort, with their defaults (`inspect.Parameter.empty`: must be given)."""
         found = list(inspect.signature(self.factory).parameters.values())[2:]
         own = {p.name: p.default for p in found if p.kind is not p.VAR_KEYWORD}
-        if self.cohort != "any":
+        if len(own) == len(found):  # takes no more than it names
             return own
         return own | {"quorum": ALL, "work": "train"} | ({"view": None} if self.model == "vector" else {})
 
