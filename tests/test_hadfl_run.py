@@ -29,7 +29,7 @@ from fieldfare.algorithms.hadfl.ring import Frame, hops, serial_mean
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Publish, Run, Send, Stop
 from fieldfare.core.errors import UsageError
-from fieldfare.core.events import Received, Started, Woke
+from fieldfare.core.events import Gathered, Received, Started, Woke
 from fieldfare.core.folds import Mean
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.simulator import Links, size_of
@@ -41,9 +41,9 @@ PROBLEM = quadratics(n=5, dim=7, examples=(8, 8))
 both = pytest.mark.parametrize("driver", [simulate, loop], ids=["simulator", "loopback"])
 
 
-def quick(n: int) -> Fleet:
+def quick(n: int = 5, devices: int = 5) -> Fleet:
     """Devices 3 : 3 : 1 : 1 (and 1 more) whose only cost is a step's."""
-    speeds = np.array([3e3, 3e3, 1e3, 1e3, 2e3], np.float32)
+    speeds = np.array([3e3, 3e3, 1e3, 1e3, 2e3], np.float32)[:devices]
     return Fleet(flops_per_s=speeds, downlink_bytes_per_s=1e30, uplink_bytes_per_s=1e30, overhead_s=0.0)
 
 
@@ -203,6 +203,35 @@ def test_one_even_step_with_all_peers_is_lock_step_all_reduce():
     for one in published:
         w = w - np.float32(0.1) * (w - centre)
         assert np.abs(one.model.vector - w).max() < 1e-6
+
+
+def test_deltas_per_step_come_nearer_the_optimum_than_models_where_speeds_and_sizes_differ():
+    unlike = quadratics(n=4, dim=7, seed=3, examples=(2, 30))
+    best = unlike.loss(unlike.model.replace(unlike.optimum))
+    found = {}
+    for rule in ("models", "deltas"):
+        one = world(per_cycle=4, cycles=40, peer={"rule": rule, "lr": 0.02}, coordinator={"steps": 4})
+        plain = unlike.world(dict(one.nodes), placement=one.placement, links=one.links, fleet=quick(4, 4))
+        plain = replace(plain, works={**plain.works, "train": unlike.work(lr=0.02, batch_size=32)})
+        found[rule] = unlike.loss(simulate(plain).model) - best
+    assert 0 <= found["deltas"] < 0.2 * found["models"]
+
+
+def test_what_was_learnt_outside_the_ring_is_shifted_onto_the_new_mean():
+    seen = []
+
+    def watch(state, event, ctx, new, effects):
+        if state.incoming is not None and new.incoming is None and new.applied == state.incoming.cycle:
+            trained = event.output["model"].value[0] if isinstance(event, Gathered) else state.model.vector
+            learnt = trained - state.base.vector
+            seen.append(np.abs(new.model.vector - new.base.vector - learnt).max())
+            assert new.base.vector.tobytes() == state.incoming.vector.tobytes()
+            assert new.pending > 0
+
+    end = simulate(world(cycles=6, peer={"rule": "deltas", "stride": 2}, watch=watch))
+    assert end.reason == "cycles"
+    assert len(seen) > 3
+    assert max(seen) < 1e-6
 
 
 # The coordinator, told things by hand

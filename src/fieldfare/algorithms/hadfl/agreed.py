@@ -48,6 +48,27 @@ def blend(mean: F32, mine: F32, share: float) -> F32:
     return out
 
 
+def contribution(mine: F32, base: F32, factor: float) -> F32:
+    """base + factor (mine - base), `[P]`: what enters the ring where deltas are rescaled; factor 1 gives `mine`.
+
+    >>> contribution(np.ones(1, np.float32), np.zeros(1, np.float32), 0.25).tolist()
+    [0.25]
+    """
+    if factor == 1.0:
+        return mine
+    out: F32 = (base + np.float32(factor) * (mine - base)).astype(np.float32)
+    return out
+
+
+def step_factor(select: Select, steps: int, examples: float) -> float:
+    """What a delta of `steps` local steps on `examples` examples counts, e_bar / e_k times n_k / n_bar.
+
+    The mean of such contributions from one base is base + e_bar sum(n_k d_k / e_k) / sum(n_k): FedNova's normalised
+    average (Wang et al., NeurIPS 2020, equation 3) with plain SGD, in a ring.
+    """
+    return select.mean_steps / max(steps, 1) * examples / select.mean_examples
+
+
 def peak(vector: F32) -> float:
     """The largest absolute value; nan where there is one."""
     return float(np.abs(vector).max(initial=np.float32(0)))

@@ -221,7 +221,8 @@ class Coordinator:
         hop_s = 3.0 * (self.latency_s + state.model.bytes / (n * self.bytes_per_s)) + self.floor_s
         backup = cycle % self.backup_every == 0 or cycle == self.cycles
         select = Select(
-            cycle, 0, members, tuple(table), tuple(table.values()), step_for(peak, n), hop_s, backup
+            cycle, 0, members, tuple(table), tuple(table.values()), step_for(peak, n), hop_s, backup,
+            sum(state.counts[m] for m in table) / max(len(table), 1), _examples(state, members),
         )  # fmt: skip
         rings = {c: r for c, r in state.rings.items() if c > cycle - _REMEMBERED} | {cycle: select}
         decisions = {c: d for c, d in state.decisions.items() if c in rings}
@@ -288,7 +289,9 @@ class Coordinator:
             none = Decided(skip.cycle, -1, "", ())
             state = replace(state, decisions={**state.decisions, skip.cycle: none})
             return state, tuple(Send(name, none) for name in ring.members)
-        ring = replace(ring, epoch=ring.epoch + 1, members=members, step=step)
+        ring = replace(
+            ring, epoch=ring.epoch + 1, members=members, step=step, mean_examples=_examples(state, members)
+        )  # fmt: skip
         state = replace(state, rings={**state.rings, skip.cycle: ring})
         return state, tuple(Send(name, ring) for name in state.peers)
 
@@ -302,3 +305,8 @@ class Coordinator:
             return state
         kept = tuple(sorted((*state.kept, backup), key=lambda one: one.cycle))[-self.keep :]
         return replace(state, kept=kept, model=state.model.replace(kept[-1].vector))
+
+
+def _examples(state: State, members: Sequence[str]) -> float:
+    """Examples per member, in the mean."""
+    return sum(state.profiles[name].examples for name in members) / max(len(members), 1) or 1.0

@@ -22,7 +22,7 @@ F32 = NDArray[np.float32]
 class Profile:
     """A peer's warm-up: median seconds per local step and median absolute deviation over `samples` timings.
 
-    `epoch_steps`: local steps of one pass over its data. `peak`: its largest weight.
+    `epoch_steps`: local steps of one pass over its data, of `examples` examples. `peak`: its largest weight.
     """
 
     step_s: float
@@ -30,6 +30,7 @@ class Profile:
     samples: int
     epoch_steps: int
     peak: float
+    examples: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +56,8 @@ class Select:
     """Who forms the ring of `cycle`, in order; a higher `epoch` of the same cycle restarts it.
 
     `names` and `predicted` are the table drawn from, so that everyone can redo the draw. `step`: unit of the sums.
-    `hop_s`: patience with one hop. `backup`: whether the result also goes to the coordinator.
+    `hop_s`: patience with one hop. `backup`: whether the result also goes to the coordinator. `mean_steps`: local steps
+    per cycle, mean over all; `mean_examples`: over the members.
     """
 
     cycle: int
@@ -66,6 +68,8 @@ class Select:
     step: float
     hop_s: float
     backup: bool
+    mean_steps: float = 1.0
+    mean_examples: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

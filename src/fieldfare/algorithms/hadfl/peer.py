@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from fieldfare.algorithms.hadfl import member as ring
-from fieldfare.algorithms.hadfl.agreed import blend, drawn, herald, peak, run_of
+from fieldfare.algorithms.hadfl.agreed import blend, contribution, drawn, herald, peak, run_of, step_factor
 from fieldfare.algorithms.hadfl.member import Member
 from fieldfare.algorithms.hadfl.messages import (
     Ack,
@@ -51,7 +51,8 @@ class State:
     `version`: cumulative local steps behind `model`, merged as the models are. `steps`, `period_s`: the plan. `serial`
     numbers the trainings; the one under way began at `begun` and takes `under_way` steps, `left` follow in this cycle;
     `took`: (steps, seconds) of what is over in it. `pieces`: seconds per step in warm-up. `selects`: the newest epoch
-    of the cycles ahead. `applied`: the last cycle whose mean is in the model. `early`: frames before their `Select`.
+    of the cycles ahead. `base`: the last mean in the model, of cycle `applied`, since when `pending` steps were taken.
+    `early`: frames before their `Select`.
     """
 
     model: Params
@@ -75,6 +76,9 @@ class State:
     applied: int = 0
     early: tuple[Frame, ...] = ()
     timer: int = 0
+    base: Params | None = None
+    pending: int = 0
+    examples: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,10 @@ class Peer:
     thrown away afterwards (our reading). `blend`: lambda of w <- lambda w_agg + (1 - lambda) w for those outside the
     ring, 1/2 by our reading, 1 overwrites. `stride`: steps per training, hence how soon a broadcast is merged; None
     takes a whole cycle at once. `per_cycle` as the coordinator's. `evaluate`: central evaluations of committed means.
+
+    `rule`: "models" averages models, as HADFL does. "deltas" is ours: every contribution is the last mean plus what was
+    learnt since, per step and by examples (`step_factor`), and those outside the ring shift what they have learnt onto
+    the new mean instead of blending it away, so that nothing is lost until they are drawn.
     """
 
     cycles: int
@@ -95,6 +103,7 @@ class Peer:
     blend: float = 0.5
     stride: int | None = None
     per_cycle: int = 2
+    rule: Literal["models", "deltas"] = "models"
     work: str = "train"
     evaluate: tuple[str, ...] = ()
     messages: ClassVar[Message | None] = None
@@ -143,11 +152,13 @@ class Peer:
         match body:
             case Plan(steps, period_s) if boss:
                 state = replace(state, steps=steps, period_s=period_s)
-                return self._next(state, ctx, 1) if state.stage == "idle" and not state.cycle else (state, ())
+                first = state.stage == "idle" and not state.cycle
+                return self._next(replace(state, base=state.model), ctx, 1) if first else (state, ())
             case Select() if boss:
                 return self._selected(state, body, ctx)
             case Welcome(cycle, steps, period_s, version, model) if boss and state.stage == "idle":
                 state = replace(state, model=model, version=version, steps=steps, period_s=period_s, applied=cycle - 1)
+                state = replace(state, base=model, pending=0)
                 return self._next(state, ctx, cycle)
             case Frame():
                 if member is not None and (body.cycle, body.epoch) == (member.ring.cycle, member.ring.epoch):
@@ -206,7 +217,7 @@ class Peer:
             return self._warmed(state, event, seconds / steps, ctx)
         if got is not None and len(event.clients):
             model = state.model.replace(np.array(got.value[0], np.float32))
-            state = replace(state, model=model, version=state.version + steps)
+            state = replace(state, model=model, version=state.version + steps, pending=state.pending + steps)
         state = self._merge(replace(state, took=(state.took[0] + steps, state.took[1] + seconds)))
         return self._go_on(state, ctx) if state.left else self._arrived(state, ctx)
 
@@ -216,8 +227,9 @@ class Peer:
             return self._train(state, ctx, self.warmup_steps)
         middle, spread = typical(state.pieces[1:])
         epoch = math.ceil(max(event.weight, 1.0) / self.batch_size)
-        profile = Profile(middle, spread, len(state.pieces) - 1, epoch, peak(state.model.vector))
-        return replace(state, stage="idle"), (Send(state.coordinator, profile),)
+        examples = max(event.weight, 1.0)
+        profile = Profile(middle, spread, len(state.pieces) - 1, epoch, peak(state.model.vector), examples)
+        return replace(state, stage="idle", examples=examples), (Send(state.coordinator, profile),)
 
     def _next(self, state: State, ctx: Context, cycle: int) -> tuple[State, Sequence[Effect]]:
         """Begin to train for `cycle`; or, after the last, end."""
@@ -238,6 +250,10 @@ class Peer:
         got = state.incoming
         if got is None or got.cycle <= state.applied or got.vector.shape != state.model.vector.shape:
             return replace(state, incoming=None)
+        if self.rule == "deltas" and state.base is not None:
+            moved = (state.model.vector + (got.vector - state.base.vector)).astype(np.float32)
+            base = state.base.replace(got.vector)
+            return replace(state, model=state.model.replace(moved), base=base, applied=got.cycle, incoming=None)
         vector = blend(got.vector, state.model.vector, self.blend)
         version = self.blend * got.version + (1.0 - self.blend) * state.version
         model = state.model.replace(vector)
@@ -267,8 +283,12 @@ class Peer:
             return self._next(state, ctx, state.cycle + 1)
         early = [f for f in state.early if (f.cycle, f.epoch) == (select.cycle, select.epoch)]
         timer = state.timer + 1 if state.member is None else state.member.timer + 1
+        vector = state.model.vector
+        if self.rule == "deltas" and state.base is not None:
+            factor = step_factor(select, state.pending, state.examples)
+            vector = contribution(vector, state.base.vector, factor)
         member, out = ring.enter(
-            run_of(ctx.seed), select, ctx.me, state.model.vector, state.version, state.coordinator, timer, early
+            run_of(ctx.seed), select, ctx.me, vector, state.version, state.coordinator, timer, early
         )
         timer = timer if member is None else member.timer
         return replace(state, stage="ring", member=member, timer=timer), out
@@ -305,7 +325,7 @@ class Peer:
         assert result is not None
         version = sum(decided.versions) / len(decided.versions)
         model = state.model.replace(result)
-        state = replace(state, model=model, version=version, applied=select.cycle)
+        state = replace(state, model=model, base=model, pending=0, version=version, applied=select.cycle)
         if herald(select, ctx.seed) != ctx.me:
             return state, ()
         rest = [name for name in state.peers if name not in select.members]
