@@ -570,6 +570,7 @@ def test_what_is_computed_ahead_changes_no_bit(monkeypatch, algorithm, enough) -
     fleet = Fleet(overhead_s=(1 + np.arange(12) * 7 % 11).astype(np.float32), drop_out=0.2, noise=0.3)
     whole = transcript(algorithm, fleet=fleet, driver=loop)
     monkeypatch.setattr(ahead, "_ENOUGH", enough)
+    monkeypatch.setattr(ahead, "_EACH", enough)
     for options in ({}, {"chunk": 1}, {"chunk": 3}, {"workers": 2}):
         assert transcript(algorithm, fleet=fleet, **options) == whole
     monkeypatch.setattr(ahead, "_HELD_BYTES", 2 * 4 * MODEL.size)

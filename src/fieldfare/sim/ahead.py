@@ -27,8 +27,11 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_ENOUGH = 64
-"""Tasks that fill the workers: a gather that computes so many anyway computes nothing ahead."""
+_ENOUGH, _EACH = 64, 8
+"""Tasks that fill one stack, and each of several workers: a gather that computes so many anyway computes nothing ahead.
+
+A task computed ahead costs more than one computed in its gather: its row travels and is folded by this process alone.
+"""
 _HELD_BYTES = 512 << 20
 _NOTHING = Layout((), ())
 
@@ -125,12 +128,13 @@ class Ahead:
         of = {number: _kind(run, work) for number, run in ask.runs.items()}
         for at in lacking.tolist():
             kinds.setdefault(of[int(ask.base[at])], []).append(at)
+        enough = _ENOUGH if executor.workers == 1 else _EACH * executor.workers
         for kind, places in kinds.items():
             at = np.array(places, np.int64)
             runs: dict[int, Run] = dict(ask.runs)
             clients, keys, base, serials = ask.clients[at], ask.keys[at], ask.base[at], ask.serials[at]
             steps = None if ask.steps is None else ask.steps[at]
-            if len(at) < _ENOUGH:
+            if len(at) < enough:
                 more, _ = stream.pending()
                 self._forget(more["serial"])
                 runs |= stream.runs
@@ -142,7 +146,7 @@ class Ahead:
                 found = zip(more["serial"].tolist(), more["base"].tolist(), strict=True)
                 pick = [i for i, (one, number) in enumerate(found) if alike[number] and one not in self.held]
                 size = 4 * (ask.run.model.size if ask.run.model is not None else 0) * max(len(ask.run.reduce), 1)
-                pick = pick[: max(0, min(_ENOUGH - len(at), _HELD_BYTES // max(size, 1) - len(self.held)))]
+                pick = pick[: max(0, min(enough - len(at), _HELD_BYTES // max(size, 1) - len(self.held)))]
                 if pick:
                     extra = more["client"][pick]
                     clients, keys = np.concatenate([clients, extra]), np.concatenate([keys, more["key"][pick]])

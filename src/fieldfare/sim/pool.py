@@ -226,7 +226,7 @@ def _receive(share: Share, arrays: list[Any]) -> Share:
             piece.state = next(at).copy()
         for leaf, rows in piece.rows.items():
             if rows is None:
-                piece.rows[leaf] = next(at).copy()
+                piece.rows[leaf] = next(at)  # held until the next computation; who keeps a row copies it
     for partials in share.partials.values():
         for partial in partials.values():
             if partial.sum is not None:
