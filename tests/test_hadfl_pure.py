@@ -156,3 +156,17 @@ def test_a_draw_is_of_different_known_names_and_anyone_can_redo_it(table, count)
     assert len(set(drawn)) == len(drawn) == min(count, len(table))
     assert set(drawn) <= set(table)
     assert draw(1, 2, dict(reversed(table.items())), count) == drawn
+
+
+def test_by_age_the_slow_are_drawn_half_as_often_again_as_by_the_bell_alone():
+    table, last, seen = {"a": 66.0, "b": 66.0, "c": 22.0, "d": 22.0}, dict.fromkeys("abcd", 0), dict.fromkeys("abcd", 0)
+    plain = dict.fromkeys("abcd", 0)
+    for cycle in range(1, 601):
+        drawn = draw(3, cycle, table, 2, {name: cycle - last[name] for name in table})
+        for name in drawn:
+            last[name], seen[name] = cycle, seen[name] + 1
+        for name in draw(3, cycle, table, 2):
+            plain[name] += 1
+    for slow in "cd":
+        assert seen[slow] > 1.5 * plain[slow]
+    assert draw(3, 1, table, 2, dict.fromkeys(table, 1.0)) == draw(3, 1, table, 2)

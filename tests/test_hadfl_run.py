@@ -143,6 +143,15 @@ def test_everyone_can_redo_the_draw_and_a_coordinator_that_chooses_is_ignored():
     assert peer.step(state, Received("c", select), ctx)[0].selects == {select.cycle: select}
 
 
+def test_a_draw_by_age_is_told_with_its_ages_and_redone_by_every_peer():
+    end = simulate(world(cycles=5, coordinator={"by_age": True}), keep=True)
+    selects = {body.cycle: body for _, _, body in said(end, Select)}
+    assert all(drawn(body, 2, 0) for body in selects.values())
+    assert selects[1].ages == (1.0,) * 4
+    assert {age for body in selects.values() for age in body.ages} > {1.0, 2.0}
+    assert end.driver.progress.states["coordinator"].decisions.keys() == selects.keys()
+
+
 @pytest.mark.parametrize("blend", [0.5, 1.0])
 def test_those_outside_the_ring_merge_the_mean_between_two_trainings(blend):
     seen = []

@@ -24,7 +24,8 @@ def drawn(select: Select, per_cycle: int, seed: int) -> bool:
     After a restart they are some of those drawn.
     """
     table = dict(zip(select.names, select.predicted, strict=True))
-    fair = draw(seed, select.cycle, table, per_cycle)
+    ages = dict(zip(select.names, select.ages, strict=True)) if select.ages else None
+    fair = draw(seed, select.cycle, table, per_cycle, ages)
     if select.epoch > 0:
         return set(select.members) <= set(fair)
     return select.members == (fair if len(fair) > 1 else ())

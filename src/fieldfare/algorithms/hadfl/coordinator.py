@@ -50,7 +50,8 @@ class State:
     `profiles` and the newest `reports` by peer; `paces`: seconds per step as planned with; `brown`: predictions;
     `strayed`: cycles in a row a peer was off its pace. `rings`: the newest epoch of late cycles; `decisions` of them,
     the last at `decided_s`. `waited`: how often this cycle's reports were waited for. `kept`: the last back-ups,
-    `model` the newest of them (at first, the start). `plans`: how many there were.
+    `model` the newest of them (at first, the start). `plans`: how many there were. `drawn`: in which cycle a
+    peer was last drawn.
     """
 
     model: Params
@@ -70,6 +71,7 @@ class State:
     plans: int = 0
     waited: int = 0
     decided_s: float = 0.0
+    drawn: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Coordinator:
     Brown's s. A hop is waited for 3 (`latency_s` + M / (n `bytes_per_s`)) + `floor_s` before its sender is probed.
     Whoever has not reported after `slack` periods is left out until it does. Every `backup_every` cycles the mean is
     kept, the last `keep` of them. A pace off by more than `drift` in two cycles running makes a new plan.
+    `by_age` (ours, off in HADFL): who has not been drawn for long is drawn sooner.
     """
 
     cycles: int
@@ -96,6 +99,7 @@ class Coordinator:
     keep: int = 3
     drift: float = 0.2
     steps: int | None = None
+    by_age: bool = False
     messages: ClassVar[Message | None] = None
     """For those who store what is under way: the types of all that is said."""
 
@@ -213,7 +217,8 @@ class Coordinator:
         if cycle > self.cycles:
             return state, (Wake(self.slack * state.period_s, ("end",)),)
         table = {name: state.brown[name].ahead(1.0) for name in state.alive}
-        members = draw(ctx.seed, cycle, table, self.per_cycle)
+        ages = {name: float(cycle - state.drawn.get(name, 0)) for name in table} if self.by_age else {}
+        members = draw(ctx.seed, cycle, table, self.per_cycle, ages)
         members = members if len(members) > 1 else ()
         n = max(len(members), 1)
         peaks = [state.reports[m].peak if m in state.reports else state.profiles[m].peak for m in state.alive]
@@ -223,11 +228,13 @@ class Coordinator:
         select = Select(
             cycle, 0, members, tuple(table), tuple(table.values()), step_for(peak, n), hop_s, backup,
             sum(state.counts[m] for m in table) / max(len(table), 1), _examples(state, members),
+            tuple(ages.values()),
         )  # fmt: skip
         rings = {c: r for c, r in state.rings.items() if c > cycle - _REMEMBERED} | {cycle: select}
         decisions = {c: d for c, d in state.decisions.items() if c in rings}
         wake = Wake(self.slack * state.period_s, ("cycle", cycle))
-        state = replace(state, rings=rings, decisions=decisions)
+        drawn = {**state.drawn, **dict.fromkeys(members, cycle)}
+        state = replace(state, rings=rings, decisions=decisions, drawn=drawn)
         return state, (*(Send(name, select) for name in state.peers), wake)
 
     # Supervision

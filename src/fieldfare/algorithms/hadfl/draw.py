@@ -41,10 +41,13 @@ def probabilities(versions: F64) -> F64:
     return weight / weight.sum()
 
 
-def draw(seed: int, cycle: int, versions: Mapping[str, float], count: int) -> tuple[str, ...]:
+def draw(
+    seed: int, cycle: int, versions: Mapping[str, float], count: int, ages: Mapping[str, float] | None = None
+) -> tuple[str, ...]:
     """`count` names without replacement, in the order drawn, by Gumbel top-k over `logits`; all if there are fewer.
 
-    Each name has its own stream, so that a name more or less in the table moves nobody else's luck.
+    Each name has its own stream, so that a name more or less in the table moves nobody else's luck. `ages`: cycles
+    since each was last drawn, at least 1, by which its weight is multiplied (ours): who is starved comes up.
     """
     if count < 1:
         raise UsageError(f"draw(count={count}): at least one peer is drawn; use count >= 1.")
@@ -54,6 +57,8 @@ def draw(seed: int, cycle: int, versions: Mapping[str, float], count: int) -> tu
     key = np.array([rng.derive(seed, "hadfl", "draw", cycle, name) for name in names], np.uint64)
     u = np.maximum(rng.uniforms(key, np.zeros(len(names), np.int64)), 2.0**-54)
     luck = logits(np.array([versions[name] for name in names], np.float64)) - np.log(-np.log(u))
+    if ages:
+        luck = luck + np.log([max(ages.get(name, 1.0), 1.0) for name in names])
     best: list[int] = np.argsort(-luck, kind="stable")[:count].tolist()
     return tuple(names[i] for i in best)
 

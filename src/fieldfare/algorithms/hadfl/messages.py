@@ -57,7 +57,8 @@ class Select:
 
     `names` and `predicted` are the table drawn from, so that everyone can redo the draw. `step`: unit of the sums.
     `hop_s`: patience with one hop. `backup`: whether the result also goes to the coordinator. `mean_steps`: local steps
-    per cycle, mean over all; `mean_examples`: over the members.
+    per cycle, mean over all; `mean_examples`: over the members. `ages`: cycles since each name
+    was last drawn, where that counts.
     """
 
     cycle: int
@@ -70,6 +71,7 @@ class Select:
     backup: bool
     mean_steps: float = 1.0
     mean_examples: float = 1.0
+    ages: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
