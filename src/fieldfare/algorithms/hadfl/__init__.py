@@ -2,7 +2,9 @@
 
 Cao, Lian, Liu, Zhu & Ji, DAC 2021 (arXiv 2111.08274). Only its abstract and summaries were at hand, so what is marked
 "our reading" fills a gap and may not be what the authors did. Roles: `coordinator` (strategy, supervision, back-ups)
-and `peer`. Pure parts: `versions` (prediction), `periods` (local steps), `draw` (who synchronises), `ring` (chunks).
+and `peer`, made together by `nodes`. Pure parts: `versions` (prediction), `periods` (local steps), `draw` (who
+synchronises), `ring` (chunks), `session` and `member` (one ring as its members live it), `agreed` (what all can redo).
+Beside it `gossip`: baselines without a coordinator.
 """
 
 from __future__ import annotations

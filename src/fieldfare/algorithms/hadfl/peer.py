@@ -41,7 +41,8 @@ from fieldfare.core.events import Event, Gathered, Joined, Left, Received, Start
 from fieldfare.core.folds import Stack
 from fieldfare.core.params import Params
 
-_EARLY = 64
+_EARLY = 16
+"""Frames kept of rings that this peer has not entered yet: what is dropped is sent again when it is missed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
