@@ -4,6 +4,8 @@
     ours.py cohorts W1 50 F   the clients of rounds 1 to 50 as the simulator will draw them, to F.npy
     ours.py driver 10000 S    replies per second with trivial work, 1,000,000 devices, for S seconds
     ours.py population N      memory and seconds per round with N devices and a cohort of 100
+    ours.py events N PRESET S tasks per second without training: FedBuff, 1,000 at work, buffer 100, N devices
+    ours.py async W1 50 S     clients per second of FedBuff with that buffer and of FedAvg, 100 at work, S seconds each
     ours.py fold              100 updates of 10 million parameters into one mean
     ours.py first-round       the first round of W0: import, build, one round
 
@@ -18,6 +20,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -156,6 +159,94 @@ def _simulate_nothing(devices: int, cohort: int, seconds: float, least: int) -> 
     return count - 2, ended - began
 
 
+class _Costs:
+    """Work that is never computed; its tasks take a billion FLOPs an example and a megabyte each way."""
+
+    def cost(self, examples: Any, layout: Any, config: Any) -> Any:
+        from fieldfare.core.work import Cost
+
+        return Cost(np.asarray(examples) * 1e9, 1e6, 1e6)
+
+    def slots(self, layout: Any) -> dict[str, int]:
+        return {}
+
+
+def events(devices: int, preset: str, seconds: float) -> dict[str, float]:
+    """Tasks (a start and an end) per second of simulating who works when, after a second to warm up, and memory.
+
+    `preset`: of `fieldfare.fleet.generate`, or "phones": log-normal speeds, always there.
+    """
+    from fieldfare.core.params import Layout, Params
+    from fieldfare.sim.observe import Published
+    from fieldfare.sim.population import Population
+    from fieldfare.sim.simulator import Simulator, World
+
+    recipe: Any = ff.fleet.phones() if preset == "phones" else ff.fleet.generate(preset)
+    before = peak_mb()
+    began = time.perf_counter()
+    fleet = recipe.build(devices, SEED)
+    built = time.perf_counter() - began
+    examples = np.random.default_rng(0).integers(5, 200, devices)
+    world = World(
+        {"central": ("central", ff.FedBuff(rounds=10**9, cohort=1000, buffer=100))},
+        Params(np.zeros(8, np.float32), Layout.of({"w": (8,)})),
+        Population(devices, examples, fleet),
+        {"train": _Costs()},
+        SEED,
+    )
+    simulator = Simulator(world, None)
+    first, last = (0, 0.0), (0, 0.0)
+    begin = time.perf_counter()
+
+    def watch(seen: Any) -> None:
+        nonlocal first, last
+        if isinstance(seen, Published):
+            now = time.perf_counter()
+            last = simulator.progress.streams["central train"].serial, now
+            if now - begin < 1.0 or not first[0]:
+                first = last
+            elif now - first[1] >= seconds:
+                raise _Stop
+
+    simulator.observer = watch
+    with contextlib.suppress(_Stop):
+        simulator.run()
+    rate = (last[0] - first[0]) / (last[1] - first[1])
+    return {"tasks_per_s": rate, "mb": peak_mb() - before, "peak_mb": peak_mb(), "build_s": built}
+
+
+def asynchronous(name: str, buffer: int, seconds: float) -> dict[str, float]:
+    """Clients per second of FedBuff and of FedAvg on a workload, 100 at work, in turns of `seconds` each."""
+    from workloads import start
+
+    w, vector = WORKLOADS[name], start(name)
+    held, found = federated(w), {"async": list[float](), "sync": list[float]()}
+    for kind in ("sync", "async") * 2:
+        made = job(w, vector, held, 10**6, lambda _: None)
+        if kind == "async":
+            made = replace(made, algorithm=ff.FedBuff(rounds=10**6, cohort=w.cohort, buffer=buffer))
+        found[kind].append(_clients_per_s(made, seconds))
+    return {kind: float(np.median(rates)) for kind, rates in found.items()}
+
+
+def _clients_per_s(made: ff.Job, seconds: float) -> float:
+    """Clients per second after a first second, in which workers are started and buffers filled."""
+    began, first, last = time.perf_counter(), (0, 0.0), (0, 0.0)
+
+    def timed(row: Mapping[str, Any]) -> None:
+        nonlocal first, last
+        now = time.perf_counter()
+        last = last[0] + int(row["clients"]), now
+        if now - began < 1.0 or not first[0]:
+            first = last
+        elif now - first[1] >= seconds and row["round"] >= 4:
+            raise _Stop
+
+    with contextlib.suppress(_Stop):
+        replace(made, callbacks=(timed,)).run(runs=None, progress=False)
+    return (last[0] - first[0]) / (last[1] - first[1])
+
+
 def peak_mb() -> float:
     """The most memory this process has held, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -225,6 +316,10 @@ def main(argv: list[str]) -> None:
             print(json.dumps(driver(int(cohort), float(seconds))))
         case ["population", devices]:
             print(json.dumps(population(int(devices))))
+        case ["events", devices, preset, seconds]:
+            print(json.dumps(events(int(devices), preset, float(seconds))))
+        case ["async", name, buffer, seconds]:
+            print(json.dumps(asynchronous(name, int(buffer), float(seconds))))
         case ["fold"]:
             print(json.dumps(fold()))
         case ["first-round"]:

@@ -3,10 +3,11 @@
     probes.py matmul                 float32 matrix products, GFLOP/s of all cores, one process and thread each
     probes.py fold                   100 updates of 10 million float32, plain multiply-add
     probes.py loop COHORT SECONDS    draw a cohort of 1,000,000, make its replies, average them
+    probes.py heap SECONDS           starts and ends of tasks on a plain heap, 1,000 at work of 1,000,000
     probes.py size NAME              MB of an installed distribution with what it requires
     probes.py tree                   MB of everything installed in this environment but pip and setuptools
 
-Each prints one line of JSON. NumPy is needed by the first three; nothing of Fieldfare is.
+Each prints one line of JSON. NumPy is needed by the first four; nothing of Fieldfare is.
 """
 
 from __future__ import annotations
@@ -130,6 +131,29 @@ def loop(cohort: int, seconds: float) -> dict[str, float]:
     return {"replies_per_s": rounds * cohort / (time.perf_counter() - began)}
 
 
+def heap(seconds: float) -> dict[str, float]:
+    """Tasks (a start and an end) per second with nothing but a heap: no bookkeeping, bytes, joules or outcomes."""
+    import heapq
+
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    took = (20 * np.exp(0.6 * random.standard_normal(POPULATION))).tolist()
+    queue = [(took[i], i) for i in range(1000)]
+    heapq.heapify(queue)
+    busy, tasks = bytearray(POPULATION), 0
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for client in random.integers(0, POPULATION, 2000).tolist():
+            if busy[client]:
+                continue
+            now, gone = queue[0]
+            busy[gone], busy[client] = 0, 1
+            heapq.heapreplace(queue, (now + took[client], client))
+            tasks += 1
+    return {"tasks_per_s": tasks / (time.perf_counter() - began)}
+
+
 def _mb(distribution: metadata.Distribution) -> float:
     """MB of a distribution's files; of an editable one, of the package's source."""
     files = [Path(str(distribution.locate_file(f))) for f in distribution.files or ()]
@@ -174,6 +198,8 @@ def main(argv: list[str]) -> None:
             out = fold()
         case ["loop", cohort, seconds]:
             out = loop(int(cohort), float(seconds))
+        case ["heap", seconds]:
+            out = heap(float(seconds))
         case ["size", name]:
             out = size(name)
         case ["tree"]:

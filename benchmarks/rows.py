@@ -150,6 +150,43 @@ def driver(cohort: int, effort: Effort) -> Row:
     return row
 
 
+def events(devices: int, fleet: str, effort: Effort) -> Row:
+    """Tasks (a start and an end) per second when nothing is trained: FedBuff, 1,000 at work, buffer 100."""
+    row = Row(f"events-{devices // 1_000_000}M{'' if fleet == 'phones' else f'-{fleet}'}", "tasks/s", "more")
+    ours: list[dict[str, float]] = []
+    plain: list[float] = []
+
+    def alternate() -> float:
+        for _ in range(effort.repeats):
+            plain.append(probe("probes.py", "heap", str(effort.min_s / 2))["tasks_per_s"])
+            ours.append(probe("ours.py", "events", str(devices), fleet, str(effort.min_s)))
+        return median(one["tasks_per_s"] for one in ours)
+
+    row.ours = _try(row, OURS.name, alternate)
+    row.limit = median(plain) if plain else None
+    row.detail |= {"devices": devices, "fleet": fleet, "cohort": 1000, "buffer": 100, "processes": 1, "aim": 300_000}
+    row.detail |= {"limit_is": "a plain heap of ends, without outcomes, bytes, joules, availability or records"}
+    if ours:
+        row.detail |= {key: median(one[key] for one in ours) for key in ("mb", "peak_mb", "build_s")}
+    return row
+
+
+def asynchronous(name: str, effort: Effort, buffer: int = 50) -> Row:
+    """Clients per second of FedBuff over those of FedAvg on the same workload, 100 at work, in one process by turns."""
+    row = Row(f"async-{name}", "share of sync", "more", limit=1.0)
+    found: list[dict[str, float]] = []
+
+    def shares() -> float:
+        for _ in range(effort.repeats):
+            found.append(probe("ours.py", "async", name, str(buffer), str(effort.min_s)))
+        return median(one["async"] / one["sync"] for one in found)
+
+    row.ours = _try(row, OURS.name, shares)
+    row.detail |= {"cohort": WORKLOADS[name].cohort, "buffer": buffer, "aim": 0.8, "limit_is": "synchronous rounds"}
+    row.detail |= {"clients_per_s": found}
+    return row
+
+
 @cache
 def _population(devices: int, repeats: int) -> dict[str, float]:
     found = [probe("ours.py", "population", str(devices)) for _ in range(repeats)]
@@ -285,6 +322,11 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
     **{name: (lambda effort, name=name: workload(name, effort)) for name in WORKLOADS if name != "W0"},
     "driver-10000": lambda effort: driver(10_000, effort),
     "driver-100": lambda effort: driver(100, effort),
+    "events-1M": lambda effort: events(1_000_000, "phones", effort),
+    "events-1M-flash-charging": lambda effort: events(1_000_000, "flash-charging", effort),
+    "events-10M": lambda effort: events(10_000_000, "phones", effort),
+    "events-10M-flash-charging": lambda effort: events(10_000_000, "flash-charging", effort),
+    **{f"async-{name}": (lambda effort, name=name: asynchronous(name, effort)) for name in ("W1", "W2", "W3")},
     "population-memory": population_memory,
     "flat-in-population": flat_in_population,
     "fold-100x10M": fold,
