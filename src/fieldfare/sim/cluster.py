@@ -16,6 +16,7 @@ import signal
 import sys
 import sysconfig
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def join(ray: Any, address: str | None, workers: int | None) -> bool:
     ray._private.worker._worker_logs_enabled = False  # else Ray tells of dead workers on standard output
     try:
         if address == "local":
-            with _private(ray):
+            with _private(ray), warnings.catch_warnings():
+                # JAX, if loaded, warns of any fork; what Ray starts here executes another program at once.
+                warnings.filterwarnings("ignore", message=".*fork.*")
                 ray.init(
                     address="local", num_cpus=workers or default_workers(), include_dashboard=False,
                     object_store_memory=STORE_BYTES, **quiet,
