@@ -3,8 +3,8 @@
 Here: the record, and reading. Not here: what a task is (`fleet.tasks`). Little endian, packed: `round` uint32 (the
 round, or version, it was counted in), `client` uint32, `start`, `end` float64 (virtual seconds), `outcome` uint8 (an
 index into ok, interrupted, timeout, late, stale, refused, drop-out), `base` uint32 (the ask whose model it started
-from: of all asks, counted from 0, in rounds; of the asks of its stream, counted from 1, where late replies count), `compute_s`, `bytes_down`, `bytes_up`, `energy_j` float32. Invariant: the file holds whole
-records only.
+from: of all asks, counted from 0, in rounds; of the asks of its stream, counted from 1, where late replies count),
+`compute_s`, `bytes_down`, `bytes_up`, `energy_j` float32. Invariant: the file holds whole records only.
 """
 
 from __future__ import annotations
