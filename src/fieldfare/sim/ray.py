@@ -267,6 +267,7 @@ def _portable(error: Exception) -> Exception:
     import ray
 
     with contextlib.suppress(Exception):
+        # Bytes made on this line, of this process's own exception: nothing that came over a wire is read here.
         back = ray.cloudpickle.loads(ray.cloudpickle.dumps(error))
         if type(back) is type(error) and str(back) == str(error):
             return error
