@@ -465,6 +465,50 @@ def test_a_round_asks_nobody_twice_where_too_few_are_there() -> None:
     assert (check <= 4).all()
 
 
+def test_where_clients_are_scarce_a_gather_asks_fewer_and_nobody_twice() -> None:
+    runs = tuple(
+        Run("train", Sample(3), tag, MODEL, Quorum(tag, late="next"), {"delta": Mean()}, key=("train", tag))
+        for tag in (1, 2)
+    )
+    p = play(Asking(runs), 3, Fleet(overhead_s=np.array([1, 20, 40], np.float32)))
+    assert [ask.begun for ask in p.asks] == [3, 1]
+    assert p.asks[1].clients.tolist() == [0, 1]
+    assert p.asks[1].due == pytest.approx(20.0, abs=0.1)
+
+
+@st.composite
+def scarce(draw: st.DrawFn) -> tuple[Played, int]:
+    """Rounds that replace nobody, of nearly everybody there is."""
+    n = draw(st.integers(2, 8))
+    count = draw(st.integers(max(1, n - 2), n))
+    deadline = draw(st.sampled_from([None, 4.0, 30.0]))
+    need, timeout = draw(st.sampled_from([None, 1, 2, n])), draw(st.sampled_from([None, 5.0]))
+    quorum = Quorum(need, deadline, "next", timeout_s=timeout)
+    on = Sample(count, by=draw(st.sampled_from(RULES)))
+    try:
+        return play(rounds_of(8, quorum, on=on), n, draw(fleets(n)), draw(st.integers(0, 99))), count
+    except UsageError as error:
+        assume("is available after" not in str(error))
+        raise
+
+
+@settings(max_examples=60)
+@given(scarce())
+def test_no_gather_asks_a_client_twice_or_one_that_is_at_work(played) -> None:
+    p, count = played
+    columns = {
+        name: np.concatenate([getattr(p.over, name), p.running[name]]) for name in ("client", "base", "start", "end")
+    }
+    pairs = list(zip(columns["base"].tolist(), columns["client"].tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs), "asked twice in one gather"
+    begun = np.bincount(columns["base"], minlength=len(p.asks) + 1)[1:]
+    assert begun.tolist() == [ask.begun for ask in p.asks]
+    assert (begun <= count).all()
+    order = np.lexsort((columns["start"], columns["client"]))
+    same = columns["client"][order][1:] == columns["client"][order][:-1]
+    assert (columns["start"][order][1:][same] >= columns["end"][order][:-1][same]).all()
+
+
 def test_a_deadline_without_replacing_leaves_the_late_to_the_next_round() -> None:
     slow = np.array([1, 3, 5, 7], np.float32)
     p = play(rounds_of(3, Quorum(deadline_s=4.0, late="next")), 4, Fleet(overhead_s=slow))
@@ -670,11 +714,12 @@ def test_what_a_stream_cannot_do_is_refused_in_one_line(driver) -> None:
         driver(PROBLEM.world(Asking((Run("nothing", Sample(3), 1, MODEL, late),))))
 
 
-def test_a_second_gather_of_an_open_stream_is_refused_in_one_line() -> None:
+@pytest.mark.parametrize("driver", [simulate, loop])
+def test_a_second_gather_of_an_open_stream_is_refused_in_one_line(driver) -> None:
     late = Quorum(2, late="next")
     two = tuple(Run("train", Sample(3), tag, MODEL, late, {"delta": Mean()}) for tag in (1, 2))
     with pytest.raises(UsageError, match=r"while such a Run is open: wait for its answer"):
-        simulate(PROBLEM.world(Asking(two, together=True)))
+        driver(PROBLEM.world(Asking(two, together=True)))
 
 
 def test_streams_of_several_works_go_side_by_side() -> None:

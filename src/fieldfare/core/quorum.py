@@ -58,7 +58,8 @@ class Quorum:
     Without a deadline a gather that lacks replies is over when the last client asked would have replied, those that
     dropped out included: who waits cannot know that a reply will never come. `timeout_s`: a client gives up a task
     that takes longer. `late="drop"` throws later replies away. `late="next"` keeps them for the next `Run` of the same
-    work by the same node, where they count by `stale`: their age is the number of such Runs begun since their own.
+    work by the same node, where they count by `stale`: their age is the number of such Runs begun since their own; a
+    client that is at work, or was already asked in this Run, is not asked, so where clients are scarce fewer are asked.
     `refill`: while the gather is open, whoever ends, in whatever way, is replaced by a client asked for this Run, so
     that as many as `on` says are always at work, those of earlier Runs included (needs `late="next"`).
     """

@@ -28,7 +28,7 @@ from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Deadline, Hosted, asked_of, check_nodes
 from fieldfare.sim.observe import Answered, Measured, Observer, Progressed, Published, Stopped
 from fieldfare.sim.population import Population
-from fieldfare.sim.stream import Stream, StreamAsk
+from fieldfare.sim.stream import Stream, StreamAsk, second
 
 Evaluation = Callable[[Params], Mapping[str, float]]
 
@@ -211,10 +211,7 @@ class Simulator:
         if work not in self.world.works:
             raise UsageError(f"no work is called {work!r}: this job binds {', '.join(self.world.works) or 'none'}.")
         if any(isinstance(ask, StreamAsk) and (ask.node, ask.run.work) == (node, work) for ask in p.asks.values()):
-            raise UsageError(
-                f"node {node!r} asks for {work!r} with Quorum(late='next') while such a Run is open: "
-                "wait for its answer."
-            )
+            raise second(node, work)
         if name not in p.streams:
             p.streams[name] = Stream(node, work, self.world.population, self.world.seed)
         return p.streams[name]

@@ -80,6 +80,13 @@ class StreamAsk:
         return self.over
 
 
+def second(node: str, work: str) -> UsageError:
+    """Why a stream's `Run` is refused while another of its gathers is open."""
+    return UsageError(
+        f"node {node!r} asks for {work!r} with Quorum(late='next') while such a Run is open: wait for its answer."
+    )
+
+
 class Stream:
     """The clients at work for one work of one node, from gather to gather."""
 
@@ -124,14 +131,26 @@ class Stream:
         at_work = on.count if quorum.refill or fresh else len(self.heap) + on.count
         self.candidates.begun = self.serial
         self.candidates.prepare(run, works[run.work], selected, now, at_work, kind)
-        due, over = self._plan(run, now, need, deadline, 0 if fresh or quorum.refill else on.count)
+        held_back = list[int]()
+        due, over = self._plan(run, now, need, deadline, 0 if fresh or quorum.refill else on.count, held_back)
+        for client in held_back:
+            self._leave(client, due)
         self._flush(run)
         return self._ask(run, now, due, over, works, self.serial - began)
 
-    def _plan(self, run: Run, now: float, need: int, deadline: float, asking: int) -> tuple[float, list[int]]:
+    def _leave(self, client: int, t: float) -> None:
+        if self.candidates.tracking:
+            self.candidates.leave(client, t)
+        else:
+            self.candidates.busy[client] = 0
+
+    def _plan(
+        self, run: Run, now: float, need: int, deadline: float, asking: int, held_back: list[int]
+    ) -> tuple[float, list[int]]:
         """Ends and starts in order of time until the gather is over: (when, the slots of tasks that ended).
 
-        Without refilling `asking` clients begin, each once there is one that may.
+        Without refilling `asking` clients begin, each once there is one that may: who is not at work and has not been
+        asked in this gather. Those who ended and could have been asked again are added to `held_back`: they stay busy.
         """
         quorum, number, heap, free, new = run.quorum, self.number, self.heap, self._free, self._new
         oldest = -(1 << 62) if quorum.stale.limit is None else number - quorum.stale.limit
@@ -141,12 +160,14 @@ class Stream:
         target = run.on.count if refill and isinstance(run.on, Sample) else 0
         take, leave, wait, busy = candidates.take, candidates.leave, candidates.wait, candidates.busy
         width, last, in_vain = len(self._table["client"]), 0, max(_IN_VAIN, 100 * target)
-        in_no_time = 0
+        in_no_time, asked = 0, set[int]()
         while True:
             while heap and heap[0][0] <= t:
                 _, _, slot, base, client = heappop(heap)
                 over.append(slot)
-                if candidates.tracking:
+                if asking and client in asked:
+                    held_back.append(client)
+                elif candidates.tracking:
                     leave(client, t)
                 else:
                     busy[client] = 0
@@ -182,6 +203,8 @@ class Stream:
                     new.append((slot, client, t, end, code, serial))
                     serial += 1
                     missing -= 1
+                    if not refill:
+                        asked.add(client)
                 asking = 0 if refill else missing
             if 2 < target == len(heap) and (prepared := candidates.prepared()) is not None:
                 entries, block_end, plain = prepared

@@ -21,7 +21,7 @@ from fieldfare.core.events import Evaluated, Gathered, Received, Started, Woke
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Hosted, asked_of, check_nodes
 from fieldfare.sim.simulator import World, size_of
-from fieldfare.sim.stream import StreamAsk
+from fieldfare.sim.stream import StreamAsk, second
 from fieldfare.testing.device import LAST, Devices, EffectId, Gathering, gathering
 from fieldfare.testing.script import Crash, Fault, Issued, Message, Node
 from fieldfare.testing.streams import Streams
@@ -322,6 +322,10 @@ class Loopback:
     def _run_stream(self, id_: EffectId, run: Run, number: int) -> None:
         """A gather whose late replies count in the next: planned once, delivered as one message when it is over."""
         if id_ not in self.planned:
+            node = self.nodes[id_[0]]
+            if any(one[0] == id_[0] and ask.run.work == run.work and one not in node.seen
+                   for one, ask in self.planned.items()):  # fmt: skip
+                raise second(id_[0], run.work)
             self.planned[id_] = self.streams.open(id_[0], run, self.now)
         self._push(max(self.now, self.planned[id_].due), (id_, self.planned[id_]), number)
 
