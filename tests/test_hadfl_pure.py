@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldfare.algorithms.hadfl.draw import draw, inclusion, logits, probabilities
+from fieldfare.algorithms.hadfl.draw import chances, draw, inclusion, logits, probabilities
+from fieldfare.algorithms.hadfl.messages import Decided, Select
 from fieldfare.algorithms.hadfl.periods import deadline, drifted, hyperperiod, plan, utilisation_bound
 from fieldfare.algorithms.hadfl.versions import Brown, steady
 from fieldfare.core.errors import UsageError
@@ -131,6 +132,22 @@ def test_inclusion_is_the_sum_over_ordered_draws(v, count):
     assert inclusion(v, count).sum() == pytest.approx(count)
     if p.min() > 1e-6:
         assert inclusion(v, count) == pytest.approx(expected, rel=1e-6)
+
+
+def test_chances_of_many_names_are_near_the_exact_ones():
+    v = np.linspace(0.0, 50.0, 65)
+    near, exact = inclusion(v, 10), inclusion(v[:64], 10)
+    assert near.sum() == pytest.approx(10.0)
+    assert np.abs(near[:64] - exact).max() < 0.05 * exact.max()
+
+
+def test_what_a_run_keeps_of_a_draw_names_the_chances_of_all():
+    kept = Select(3, 0, ("b", "a"), ("a", "b", "c"), (66.0, 66.0, 22.0), 1.0, 1.0, False, ages=(1.0, 1.0, 9.0)).record()
+    assert (kept["cycle"], kept["epoch"], kept["members"]) == (3, 0, ["b", "a"])
+    assert kept["chance"] == chances({"a": 66.0, "b": 66.0, "c": 22.0}, 2, {"c": 9.0})
+    assert sum(kept["chance"].values()) == pytest.approx(2.0)
+    assert kept["chance"]["c"] > chances({"a": 66.0, "b": 66.0, "c": 22.0}, 2)["c"]
+    assert Decided(3, 1, "x", ()).record() == {"cycle": 3, "epoch": 1}
 
 
 def test_draws_come_as_often_as_their_probabilities_say():

@@ -228,7 +228,7 @@ class Coordinator:
         select = Select(
             cycle, 0, members, tuple(table), tuple(table.values()), step_for(peak, n), hop_s, backup,
             sum(state.counts[m] for m in table) / max(len(table), 1), _examples(state, members),
-            tuple(ages.values()),
+            tuple(ages.values()), self.per_cycle,
         )  # fmt: skip
         rings = {c: r for c, r in state.rings.items() if c > cycle - _REMEMBERED} | {cycle: select}
         decisions = {c: d for c, d in state.decisions.items() if c in rings}

@@ -7,11 +7,12 @@ it comes late, twice or never: what it says is told again when somebody asks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldfare.algorithms.hadfl.draw import chances
 from fieldfare.algorithms.hadfl.ring import Frame
 from fieldfare.core.params import Params
 
@@ -58,7 +59,7 @@ class Select:
     `names` and `predicted` are the table drawn from, so that everyone can redo the draw. `step`: unit of the sums.
     `hop_s`: patience with one hop. `backup`: whether the result also goes to the coordinator. `mean_steps`: local steps
     per cycle, mean over all; `mean_examples`: over the members. `ages`: cycles since each name
-    was last drawn, where that counts.
+    was last drawn, where that counts. `count`: how many were to be drawn.
     """
 
     cycle: int
@@ -72,6 +73,14 @@ class Select:
     mean_steps: float = 1.0
     mean_examples: float = 1.0
     ages: tuple[float, ...] = ()
+    count: int = 2
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of this: who was drawn, and the chance that each name had."""
+        table = dict(zip(self.names, self.predicted, strict=True))
+        ages = dict(zip(self.names, self.ages, strict=True)) if self.ages else None
+        chance = chances(table, self.count, ages)
+        return {"cycle": self.cycle, "epoch": self.epoch, "members": list(self.members), "chance": chance}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,6 +139,10 @@ class Decided:
     epoch: int
     digest: str
     versions: tuple[float, ...]
+
+    def record(self) -> dict[str, Any]:
+        """What a run keeps of this."""
+        return {"cycle": self.cycle, "epoch": self.epoch}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
