@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fieldfare.algorithms.evaluate import innermost
+from fieldfare.core.algorithm import several
 from fieldfare.core.errors import UsageError
 from fieldfare.core.quorum import Everyone, Sample
 from fieldfare.core.settings import settings
 from fieldfare.data.federated import Federated
 from fieldfare.fleet.fleet import Fleet, Phones, Recipe
 from fieldfare.overrides import SHORT, override
+from fieldfare.sim.links import Links
 from fieldfare.work.net import Training
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ class Simulated:
     the model stays as it is, and nothing is evaluated. `workers`: processes (None: as many as cores, when the work is
     worth it). `chunk`: clients per stacked call (None: by memory). `on`: "local"; "ray" for the Ray of this process, of
     RAY_ADDRESS, or one started for the run; "ray://HOST:PORT" for a cluster. None of workers, chunk and on changes a
-    bit. `evaluation_s`: virtual seconds of one central evaluation.
+    bit. `evaluation_s`: virtual seconds of one central evaluation. `links`: between the nodes of a run that has
+    several; `Links()` are those of the nodes' own devices.
     """
 
     fleet: Fleet | Recipe | str = field(default_factory=Phones)
@@ -70,6 +73,7 @@ class Simulated:
     on: str = "local"
     evaluation_s: float = 0.0
     train: bool = True
+    links: Links = field(default_factory=Links)
 
     def __post_init__(self) -> None:
         if isinstance(self.fleet, str):
@@ -108,9 +112,10 @@ class Job:
     """A federated job.
 
     `model`: a declared net (`fieldfare.mlp`), an `nn.Module` or a function that makes one, `jax_net(...)`, an
-    `opaque(...)`. `loss`: name or function, for an `nn.Module`. `algorithm`: any `Algorithm`. `training`: how a client
-    trains. `start_from`: a safetensors file. `bad_updates`: "refuse" drops an update that is not finite, names client
-    and round, and goes on; "stop" ends the run with that line. `callbacks`: called with every round's record.
+    `opaque(...)`. `loss`: name or function, for an `nn.Module`. `algorithm`: any `Algorithm`, or `Roles` such as
+    `HADFL`, in which every client is a node. `training`: how a client trains. `start_from`: a safetensors file.
+    `bad_updates`: "refuse" drops an update that is not finite, names client and round, and goes on; "stop" ends the run
+    with that line. `callbacks`: called with every round's record.
     """
 
     model: Any
@@ -130,7 +135,9 @@ class Job:
     simulated: Simulated = field(default_factory=Simulated)
 
     def __post_init__(self) -> None:
-        if not hasattr(self.algorithm, "step") or not hasattr(self.algorithm, "init"):
+        if several(self.algorithm):
+            self.algorithm.nodes(self.data.n_clients, self.training)
+        elif not hasattr(self.algorithm, "step") or not hasattr(self.algorithm, "init"):
             raise UsageError(
                 f"Job(algorithm={self.algorithm!r}): an algorithm has init and step; `fieldfare algorithms` lists them."
             )

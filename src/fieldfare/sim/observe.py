@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from fieldfare.core.effects import Run
 from fieldfare.core.events import Evaluated, Gathered
 from fieldfare.core.params import Params
 
@@ -56,5 +57,46 @@ class Stopped:
     reason: str
 
 
-Observation: TypeAlias = Answered | Published | Measured | Progressed | Stopped
+@dataclass(frozen=True, slots=True, eq=False)
+class Sent:
+    """A `Send` of `size` bytes from node `src` to `dst`, told as soon as it is known when it `arrives`.
+
+    So not always in the order of sending, `now`: what waits for a link is told when it has one. `arrives` nan: it is
+    lost; inf: it still waited for a link when the run ended. `kind`: the name of the body's class.
+    """
+
+    now: float
+    arrives: float
+    src: str
+    dst: str
+    kind: str
+    size: int
+    body: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Worked:
+    """A `Run` of `node` on itself is over: absolute seconds, an index into `fleet.tasks.OUTCOMES`, and the `run`.
+
+    `steps`: the local steps asked for, 0 where the work counts none; those of work cut short were begun, not all done.
+    """
+
+    node: str
+    begun: float
+    ended: float
+    steps: int
+    outcome: int
+    run: Run | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Came:
+    """The device of `node` has come (`there`) or gone, as its sessions say."""
+
+    now: float
+    node: str
+    there: bool
+
+
+Observation: TypeAlias = Answered | Published | Measured | Progressed | Stopped | Sent | Worked | Came
 Observer: TypeAlias = Callable[[Observation], None]

@@ -21,27 +21,19 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Evaluated, Event, Gathered, Received, Started, Woke
 from fieldfare.core.params import Params
 from fieldfare.core.work import Work
+from fieldfare.fleet.tasks import LATE, OK, REFUSED
 from fieldfare.sim.ahead import Ahead
 from fieldfare.sim.asks import Ask, resolve
 from fieldfare.sim.batch import Executor, gather_all
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Deadline, Hosted, asked_of, check_nodes
-from fieldfare.sim.observe import Answered, Measured, Observer, Progressed, Published, Stopped
+from fieldfare.sim.links import FREE
+from fieldfare.sim.links import Links as Links
+from fieldfare.sim.observe import Answered, Measured, Observer, Progressed, Published, Sent, Stopped, Worked
 from fieldfare.sim.population import Population
 from fieldfare.sim.stream import Stream, StreamAsk, second
 
 Evaluation = Callable[[Params], Mapping[str, float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Links:
-    """Between nodes: seconds per message and bytes per second (devices have their own links)."""
-
-    latency_s: float = 0.0
-    bytes_per_s: float = float("inf")
-
-    def seconds(self, size: int) -> float:
-        return self.latency_s + size / self.bytes_per_s
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +52,7 @@ class World:
     evaluations: Mapping[str, tuple[Evaluation, float]] = field(default_factory=dict)
     placement: Mapping[str, int] = field(default_factory=dict)
     happenings: Sequence[tuple[float, Event, tuple[str, ...]]] = ()
-    links: Links = Links()
+    links: Links = FREE
 
 
 @dataclass(slots=True, eq=False)
@@ -170,7 +162,9 @@ class Simulator:
                     self._live(to)
                     size = size_of(body)
                     p.bytes_between += size
-                    self._push(p.now + self.world.links.seconds(size), to, Received(node, body))
+                    arrives = p.now + self.world.links.seconds(size)
+                    self._push(arrives, to, Received(node, body))
+                    self._tell(Sent(p.now, arrives, node, to, type(body).__name__, size, body))
                 case Answer():
                     self._answer(node, effect)
                 case Wake(after, tag):
@@ -285,6 +279,8 @@ class Simulator:
             ids, seconds = (ask.clients, ask.seconds) if isinstance(ask, StreamAsk) or ask.begun is None else (
                 ask.begun.clients, ask.begun.seconds)  # fmt: skip
             p.selected.observe(ask.run, ids, seconds, event, self.world.population, p.now)
+        if isinstance(ask, Ask) and ask.own:
+            self._tell(worked(ask, event, self.world))
         self._tell(Answered(p.now, ask, event, p.bytes_down, p.bytes_up))
         return event
 
@@ -317,7 +313,7 @@ class Simulator:
         )
 
     def _tell(self, observation: Any) -> None:
-        if self.observer is not None:
+        if self.observer is not None and observation is not None:
             self.observer(observation)
 
 
@@ -325,6 +321,21 @@ def _untrained(ask: Ask, population: Population) -> Gathered:
     """The answer to an ask of which nothing was computed: who replied, each with the weight of its examples."""
     weight = population.examples[ask.clients].astype(np.float64)
     return Gathered(ask.run.tag, {}, float(weight.sum()), ask.clients, weight, {}, ask.missing)
+
+
+def worked(ask: Ask, event: Gathered, world: World) -> Worked | None:
+    """What a node's `Run` on itself was; None where it never began."""
+    begun = ask.begun
+    if begun is None or not len(begun.clients):
+        return None
+    counted: Any = getattr(world.works[ask.run.work], "steps", None)
+    steps, outcome = begun.steps, int(begun.outcome[0])
+    if steps is None and counted is not None:
+        steps = counted(world.population.examples[begun.clients], ask.run.config)
+    if outcome == OK and not len(event.clients):
+        outcome = LATE if "late" in event.missing else REFUSED
+    begun_s, ended_s = float(begun.start[0]), ask.issued + float(begun.seconds[0])
+    return Worked(ask.node, begun_s, ended_s, 0 if steps is None else int(steps[0]), outcome, ask.run)
 
 
 def size_of(body: Any) -> int:
