@@ -25,6 +25,8 @@ _WHERE = {
     "QFedAvg": "algorithms.qfedavg", "Ditto": "algorithms.personal", "FedPer": "algorithms.personal",
     "FedRep": "algorithms.personal", "FedBN": "algorithms.personal", "FedMedian": "algorithms.robust",
     "FedTrimmedMean": "algorithms.robust", "Krum": "algorithms.robust", "Bagging": "algorithms.bagging",
+    "HADFL": "algorithms.hadfl", "PacedRing": "algorithms.hadfl", "DecentralisedFedAvg": "algorithms.hadfl",
+    "AllReduce": "algorithms.hadfl", "PairGossip": "algorithms.hadfl", "GraphGossip": "algorithms.hadfl",
     "Federated": "data", "federate": "data", "digits": "data", "synthetic": "data", "iid": "data", "dirichlet": "data",
     "shards": "data", "labels_per_client": "data", "lognormal_quantity": "data", "dirichlet_quantity": "data",
     "natural": "data", "joint": "data",
@@ -58,6 +60,12 @@ if TYPE_CHECKING:
     from fieldfare.algorithms.fedopt import FedAvgM as FedAvgM
     from fieldfare.algorithms.fedopt import FedYogi as FedYogi
     from fieldfare.algorithms.fedprox import FedProx as FedProx
+    from fieldfare.algorithms.hadfl import HADFL as HADFL
+    from fieldfare.algorithms.hadfl import AllReduce as AllReduce
+    from fieldfare.algorithms.hadfl import DecentralisedFedAvg as DecentralisedFedAvg
+    from fieldfare.algorithms.hadfl import GraphGossip as GraphGossip
+    from fieldfare.algorithms.hadfl import PacedRing as PacedRing
+    from fieldfare.algorithms.hadfl import PairGossip as PairGossip
     from fieldfare.algorithms.keep import keep_optimizer as keep_optimizer
     from fieldfare.algorithms.personal import Ditto as Ditto
     from fieldfare.algorithms.personal import FedBN as FedBN

@@ -35,6 +35,8 @@ class Recorder:
     """Builds one row per published version and writes it when its evaluations are in.
 
     `expects(version)`: the evaluations still to come of a version, asked after each step: a step may ask for more.
+    `several`: every node publishes, and trains on a device of its own; a row then tells of all trainings that ended
+    since the row before, and the last version is measured by `measure` when the run ends, if nobody has.
     """
 
     def __init__(
@@ -48,7 +50,14 @@ class Recorder:
         names: Any = None,
         fleet: Fleet | None = None,
         trained: bool = True,
+        several: bool = False,
+        measure: Callable[[Params], Mapping[str, float]] | None = None,
     ) -> None:
+        self.several = several
+        self.measure = measure
+        self.learnt: dict[str, tuple[float, float]] = {}
+        self.measured: int | None = None
+        self.version: int | None = None
         self.expects = expects
         self.shown = shown
         self.names = names
@@ -87,11 +96,14 @@ class Recorder:
                         waiting.discard(event.name)
                         prefix = "" if event.name == "test" else f"{event.name}_"
                         row |= {prefix + name: float(value) for name, value in event.metrics.items()}
+                if event.name == "test" and (self.measured is None or event.version > self.measured):
+                    self.measured = event.version
             case Progressed():
                 for row, waiting in self.open:
                     waiting |= self.expects(row["version"])
                 self._close_rows()
             case Stopped():
+                self._measure_last(seen.now)
                 for _, waiting in self.open:
                     waiting.clear()
                 self._close_rows()
@@ -109,7 +121,8 @@ class Recorder:
         self._refused(ask, event.missing.get("refused", ()))
         row = self.training
         self._tasks(ask, event, row)
-        row["clients"] = len(event.clients)
+        own = self.several and getattr(ask, "own", False)
+        row["clients"] = len(event.clients) + (row.get("clients", 0) if own else 0)
         row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
         metrics = dict(event.metrics)
         if (staleness := metrics.pop("staleness", None)) is not None and len(staleness):
@@ -117,10 +130,15 @@ class Recorder:
         for name, values in metrics.items():
             told = np.isfinite(values)
             if (weight := float(event.weights[told].sum())) > 0:
-                row["train_" + name] = float(np.dot(values[told], event.weights[told]) / weight)
+                total = float(np.dot(values[told], event.weights[told]))
+                if own:
+                    before = self.learnt.get(name, (0.0, 0.0))
+                    self.learnt[name] = total, weight = total + before[0], weight + before[1]
+                row["train_" + name] = total / weight
         missing = {reason: len(ids) for reason, ids in event.missing.items() if len(ids)}
         if missing:
-            row["missing"] = missing
+            before = row.get("missing", {}) if own else {}
+            row["missing"] = {r: missing.get(r, 0) + before.get(r, 0) for r in {**before, **missing}}
         if self.folder is not None and self.trained and isinstance(event.clients, np.ndarray):
             ok = np.isin(ask.clients, event.clients) if len(event.clients) != len(ask.clients) else slice(None)
             line: Row = {
@@ -228,17 +246,32 @@ class Recorder:
         return {**out, "not finite": bad}
 
     def _published(self, seen: Published) -> None:
-        if seen.node != "central":
+        if not self.several and seen.node != "central":
             return
-        self.model = seen.model
+        if not self.several or self.version is None or seen.version >= self.version:
+            self.model, self.version = seen.model, seen.version
         again = [waiting for row, waiting in self.open if row["version"] == seen.version]
         if again:
             again[0].update(seen.evaluate)
             return
         row: Row = {"round": seen.version, "version": seen.version, "virtual_s": seen.now, "wall_s": self.wall_s}
         row |= self.training
+        self.learnt = {}
         self.training = {k: v for k, v in self.training.items() if k.startswith("bytes_")}
         self.open.append((row, {*seen.evaluate}))
+
+    def _measure_last(self, now: float) -> None:
+        """Measure the run's model, if its version was published without being, or the run ended before it was."""
+        if self.measure is None or self.model is None or self.version == self.measured:
+            return
+        metrics = {name: float(value) for name, value in self.measure(self.model).items()}
+        for row, _ in self.open:
+            if row["version"] == self.version:
+                row |= metrics
+                return
+        assert self.version is not None
+        row = {"round": self.version, "version": self.version, "virtual_s": now, "wall_s": self.wall_s}
+        self.open.append((row | self.training | metrics, set()))
 
     def _close_rows(self) -> None:
         while self.open and not self.open[0][1]:

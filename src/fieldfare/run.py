@@ -1,59 +1,40 @@
 """From a job to a run: names bound to work, the simulator driven, everything kept in a run folder.
 
-Here: assembly, snapshots, resumption. Not here: the clock (sim), files (store), displays (progress). Invariant: a run
-that was killed at any moment and resumed ends with the same bits as one that was not.
+Here: beginning, going on, and the summary. Not here: what is put together (`assembly`), snapshots (`saver`), the clock
+(sim), files (store), displays (progress). Invariant: a run that was killed at any moment and resumed ends with the same
+bits as one that was not.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fieldfare import __version__
-from fieldfare.algorithms.check import check
-from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, awaited, innermost
-from fieldfare.algorithms.evaluate import StopAt as Stopping
+from fieldfare.algorithms.evaluate import awaited, innermost
+from fieldfare.assembly import assemble
 from fieldfare.config import describe_data, describe_job, first_difference
 from fieldfare.core.errors import UsageError
-from fieldfare.core.local import Local
 from fieldfare.core.params import Params
-from fieldfare.core.quorum import Sample
-from fieldfare.core.settings import unknown_key
-from fieldfare.core.work import Work
 from fieldfare.devices import keep_fleet, keep_fleet_over
-from fieldfare.fleet.fleet import Fleet
-from fieldfare.job import Job, StopAt
+from fieldfare.job import Job
 from fieldfare.progress import Display, display
 from fieldfare.record import Recorder, after_last
-from fieldfare.sim.asks import Ask
+from fieldfare.saver import Saver
 from fieldfare.sim.batch import Executor
-from fieldfare.sim.hosted import Deadline, Hosted
-from fieldfare.sim.observe import Observation, Progressed, Published
-from fieldfare.sim.population import Population
-from fieldfare.sim.simulator import Progress, Simulator, World
-from fieldfare.sim.stream import Stream, StreamAsk
-from fieldfare.store.codec import Codec, registry
-from fieldfare.store.models import read_model
+from fieldfare.sim.observe import Observation
+from fieldfare.sim.simulator import Simulator
 from fieldfare.store.runs import RunFolder
 from fieldfare.store.slots import Slots
-from fieldfare.store.snapshot import Snapshots
 from fieldfare.store.text import dumps
-from fieldfare.work.adapt import as_net
-from fieldfare.work.evaluate import Evaluate as Measure
-from fieldfare.work.evaluate import FineTune, central_evaluation
-from fieldfare.work.train import Train
 
 FORMAT = 1
-_SIM_TYPES = (Ask, StreamAsk, Hosted, Deadline)
-_PROGRESS = tuple(Progress.__dataclass_fields__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,120 +48,15 @@ class Result:
     path: Path | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Assembly:
-    """A job bound to this machine: the world to simulate and the work to compute it with."""
-
-    world: World
-    works: Mapping[str, Work]
-    net: Any
-    slots: Mapping[str, int] = field(default_factory=dict)
-
-
-def assemble(job: Job) -> Assembly:
-    """Bind the job's names; every refusal that can be known before the start is raised here."""
-    net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
-    local = tuple(getattr(innermost(job.algorithm), "local", ()))
-    model = net.init(job.seed)
-    if job.start_from is not None:
-        model = read_model(job.start_from, layout=model.layout)
-    works = works_of(net, job, local)
-    check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
-    evaluations: dict[str, Any] = {}
-    algorithm = job.algorithm
-    if not job.simulated.train:
-        if job.stop_at is not None:
-            raise UsageError("Job(stop_at=...) needs a trained model, and Simulated(train=False) trains none.")
-    elif job.stop_at is not None:
-        if job.data.test is None:
-            raise UsageError("Job(stop_at=...) needs a central test set: give the data a test part.")
-        _check_metric(net, job, model)
-        algorithm = Stopping(algorithm, **_settings_of(job.stop_at), name="test")
-    if job.data.test is not None and job.simulated.train:
-        evaluations["test"] = (_central(net, job.data.test), job.simulated.evaluation_s)
-        algorithm = Evaluate(algorithm, central="test", every=job.evaluate.every)
-    if job.evaluate.clients is not None and job.simulated.train:
-        on = Sample(job.evaluate.clients) if isinstance(job.evaluate.clients, int) else job.evaluate.clients
-        every = job.evaluate.clients_every
-        _measurable(job, works)
-        algorithm = EvaluateOnClients(algorithm, on, every, "evaluate", "federated")
-        if job.evaluate.fine_tune:
-            algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "fine_tuned")
-        elif job.evaluate.personal:
-            algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "personal")
-    elif (job.evaluate.personal or job.evaluate.fine_tune) and job.simulated.train:
-        raise UsageError(
-            "Evaluation(personal=..., fine_tune=...) needs clients=: say how many measure their own model."
-        )
-    fleet = job.simulated.fleet
-    if not isinstance(fleet, Fleet):
-        fleet = fleet.build(job.data.n_clients, job.seed)
-    world = World(
-        {"central": ("central", algorithm)}, model, Population.of(job.data, fleet), works, job.seed, evaluations
-    )  # fmt: skip
-    slots: dict[str, int] = {}
-    for work in works.values():
-        slots |= work.slots(model.layout)
-    return Assembly(world, works, net, slots)
-
-
-def works_of(net: Any, job: Job, local: tuple[Local, ...]) -> dict[str, Work]:
-    """The client computations a job binds, by name: "train", "evaluate", and "personalise" where it is wanted."""
-    if hasattr(net, "works"):
-        return dict(net.works(job.training, local))
-    works: dict[str, Work] = {"train": Train(net, job.training, local), "evaluate": Measure(net, (), held=True)}
-    if job.evaluate.fine_tune:
-        tuning = replace(job.training, epochs=job.evaluate.fine_tune, steps=None)
-        works["personalise"] = FineTune(net, tuning, local)
-    elif job.evaluate.personal:
-        works["personalise"] = Measure(net, local, held=True)
-    return works
-
-
-def _central(net: Any, test: Mapping[str, Any]) -> Callable[[Params], Mapping[str, float]]:
-    if hasattr(net, "central"):
-        return net.central(test)
-    measure = central_evaluation(net, test)
-    return lambda model: measure(model.vector)
-
-
 def _name_of(algorithm: Any) -> str:
     inner = innermost(algorithm)
     return getattr(inner, "name", None) or type(inner).__name__.lower()
 
 
-def _settings_of(stop_at: StopAt) -> dict[str, Any]:
-    return {f.name: getattr(stop_at, f.name) for f in fields(stop_at)}
-
-
-def _check_metric(net: Any, job: Job, model: Params) -> None:
-    """Refuse to stop at a metric that the model does not give, found out on one row."""
-    assert job.stop_at is not None
-    assert job.data.test is not None
-    if not hasattr(net, "central"):
-        known = _central(net, {name: column[:1] for name, column in job.data.test.items()})(model)
-        if job.stop_at.metric not in known:
-            raise UsageError(unknown_key(job.stop_at.metric, known, "StopAt(metric=...)"))
-
-
 def _expects(simulator: Simulator, version: int) -> set[str]:
     """The evaluations of a version that are still to come."""
-    return {name for due, name in awaited(simulator.progress.states.get("central")) if due == version}
-
-
-def _measurable(job: Job, works: Mapping[str, Work]) -> None:
-    """Refuse an evaluation on clients that the model, or the data, cannot give."""
-    wanted = ["evaluate", *(["personalise"] if job.evaluate.personal or job.evaluate.fine_tune else [])]
-    if lacking := [name for name in wanted if name not in works]:
-        raise UsageError(
-            f"Evaluation(clients=...) asks for the work {lacking[0]!r} and this model binds {', '.join(works)}: "
-            "give it (opaque(evaluate=...)), or leave this evaluation out."
-        )
-    if getattr(works["evaluate"], "needs_held", True) and getattr(job.data, "held_offsets", None) is None:
-        raise UsageError(
-            "Evaluation(clients=...) measures on the clients' held-out data and this data has none: "
-            "use data.holdout(0.2)."
-        )
+    states = simulator.progress.states.values()
+    return {name for state in states for due, name in awaited(state) if due == version}
 
 
 LOADING: ContextVar[bool] = ContextVar("fieldfare_loading", default=False)
@@ -234,84 +110,6 @@ def source_of(source: str | Path | None, overrides: Mapping[str, Any] | None, jo
     return {"file": file, "overrides": dict(overrides or {}), "job": job_name}
 
 
-class Saver:
-    """Snapshots of a simulation at moments between steps, as often as costs at most a twentieth of the time."""
-
-    def __init__(self, folder: RunFolder, job: Job, world: World, simulator: Simulator, recorder: Recorder,
-                 slots: Slots) -> None:  # fmt: skip
-        self.folder, self.simulator, self.recorder, self.slots = folder, simulator, recorder, slots
-        self.codec = Codec(registry(*(algorithm for _, algorithm in world.nodes.values()), *_SIM_TYPES))
-        self.snapshots = Snapshots(folder.path / "snapshots")
-        self.job = job
-        self._next = 0.0
-        self._published = False
-
-    def __call__(self, seen: Observation) -> None:
-        if isinstance(seen, Published):
-            self._published = True
-        elif isinstance(seen, Progressed) and self._published and time.monotonic() >= self._next:
-            self._published = False
-            began = time.monotonic()
-            self.save()
-            now = time.monotonic()
-            self._next = now + 20.0 * (now - began)
-
-    def save(self) -> None:
-        """Write everything that resumption needs; what was written before stays until this is whole."""
-        p, r = self.simulator.progress, self.recorder
-        recorder = {
-            "rows": len(r.rows), "last": r.rows[-1:], "open": [(row, sorted(w)) for row, w in r.open],
-            "training": r.training, "evaluations": r.evaluations, "clients_done": r.clients_done, "wall_s": r.wall_s,
-            "model": r.model, "totals": r.totals,
-        }  # fmt: skip
-        progress = {name: getattr(p, name) for name in _PROGRESS if name not in ("streams", "selected")}
-        progress |= {"streams": {n: (s.node, s.work, s.saved()) for n, s in p.streams.items()}}
-        progress |= {"selected": p.selected.saved()}
-        tree, arrays = self.codec.encode(
-            {
-                "progress": progress, "computed": self.simulator.computed(), "recorder": recorder,
-                "slots": self.slots.flush(), "files": self.folder.flush(),
-            }
-        )  # fmt: skip
-        self.snapshots.write(tree, arrays)
-
-    def load(self) -> bool:
-        """Put simulator, recorder, slots and files back where the newest whole snapshot has them."""
-        snapshot = self.snapshots.read()
-        if snapshot is None:
-            self.folder.truncate({})
-            return False
-        saved = self.codec.decode(snapshot.tree, snapshot.arrays)
-        progress, world = self.simulator.progress, self.simulator.world
-        for name, value in saved["progress"].items():
-            if name == "selected":
-                progress.selected.load(value)
-            elif name == "streams":
-                for which, (node, work, state) in value.items():
-                    stream = progress.streams[which] = Stream(node, work, world.population, world.seed)
-                    stream.load(state, world.works)
-            else:
-                setattr(progress, name, value)
-        self.simulator.restore_computed(saved.get("computed", {}))
-        r, back = self.recorder, saved["recorder"]
-        if back["model"] is not None and back["model"].layout != self.simulator.world.model.layout:
-            raise UsageError(
-                f"the run {self.folder.id} was made with a model of other tensors than its job file makes now: "
-                "put that file, and what it imports, back as it was, or start a new run."
-            )
-        r.open = [(row, set(waiting)) for row, waiting in back["open"]]
-        r.training, r.evaluations, r.clients_done = back["training"], back["evaluations"], back["clients_done"]
-        r.before_s, r.model, r.totals = back["wall_s"], back["model"], back["totals"]
-        self.folder.truncate(saved["files"])
-        r.rows = [
-            {k: math.nan if v is None else v for k, v in row.items()} for row in self.folder.read_lines("rounds.jsonl")
-        ]
-        if r.rows:
-            r.rows[-1:] = back["last"]
-        self.slots.restore(saved["slots"])
-        return True
-
-
 def run(
     job: Job, runs: str | Path | None = "runs", *, progress: bool | None = None, source: str | Path | None = None,
     folder: RunFolder | None = None, fresh: bool = False, report: bool | str = True,
@@ -346,7 +144,8 @@ def run(
     slots = Slots(None if folder is None else folder.path / "slots", assembly.slots, job.data.n_clients)
     recorder = Recorder(
         folder, job.callbacks, job.bad_updates, note or shown.note, shown=shown.row, names=job.data.names,
-        fleet=assembly.world.population.fleet, trained=job.simulated.train,
+        fleet=assembly.world.population.fleet, trained=job.simulated.train, several=assembly.several,
+        measure=assembly.measure,
     )  # fmt: skip
     try:
         with shown, Executor(
@@ -354,7 +153,7 @@ def run(
         ) as executor:  # fmt: skip
             simulator = Simulator(assembly.world, executor if job.simulated.train else None)
             recorder.expects = partial(_expects, simulator)
-            saver = Saver(folder, job, assembly.world, simulator, recorder, slots) if folder is not None else None
+            saver = Saver(folder, assembly.world, simulator, recorder, slots) if folder is not None else None
             if resuming and saver is not None:
                 saver.load()
                 if recorder.rows:

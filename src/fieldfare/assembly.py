@@ -1,0 +1,202 @@
+"""From a job to the world it happens in: names bound to work, evaluations and stopping put around every node.
+
+Here: `assemble`, and every refusal that can be known before a run starts. Not here: running (`run`), files. Invariant:
+what is put around an algorithm, or around each node of one of several, changes no bit of what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from fieldfare.algorithms.check import check
+from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, innermost
+from fieldfare.algorithms.evaluate import StopAt as Stopping
+from fieldfare.core.algorithm import several
+from fieldfare.core.effects import Scalar
+from fieldfare.core.errors import UsageError
+from fieldfare.core.local import Local
+from fieldfare.core.params import Layout, Params
+from fieldfare.core.quorum import Sample
+from fieldfare.core.settings import unknown_key
+from fieldfare.core.work import Cohort, Cost, Output, Work
+from fieldfare.fleet.fleet import Fleet
+from fieldfare.job import Job
+from fieldfare.sim.population import Population
+from fieldfare.sim.simulator import World
+from fieldfare.store.models import read_model
+from fieldfare.work.adapt import as_net
+from fieldfare.work.evaluate import Evaluate as Measure
+from fieldfare.work.evaluate import FineTune, central_evaluation
+from fieldfare.work.train import Train
+
+
+@dataclass(frozen=True, eq=False)
+class Assembly:
+    """A job bound to this machine: the world to simulate and the work to compute it with.
+
+    `measure`: the central evaluation, for a run of several nodes whose last version nobody has measured.
+    """
+
+    world: World
+    works: Mapping[str, Work]
+    net: Any
+    slots: Mapping[str, int] = field(default_factory=dict)
+    measure: Callable[[Params], Mapping[str, float]] | None = None
+
+    @property
+    def several(self) -> bool:
+        return bool(self.world.placement)
+
+
+def assemble(job: Job) -> Assembly:
+    """Bind the job's names; every refusal that can be known before the start is raised here."""
+    net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
+    local = tuple(getattr(innermost(job.algorithm), "local", ()))
+    model = net.init(job.seed)
+    if job.start_from is not None:
+        model = read_model(job.start_from, layout=model.layout)
+    works = works_of(net, job, local)
+    check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
+    if not job.simulated.train and job.stop_at is not None:
+        raise UsageError("Job(stop_at=...) needs a trained model, and Simulated(train=False) trains none.")
+    if job.stop_at is not None:
+        if job.data.test is None:
+            raise UsageError("Job(stop_at=...) needs a central test set: give the data a test part.")
+        _check_metric(net, job, model)
+    evaluations: dict[str, Any] = {}
+    if job.data.test is not None and job.simulated.train:
+        evaluations["test"] = (_central(net, job.data.test), job.simulated.evaluation_s)
+    if job.evaluate.clients is not None and job.simulated.train:
+        _measurable(job, works)
+    elif (job.evaluate.personal or job.evaluate.fine_tune) and job.simulated.train:
+        raise UsageError(
+            "Evaluation(personal=..., fine_tune=...) needs clients=: say how many measure their own model."
+        )
+    placement: Mapping[str, int] = {}
+    if several(job.algorithm):
+        works = _check_several(job, net, works)
+        made = job.algorithm.nodes(job.data.n_clients, job.training)
+        nodes = {name: (role, _watched(job, algorithm)) for name, (role, algorithm) in made.items()}
+        placement = job.algorithm.placement(job.data.n_clients)
+    else:
+        nodes = {"central": ("central", _watched(job, job.algorithm))}
+    fleet = job.simulated.fleet
+    if not isinstance(fleet, Fleet):
+        fleet = fleet.build(job.data.n_clients, job.seed)
+    world = World(
+        nodes, model, Population.of(job.data, fleet), works, job.seed, evaluations, placement, **_links(job)
+    )  # fmt: skip
+    slots: dict[str, int] = {}
+    for work in works.values():
+        slots |= work.slots(model.layout)
+    return Assembly(world, works, net, slots, evaluations["test"][0] if placement and evaluations else None)
+
+
+def _links(job: Job) -> dict[str, Any]:
+    links = getattr(job.simulated, "links", None)
+    return {} if links is None else {"links": links}
+
+
+def _watched(job: Job, algorithm: Any) -> Any:
+    """A node's algorithm inside the evaluations, and the stopping, that the job asks for."""
+    if not job.simulated.train:
+        return algorithm
+    if job.stop_at is not None:
+        settings = {f.name: getattr(job.stop_at, f.name) for f in fields(job.stop_at)}
+        algorithm = Stopping(algorithm, **settings, name="test")
+    if job.data.test is not None:
+        algorithm = Evaluate(algorithm, central="test", every=job.evaluate.every)
+    if job.evaluate.clients is not None:
+        on = Sample(job.evaluate.clients) if isinstance(job.evaluate.clients, int) else job.evaluate.clients
+        every = job.evaluate.clients_every
+        algorithm = EvaluateOnClients(algorithm, on, every, "evaluate", "federated")
+        if job.evaluate.fine_tune:
+            algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "fine_tuned")
+        elif job.evaluate.personal:
+            algorithm = EvaluateOnClients(algorithm, on, every, "personalise", "personal")
+    return algorithm
+
+
+def _check_several(job: Job, net: Any, works: Mapping[str, Work]) -> Mapping[str, Work]:
+    """The works of a run of several nodes; refused is what only a server could do."""
+    name = type(job.algorithm).__name__
+    if hasattr(net, "works"):
+        raise UsageError(
+            f"{name} averages vectors among devices, and this model is trained by functions of its own (opaque): use "
+            "a net, or an algorithm with a server."
+        )
+    if job.stop_at is not None and job.stop_at.patience is not None:
+        raise UsageError(
+            f"StopAt(patience=...) counts evaluations at one node, and {name} publishes from several: use at_least= or "
+            "at_most=."
+        )
+    if job.evaluate.personal and job.simulated.train:
+        raise UsageError(
+            f"Evaluation(personal=True) measures what a server's clients keep, and {name} has no server: leave it out."
+        )
+    return works if job.simulated.train else {work: Still(bound) for work, bound in works.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """A work that costs what `work` costs and gives back the model it was sent, for `Simulated(train=False)`."""
+
+    work: Any
+
+    def __call__(self, cohort: Cohort) -> Output:
+        return Output({"model": cohort.models[cohort.row]}, cohort.data.sizes.astype(np.float64))
+
+    def cost(self, examples: Any, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
+        return self.work.cost(examples, layout, config)
+
+    def slots(self, layout: Layout) -> Mapping[str, int]:
+        return {}
+
+
+def works_of(net: Any, job: Job, local: tuple[Local, ...]) -> dict[str, Work]:
+    """The client computations a job binds, by name: "train", "evaluate", and "personalise" where it is wanted."""
+    if hasattr(net, "works"):
+        return dict(net.works(job.training, local))
+    works: dict[str, Work] = {"train": Train(net, job.training, local), "evaluate": Measure(net, (), held=True)}
+    if job.evaluate.fine_tune:
+        tuning = replace(job.training, epochs=job.evaluate.fine_tune, steps=None)
+        works["personalise"] = FineTune(net, tuning, local)
+    elif job.evaluate.personal:
+        works["personalise"] = Measure(net, local, held=True)
+    return works
+
+
+def _central(net: Any, test: Mapping[str, Any]) -> Callable[[Params], Mapping[str, float]]:
+    if hasattr(net, "central"):
+        return net.central(test)
+    measure = central_evaluation(net, test)
+    return lambda model: measure(model.vector)
+
+
+def _check_metric(net: Any, job: Job, model: Params) -> None:
+    """Refuse to stop at a metric that the model does not give, found out on one row."""
+    assert job.stop_at is not None
+    assert job.data.test is not None
+    if not hasattr(net, "central"):
+        known = _central(net, {name: column[:1] for name, column in job.data.test.items()})(model)
+        if job.stop_at.metric not in known:
+            raise UsageError(unknown_key(job.stop_at.metric, known, "StopAt(metric=...)"))
+
+
+def _measurable(job: Job, works: Mapping[str, Work]) -> None:
+    """Refuse an evaluation on clients that the model, or the data, cannot give."""
+    wanted = ["evaluate", *(["personalise"] if job.evaluate.personal or job.evaluate.fine_tune else [])]
+    if lacking := [name for name in wanted if name not in works]:
+        raise UsageError(
+            f"Evaluation(clients=...) asks for the work {lacking[0]!r} and this model binds {', '.join(works)}: "
+            "give it (opaque(evaluate=...)), or leave this evaluation out."
+        )
+    if getattr(works["evaluate"], "needs_held", True) and getattr(job.data, "held_offsets", None) is None:
+        raise UsageError(
+            "Evaluation(clients=...) measures on the clients' held-out data and this data has none: "
+            "use data.holdout(0.2)."
+        )
