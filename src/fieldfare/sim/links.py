@@ -61,10 +61,6 @@ class Links:
         return (self.latency_s or 0.0) + size / (inf if self.bytes_per_s is None else self.bytes_per_s)
 
 
-FREE = Links(0.0, inf)
-"""Messages arrive when they are sent."""
-
-
 def _check_latency(what: str, latency_s: float) -> None:
     if not 0.0 <= latency_s < inf:
         raise UsageError(f"Links({what}): use a latency of finite seconds, not below 0.")
@@ -73,3 +69,7 @@ def _check_latency(what: str, latency_s: float) -> None:
 def _check_rate(what: str, bytes_per_s: float) -> None:
     if not bytes_per_s > 0.0:
         raise UsageError(f"Links({what}): use bytes per second above 0; inf is allowed.")
+
+
+FREE = Links(0.0, inf)
+"""Messages arrive when they are sent."""
