@@ -1,0 +1,13 @@
+"""A model cut in two: a device computes the first layers, an edge server the rest.
+
+`net` cuts a module and trains it whole, `works` computes the two sides, `plan` chooses a cut. Nothing here imports
+torch before a net is made.
+"""
+
+from fieldfare.work.split.cuts import Cut as Cut
+from fieldfare.work.split.net import SplitNet as SplitNet
+from fieldfare.work.split.net import legal_cuts as legal_cuts
+from fieldfare.work.split.net import split_net as split_net
+from fieldfare.work.split.works import Split as Split
+from fieldfare.work.split.works import split as split
+from fieldfare.work.split.works import split_works as split_works

@@ -1,0 +1,258 @@
+"""A device's and an edge's half of a model: the same bits in any stack, and together the training of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from split_cases import MODULES, SGD, SIZES, by_hand, cohort, data, dense, keys, make, net_of, nn, torch, whole
+
+from fieldfare.core.errors import UsageError
+from fieldfare.core.work import Cohort
+from fieldfare.work.net import Training
+from fieldfare.work.plan import make_plan
+from fieldfare.work.split import split, split_net, split_works
+
+TOLERANCE = 2e-6
+"""Largest difference of a parameter after 15 steps. On the processors we know it is 0, see the test of bits."""
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_one_device_and_one_edge_train_as_the_whole_net_alone_does(kind: str) -> None:
+    net, block, key = net_of(kind), data(), keys(4)
+    expected, loss = whole(net, block, key, 2, SGD)
+    for cut in (net.cuts[0], net.cuts[len(net.cuts) // 2], net.cuts[-1]):
+        found, told = by_hand(split(net, cut, SGD), block, key, 2)
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE)
+        assert told == pytest.approx(loss, abs=1e-6)
+    assert np.abs(expected - net.init(0).vector).max() > 0.05
+
+
+def test_a_cut_after_any_layer_gives_the_bits_of_the_whole_net() -> None:
+    net, block, key = net_of("vgg"), data(), keys(4)
+    expected, loss = whole(net, block, key, 0, SGD)
+    for cut in net.cuts:
+        found, told = by_hand(split(net, cut, SGD), block, key, 0)
+        np.testing.assert_array_equal(found, expected)
+        assert told == loss
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        Training(lr=0.1, batch_size=8),
+        Training(lr=0.01, batch_size=8, optimizer="adam", epochs=2),
+        Training(lr=0.05, batch_size=8, momentum=0.9, nesterov=True, steps=7),
+        Training(lr=0.05, batch_size=50, shuffle=False, epochs=3),
+    ],
+)
+def test_every_optimiser_and_order_of_batches_agrees_with_the_whole_net(training: Training) -> None:
+    net, block, key = net_of("dense"), data(), keys(4)
+    for i in (0, 1, 2):
+        found, _ = by_hand(split(net, net.cuts[1], training), block, key, i)
+        np.testing.assert_allclose(found, whole(net, block, key, i, training)[0], atol=TOLERANCE)
+
+
+def test_the_learning_rate_follows_the_schedule_of_the_round() -> None:
+    net, block, key = net_of("dense"), data(), keys(4)
+    one = split(net, net.cuts[1], SGD)
+    ends = [by_hand(one, block, key, 0, round_)[0] for round_ in (1, 2, 3)]
+    np.testing.assert_array_equal(ends[0], ends[1])
+    np.testing.assert_array_equal(ends[2], whole(net, block, key, 0, SGD, 3)[0])
+    assert (ends[0] != ends[2]).any()
+
+
+def test_a_change_of_cut_between_two_batches_changes_no_bit() -> None:
+    for kind, training in (("vgg", SGD), ("dense", Training(lr=0.01, batch_size=8, optimizer="adam", epochs=2))):
+        net, block, key = net_of(kind), data(), keys(4)
+        steady, loss = by_hand(split(net, 1, training), block, key, 0)
+        moved, told = by_hand(split(net, 1, training), block, key, 0, cuts=(1, 2, 2, 0, 3, 1))
+        np.testing.assert_array_equal(moved, steady)
+        assert told == loss
+
+
+def stacked(kind: str, cut: int, training: Training, fresh: bool = False):
+    """Cohorts of the three works over three clients with models, slots, inputs and batches of their own."""
+    net, block, key = make(kind) if fresh else net_of(kind), data(), keys(4)
+    one, works = split(net, cut, training), split_works(net, training, cut)
+    made = np.random.default_rng(2)
+    noise = (1 + 0.01 * made.standard_normal((3, 1))).astype(np.float32)
+    device, server = (half.vector * noise for half in one.halves(net.init(0)))
+    at, seqs, slots = (0, 2, 3), (2, 4, 1), one.slots()
+    config = {"round": 1}
+    each = {i: {"seq": seq} for i, seq in enumerate(seqs)}
+    up = cohort(device, block, key, at, config=config, each=each)
+    out = works["split/forward"](up)
+    each = {i: {**each[i], "act": out.leaves["act"][i], "y": out.leaves["y"][i], "slots": slots[1]} for i in range(3)}
+    step = cohort(server, block, key, at, config=config, each=each)
+    done = works["split/step"](step)
+    each = {i: {"seq": seqs[i], "g": done.leaves["g"][i], "slots": slots[0]} for i in range(3)}
+    return works, (up, step, cohort(device, block, key, at, config=config, each=each))
+
+
+@pytest.mark.parametrize(("kind", "cut"), [("dense", 1), ("vgg", 7), ("vgg", 0), ("resnet", 3)])
+def test_a_row_has_the_same_bits_alone_and_in_any_stack(kind: str, cut: int) -> None:
+    works, cohorts = stacked(kind, cut, SGD)
+    fresh, _ = stacked(kind, cut, SGD, fresh=True)
+    for name, many in zip(works, cohorts, strict=True):
+        together = works[name](many)
+        for i in range(3):
+            alone = fresh[name](many.part(i, i + 1))
+            for leaf, rows in together.leaves.items():
+                np.testing.assert_array_equal(alone.leaves[leaf][0], rows[i], err_msg=f"{name} {leaf}")
+            assert {m: v[i] for m, v in together.metrics.items()} == {m: v[0] for m, v in alone.metrics.items()}
+            assert together.weight[i] == alone.weight[0]
+    for rows in (together.leaves["model"],):
+        assert len(np.unique(rows, axis=0)) == 3
+
+
+def test_nothing_given_is_written_to_and_asking_again_gives_the_same_bits() -> None:
+    works, cohorts = stacked("vgg", 7, SGD)
+    for name, one in zip(works, cohorts, strict=True):
+        arrays = [one.models, *(v for told in one.each.values() for v in told.values() if isinstance(v, np.ndarray))]
+        before = [a.copy() for a in arrays]
+        for a in arrays:
+            a.flags.writeable = False
+        first, second = works[name](one), works[name](one)
+        for a, b in zip(arrays, before, strict=True):
+            np.testing.assert_array_equal(a, b)
+        for leaf in first.leaves:
+            for a, b in zip(first.leaves[leaf], second.leaves[leaf], strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_activations_at_any_address_give_the_same_bits() -> None:
+    works, (_, step, _) = stacked("vgg", 7, SGD)
+    expected = works["split/step"](step.part(0, 1)).leaves["g"][0]
+    act = step.each[0]["act"]
+    for shift in range(1, 9):
+        raw = bytearray(act.nbytes + 64)
+        moved = np.frombuffer(raw, np.float32, act.size, 4 * shift).reshape(act.shape)
+        moved[...] = act
+        one = replace(step.part(0, 1), each={0: {**step.each[0], "act": moved}})
+        np.testing.assert_array_equal(works["split/step"](one).leaves["g"][0], expected)
+
+
+def test_running_statistics_count_every_batch_once() -> None:
+    net, block, key = net_of("vgg"), data(), keys(4)
+    found, _ = by_hand(split(net, "pool2", SGD), block, key, 0)
+    tensors = {name: found[at] for name, at, _ in net.layout.items()}
+    steps = len(make_plan(block.part(0, 1), key[:1], SGD).step_bounds(0)) - 1
+    assert [tensors[f"norm{n}.num_batches_tracked"].item() for n in (1, 2, 3)] == [steps] * 3
+    assert (tensors["norm1.running_var"] != 1).all()
+
+
+def test_chance_is_drawn_alike_forward_and_backward_and_anew_for_every_batch() -> None:
+    made = nn.Sequential(nn.Linear(64, 12), nn.Dropout(0.5), nn.Linear(12, 10), nn.Dropout(0.2), nn.ReLU())
+    from split_cases import columns
+
+    net, block, key = split_net(made, example=columns(2)), data(), keys(4)
+    works = split_works(net, SGD, "1")
+    device = net.init(0).vector[: net.cut("1").size]
+    acts = [
+        works["split/forward"](cohort(device, block, key, (0,), config={"seq": seq})).leaves["act"][0]
+        for seq in (0, 1, 0)
+    ]
+    np.testing.assert_array_equal(acts[0], acts[2])
+    assert ((acts[0] == 0) != (acts[1] == 0)).any()
+    one = split(net, "1", Training(lr=0.1, batch_size=8, steps=1))
+    end, _ = by_hand(one, block, key, 0)
+    dead = (acts[0] == 0).all(axis=0)
+    moved = (end - net.init(0).vector)[: 64 * 12].reshape(12, 64)
+    assert (moved[~dead] != 0).any(axis=1).all()
+    assert not moved[dead].any()
+
+
+def test_halves_and_slots_join_to_what_was_cut() -> None:
+    net = net_of("vgg")
+    for training in (Training(), Training(momentum=0.9), Training(optimizer="adam")):
+        one = split(net, "pool2", training)
+        model = net.init(3)
+        np.testing.assert_array_equal(one.join(*one.halves(model)).vector, model.vector)
+        assert one.join(*one.halves(model)).layout == net.layout
+        sizes = [len(slots) for slots in one.slots()]
+        whole_slots = np.arange(sum(sizes) - (training.optimizer == "adam"), dtype=np.float32)
+        device, server = one.halve_slots(whole_slots)
+        assert [len(device), len(server)] == sizes
+        np.testing.assert_array_equal(one.join_slots(device, server), whole_slots)
+
+
+REFUSED = {
+    "no cut": ({"seq": 0, "cut": None}, "no cut is named"),
+    "unknown cut": ({"seq": 0, "cut": "pool9"}, "no cut is called 'pool9'"),
+    "no batch": ({}, "'seq' is missing"),
+    "batch behind the end": ({"seq": 6}, "has 6 batches"),
+    "batch before the start": ({"seq": -1}, "has 6 batches"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_ask_that_cannot_be_computed_is_refused_in_one_line(case: str) -> None:
+    config, told = REFUSED[case]
+    net = net_of("dense")
+    work = split_works(net, SGD)["split/forward"]
+    config = {"cut": 1, **config} if config.get("cut", 1) is not None else {"seq": 0}
+    with pytest.raises(UsageError, match=told) as error:
+        work(cohort(net.init(0).vector[: net.cuts[1].size], data(), keys(4), config=config))
+    assert "\n" not in str(error.value)
+
+
+def test_inputs_of_a_wrong_form_are_refused_in_one_line() -> None:
+    works, (up, step, back) = stacked("dense", 1, SGD)
+
+    def refused(name: str, one: Cohort, told: str, **changed: object) -> None:
+        one = one.part(0, 1)
+        one = replace(one, each={0: {**one.each[0], **changed}})
+        with pytest.raises(UsageError, match=told) as error:
+            works[name](one)
+        assert "\n" not in str(error.value)
+
+    act, g = step.each[0]["act"], back.each[0]["g"]
+    refused("split/step", step, "float32 of shape", act=act.astype(np.float64))
+    refused("split/step", step, "float32 of shape", act=act[:, :3])
+    refused("split/step", step, "float32 of shape", act=act[:0])
+    refused("split/step", step, "slots are float32", slots=None)
+    refused("split/step", step, "slots are float32", slots=np.zeros(3, np.float32))
+    refused("split/step", step, "check the cut", cut=2)
+    refused("split/backward", back, "a gradient for 3 examples", g=g[:3])
+    refused("split/forward", up, "check the cut", cut=2)
+    with pytest.raises(UsageError, match="clip_norm=1"):
+        split_works(net_of("dense"), Training(clip_norm=1.0))
+
+
+def test_costs_of_the_three_works_add_up_to_whole_training() -> None:
+    net = net_of("vgg")
+    works, cut = split_works(net, SGD), net.cut("pool2")
+    config = {"cut": "pool2", "seq": 2}
+    sizes = np.array(SIZES)
+    batch = np.array([7.0, 1.0, 8.0, 8.0])  # the third batch of 23, 1, 40 and 12 examples, round and round
+    flops = [works[name].cost(sizes, net.layout, config).flops for name in ("split/forward", "split/backward")]
+    np.testing.assert_allclose(flops[0] + flops[1], batch * (cut.device_forward + cut.device_backward))
+    step = works["split/step"].cost(sizes, net.layout, {**config, "count": 7})
+    np.testing.assert_allclose(step.flops, 7 * (cut.server_forward + cut.server_backward))
+    each = cut.device_forward + cut.device_backward + cut.server_forward + cut.server_backward
+    assert each == pytest.approx(net.flops(), rel=1e-12)
+    assert step.bytes_up == step.bytes_down == 0.0
+
+
+def test_torch_is_left_as_it_was_found() -> None:
+    works, cohorts = stacked("vgg", 7, SGD)
+    torch.manual_seed(5)
+    expected, threads = torch.rand(3), torch.get_num_threads()
+    torch.manual_seed(5)
+    for name, one in zip(works, cohorts, strict=True):
+        works[name](one)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+
+
+def test_a_dense_net_is_the_same_vector_as_in_torch_net() -> None:
+    from fieldfare.work.torch_net import torch_net
+
+    torch.manual_seed(0)
+    made = dense()
+    a, b = split_net(made), torch_net(made)
+    assert a.layout == b.layout
+    np.testing.assert_array_equal(a.init(0).vector, b.init(0).vector)
