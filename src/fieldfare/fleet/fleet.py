@@ -19,6 +19,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 from fieldfare.core.work import Cost
 from fieldfare.fleet.availability import Availability
+from fieldfare.fleet.drift import Drift, DriftTable
 from fieldfare.fleet.network import Network
 
 F32 = NDArray[np.float32]
@@ -43,7 +44,7 @@ class Fleet:
     sigma of a task's own log-normal factor, of mean 1, on its computing time. `flags`: named bool columns for
     `Sample(where=...)`. `kind` int `[n]`: the device's class, an index into `kinds`. `availability`: when devices may
     work (None: always). `network`: links that change in time; where there is one, it stands for the two link columns.
-    `note`: how the fleet was made.
+    `note`: how the fleet was made. `drift`: what speeds are multiplied by as time goes by; estimates do not know of it.
     """
 
     flops_per_s: Column = 2e9
@@ -64,6 +65,7 @@ class Fleet:
     availability: Availability | None = None
     network: Network | None = None
     note: str = ""
+    drift: Drift | DriftTable | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.noise < 10.0:
@@ -92,6 +94,8 @@ class Fleet:
         for name, part in (("availability", self.availability), ("network", self.network)):
             if part is not None and part.size != n:
                 raise UsageError(f"the fleet's {name} is about {part.size} devices, the job has {n} clients.")
+        if self.drift is not None:
+            self.drift.fit(n)
 
     def durations(self, devices: I64, cost: Cost) -> F64:
         """Seconds a whole task takes without noise, `[n]`: overhead + down / downlink + FLOPs / speed + up / uplink,
@@ -121,6 +125,8 @@ class Fleet:
         for name, traces in (("availability", self.availability), ("network", self.network)):
             if traces is not None:
                 out[name] = f"{len(traces.offsets) - 1} traces"
+        if self.drift is not None:
+            out["drift"] = self.drift.describe()
         if self.note:
             out["note"] = self.note
         return out

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fieldfare.core import rng
 from fieldfare.core.work import Cost
+from fieldfare.fleet.drift import computing
 from fieldfare.fleet.fleet import Fleet, take
 
 F64 = NDArray[np.float64]
@@ -63,9 +64,14 @@ def phases(fleet: Fleet, devices: I64, cost: Cost, at: F64 | float, noise: F64 |
     if fleet.network is None:
         down = cost.bytes_down / take(fleet.downlink_bytes_per_s, devices)
         up = cost.bytes_up / take(fleet.uplink_bytes_per_s, devices)
+        if fleet.drift is not None:
+            begun = np.broadcast_to(np.asarray(at + overhead + latency + down, np.float64), (n,))
+            compute = computing(fleet.drift, devices, begun, _full(compute, n))
     else:
         begun = np.broadcast_to(np.asarray(at, np.float64) + overhead + latency, (n,))
         down = fleet.network.download(begun, cost.bytes_down, devices)
+        if fleet.drift is not None:
+            compute = computing(fleet.drift, devices, begun + down, _full(compute, n))
         sent = np.broadcast_to(np.asarray(begun + down + compute + latency, np.float64), (n,))
         up = fleet.network.upload(sent, cost.bytes_up, devices)
     whole = compute + down + up + overhead + 2.0 * latency
