@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +41,18 @@ def find(local: tuple[Local, ...], kind: type[L]) -> L | None:
 def settings(training: Training, config: Mapping[str, Scalar]) -> tuple[Training, float]:
     """Training and learning rate of one ask: `config` may override `steps`, `epochs`, `lr`; `round` counts from 1."""
     if "steps" in config:
-        training = replace(training, steps=int(config["steps"]))
+        training = _with(training, "steps", int(config["steps"]))
     elif "epochs" in config:
-        training = replace(training, epochs=int(config["epochs"]), steps=None)
+        training = _with(training, "epochs", int(config["epochs"]))
     if "lr" in config:
         return training, float(config["lr"])
     return training, training.lr_at(int(config.get("round", 1)))
+
+
+@lru_cache(maxsize=256)
+def _with(training: Training, name: Literal["steps", "epochs"], number: int) -> Training:
+    """`training` of that many steps, or epochs (kept: to make and check one takes as long as a step of a small net)."""
+    return replace(training, steps=number) if name == "steps" else replace(training, epochs=number, steps=None)
 
 
 def step_norm(steps: I64, lr: float, momentum: float = 0.0, nesterov: bool = False, mu: float = 0.0) -> F64:
