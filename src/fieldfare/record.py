@@ -18,11 +18,13 @@ from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.tasks import OK, REFUSED, Tasks
 from fieldfare.report import units
 from fieldfare.report.table import RUNNING, SUMMED, summed
-from fieldfare.sim.observe import Answered, Measured, Observation, Progressed, Published, Stopped
+from fieldfare.sim.observe import Answered, Measured, Observation, Progressed, Published, Sent, Stopped
 from fieldfare.store.runs import RunFolder
-from fieldfare.store.tasks import TASK
+from fieldfare.store.tasks import TASK, TASKS
 
 Row = dict[str, Any]
+_NEWER = "newer"
+"""What the row of a version without an evaluation waits for, where it may be the last: a newer version."""
 Callback: TypeAlias = Callable[[Mapping[str, Any]], None]
 
 MOST_TASKS = 5_000_000
@@ -56,8 +58,8 @@ class Recorder:
         self.several = several
         self.measure = measure
         self.learnt: dict[str, tuple[float, float]] = {}
-        self.measured: int | None = None
         self.version: int | None = None
+        self.bytes_between = 0.0
         self.expects = expects
         self.shown = shown
         self.names = names
@@ -90,20 +92,20 @@ class Recorder:
                 self._answered(seen)
             case Published():
                 self._published(seen)
+            case Sent():
+                self.bytes_between += seen.size
             case Measured(_, event):
                 for row, waiting in self.open:
                     if row["version"] == event.version and event.name in waiting:
                         waiting.discard(event.name)
                         prefix = "" if event.name == "test" else f"{event.name}_"
                         row |= {prefix + name: float(value) for name, value in event.metrics.items()}
-                if event.name == "test" and (self.measured is None or event.version > self.measured):
-                    self.measured = event.version
             case Progressed():
                 for row, waiting in self.open:
                     waiting |= self.expects(row["version"])
                 self._close_rows()
             case Stopped():
-                self._measure_last(seen.now)
+                self._measure_last()
                 for _, waiting in self.open:
                     waiting.clear()
                 self._close_rows()
@@ -174,7 +176,8 @@ class Recorder:
             row["at_work"] = at_work
         if self.folder is not None and totals["kept"] < MOST_TASKS:
             totals["kept"] += len(tasks)
-            self.folder.add_tasks(_records(tasks, int(ask.run.config.get("round", len(self.rows) + 1))).tobytes())
+            records = _records(tasks, int(ask.run.config.get("round", len(self.rows) + 1)))
+            self.folder.add_records(TASKS, records.tobytes())
 
     def _refused(self, ask: Any, refused: Any) -> None:
         """Tell who sent what cannot be used, or end the run where the job says so."""
@@ -248,30 +251,29 @@ class Recorder:
     def _published(self, seen: Published) -> None:
         if not self.several and seen.node != "central":
             return
-        if not self.several or self.version is None or seen.version >= self.version:
-            self.model, self.version = seen.model, seen.version
+        if self.several and self.version is not None and seen.version < self.version:
+            return  # a ring that was over late: everyone has gone on from a later mean
+        self.model, self.version = seen.model, seen.version
+        for _, waiting in self.open:
+            waiting.discard(_NEWER)
         again = [waiting for row, waiting in self.open if row["version"] == seen.version]
         if again:
             again[0].update(seen.evaluate)
             return
         row: Row = {"round": seen.version, "version": seen.version, "virtual_s": seen.now, "wall_s": self.wall_s}
         row |= self.training
+        if self.several:
+            row["bytes_between"] = self.bytes_between
         self.learnt = {}
         self.training = {k: v for k, v in self.training.items() if k.startswith("bytes_")}
-        self.open.append((row, {*seen.evaluate}))
+        held = {_NEWER} if self.measure is not None and not seen.evaluate else set[str]()
+        self.open.append((row, {*seen.evaluate, *held}))
 
-    def _measure_last(self, now: float) -> None:
-        """Measure the run's model, if its version was published without being, or the run ended before it was."""
-        if self.measure is None or self.model is None or self.version == self.measured:
-            return
-        metrics = {name: float(value) for name, value in self.measure(self.model).items()}
-        for row, _ in self.open:
-            if row["version"] == self.version:
-                row |= metrics
-                return
-        assert self.version is not None
-        row = {"round": self.version, "version": self.version, "virtual_s": now, "wall_s": self.wall_s}
-        self.open.append((row | self.training | metrics, set()))
+    def _measure_last(self) -> None:
+        """Measure the run's model, if the run ended before its evaluation did, or without one."""
+        for row, waiting in self.open:
+            if row["version"] == self.version and waiting & {"test", _NEWER} and self.measure and self.model:
+                row |= {name: float(value) for name, value in self.measure(self.model).items()}
 
     def _close_rows(self) -> None:
         while self.open and not self.open[0][1]:
@@ -321,7 +323,7 @@ _ADVICE = {
 
 _NOT_METRICS = {
     "round", "version", "virtual_s", "wall_s", "bytes_down", "bytes_up", "clients", "missing", "staleness", "energy_j",
-    "compute_s", "at_work",
+    "compute_s", "at_work", "bytes_between",
 }  # fmt: skip
 
 
@@ -335,7 +337,7 @@ def after_last(rows: Sequence[Row], ended: Mapping[str, Any]) -> Row:
     {'virtual_s': 1.5, 'wall_s': 0.5, 'bytes_down': 9, 'bytes_up': 4, 'device_s': 2.0, 'energy_j': 4.0}
     """
     last = rows[-1] if rows else {}
-    after = {name: ended[name] - last.get(name, 0) for name in RUNNING}
+    after = {name: ended[name] - last.get(name, 0) for name in RUNNING if name in ended}
     for name in SUMMED:
         after[name] = (summed(ended[name]) or 0.0) - sum(summed(row.get(name)) or 0.0 for row in rows)
     return {"round": last.get("round", 0), "after": after}

@@ -24,6 +24,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Params
 from fieldfare.devices import keep_fleet, keep_fleet_over
 from fieldfare.job import Job
+from fieldfare.nodes_log import NodesLog
 from fieldfare.progress import Display, display
 from fieldfare.record import Recorder, after_last
 from fieldfare.saver import Saver
@@ -153,19 +154,24 @@ def run(
         ) as executor:  # fmt: skip
             simulator = Simulator(assembly.world, executor if job.simulated.train else None)
             recorder.expects = partial(_expects, simulator)
-            saver = Saver(folder, assembly.world, simulator, recorder, slots) if folder is not None else None
+            log = NodesLog(folder, assembly.world) if assembly.several else None
+            saver = Saver(folder, assembly.world, simulator, recorder, slots, log) if folder is not None else None
             if resuming and saver is not None:
                 saver.load()
                 if recorder.rows:
                     shown.resumed(recorder.rows[-1]["round"])
 
             def observe(seen: Observation) -> None:
+                if log is not None:
+                    log(seen)
                 recorder(seen)
                 if saver is not None:
                     saver(seen)
 
             simulator.observer = observe
             simulator.run()
+        if log is not None:
+            log.write()
         result = _finish(job, name, simulator, recorder, folder, report, shown)
     finally:
         slots.close()
@@ -194,6 +200,7 @@ def _finish(
         "algorithm": _name_of(job.algorithm),
         "rounds": recorder.rows[-1]["round"] if recorder.rows else 0, "seed": job.seed, "final": recorder.final(),
         "stopped": p.stopped, "virtual_s": p.now, "bytes_down": p.bytes_down, "bytes_up": p.bytes_up,
+        **({"bytes_between": p.bytes_between} if recorder.several else {}),
         **{name: recorder.totals[name] for name in ("tasks", "device_s", "compute_s", "energy_j")},
         "running": sum(len(stream.heap) for stream in p.streams.values()), "wall_s": wall,
         "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0,

@@ -10,6 +10,7 @@ import math
 import time
 
 from fieldfare.core.errors import UsageError
+from fieldfare.nodes_log import NodesLog
 from fieldfare.record import Recorder
 from fieldfare.sim import asks, hosted, simulator, stream
 from fieldfare.sim.observe import Observation, Progressed, Published
@@ -29,9 +30,10 @@ class Saver:
     """Snapshots of a simulation at moments between steps, as often as costs at most a twentieth of the time."""
 
     def __init__(
-        self, folder: RunFolder, world: World, simulator: Simulator, recorder: Recorder, slots: Slots
+        self, folder: RunFolder, world: World, simulator: Simulator, recorder: Recorder, slots: Slots,
+        log: NodesLog | None = None,
     ) -> None:  # fmt: skip
-        self.folder, self.simulator, self.recorder, self.slots = folder, simulator, recorder, slots
+        self.folder, self.simulator, self.recorder, self.slots, self.log = folder, simulator, recorder, slots, log
         self.codec = Codec(registry(*(algorithm for _, algorithm in world.nodes.values()), *_SIM))
         self.snapshots = Snapshots(folder.path / "snapshots")
         self._next = 0.0
@@ -53,7 +55,8 @@ class Saver:
         recorder = {
             "rows": len(r.rows), "last": r.rows[-1:], "open": [(row, sorted(w)) for row, w in r.open],
             "training": r.training, "evaluations": r.evaluations, "clients_done": r.clients_done, "wall_s": r.wall_s,
-            "model": r.model, "totals": r.totals, "version": r.version, "measured": r.measured, "learnt": r.learnt,
+            "model": r.model, "totals": r.totals, "version": r.version, "learnt": r.learnt,
+            "bytes_between": r.bytes_between,
         }  # fmt: skip
         progress = {name: getattr(p, name) for name in _PROGRESS if name not in ("streams", "selected")}
         progress |= {"streams": {n: (s.node, s.work, s.saved()) for n, s in p.streams.items()}}
@@ -61,7 +64,8 @@ class Saver:
         tree, arrays = self.codec.encode(
             {
                 "progress": progress, "computed": self.simulator.computed(), "recorder": recorder,
-                "slots": self.slots.flush(), "files": self.folder.flush(),
+                "slots": self.slots.flush(), "nodes": None if self.log is None else self.log.saved(),
+                "files": self.folder.flush(),
             }
         )  # fmt: skip
         self.snapshots.write(tree, arrays)
@@ -93,7 +97,9 @@ class Saver:
         r.open = [(row, set(waiting)) for row, waiting in back["open"]]
         r.training, r.evaluations, r.clients_done = back["training"], back["evaluations"], back["clients_done"]
         r.before_s, r.model, r.totals = back["wall_s"], back["model"], back["totals"]
-        r.version, r.measured, r.learnt = back["version"], back["measured"], back["learnt"]
+        r.version, r.learnt, r.bytes_between = back["version"], back["learnt"], back["bytes_between"]
+        if self.log is not None:
+            self.log.load(saved["nodes"])
         self.folder.truncate(saved["files"])
         r.rows = [
             {k: math.nan if v is None else v for k, v in row.items()} for row in self.folder.read_lines("rounds.jsonl")

@@ -22,6 +22,9 @@ def _console() -> Console:
     return Console(highlight=False)
 
 
+_WAYS = (("down", "down"), ("up", "up"), ("between", "between nodes"))
+
+
 def show_summary(summary: Mapping[str, Any], path: Path | None) -> None:
     """A finished run in a small table, and where its report is."""
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -32,7 +35,9 @@ def show_summary(summary: Mapping[str, Any], path: Path | None) -> None:
         table.add_row(escape(name), f"[bold]{text}[/]" if name == "accuracy" else text)
     table.add_row("rounds", f"{summary['rounds']}  ({escape(str(summary['stopped']))})")
     table.add_row("virtual time", duration(summary["virtual_s"]))
-    table.add_row("bytes", f"{size(summary['bytes_down'])} down, {size(summary['bytes_up'])} up")
+    moved = [(summary[f"bytes_{way}"], words) for way, words in _WAYS if f"bytes_{way}" in summary]
+    told = [f"{size(count)} {words}" for count, words in moved if count or "bytes_between" not in summary]
+    table.add_row("bytes", ", ".join(told) or "none")
     took = summary.get("all_runs", summary)
     runs = f", {took['runs']} runs together" if "runs" in took else ""
     table.add_row("wall time", f"{duration(took['wall_s'])}  ({took['clients_per_s']:,.0f} clients/s{runs})")

@@ -22,8 +22,8 @@ from fieldfare.core.errors import UsageError
 
 FORMAT = 1
 RUN_FILES = ("summary.json", "config.json", "rounds.jsonl", "run.json")
-RUNNING = ("virtual_s", "wall_s", "bytes_down", "bytes_up")
-"""Columns that hold running totals."""
+RUNNING = ("virtual_s", "wall_s", "bytes_down", "bytes_up", "bytes_between")
+"""Columns that hold running totals; the last only where there are several nodes."""
 Floats = NDArray[np.float64]
 
 
@@ -49,7 +49,7 @@ class Table:
         """
         if axis == "bytes":
             up, down = self.total("bytes_up"), self.total("bytes_down")
-            return up + down if up is not None and down is not None else None
+            return up + down + (self.total("bytes_between") or 0.0) if up is not None and down is not None else None
         if axis in self.totals:
             return self.totals[axis]
         x = self.axis(axis)
@@ -67,7 +67,8 @@ class Table:
         ``energy_j`` are summed up; a task counts there once it is over.
         """
         if name == "bytes":
-            return self.axis("bytes_up") + self.axis("bytes_down")
+            moved = self.axis("bytes_up") + self.axis("bytes_down")
+            return moved + self.axis("bytes_between") if "bytes_between" in self.columns else moved
         column = self.column(name)
         if name in SUMMED and np.isfinite(column).any():
             return np.cumsum(np.where(np.isfinite(column), column, 0.0))
@@ -93,8 +94,8 @@ class Table:
 SUMMED = ("device_s", "energy_j")
 """Columns of what a round's own tasks took."""
 _NOT_METRICS = frozenset(
-    {"round", "version", "virtual_s", "wall_s", "clients", "bytes_down", "bytes_up", "device_s", "energy_j",
-     "compute_s", "at_work", "staleness"}
+    {"round", "version", "virtual_s", "wall_s", "clients", "bytes_down", "bytes_up", "bytes_between", "device_s",
+     "energy_j", "compute_s", "at_work", "staleness"}
 )  # fmt: skip
 
 

@@ -61,6 +61,7 @@ _LABELS = {
     "round": "round",
     "bytes_up": "bytes up",
     "bytes_down": "bytes down",
+    "bytes_between": "bytes between nodes",
     "bytes": "bytes moved",
     "device_s": "device time",
     "energy_j": "energy",

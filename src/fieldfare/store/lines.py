@@ -14,9 +14,12 @@ from typing import Any
 
 from fieldfare.core.errors import UsageError
 from fieldfare.store.files import room, sync_folder, write_all
+from fieldfare.store.nodes import MESSAGE, MESSAGES, WORK, WORKED
 from fieldfare.store.tasks import TASK, TASKS
 from fieldfare.store.text import dumps
 
+RECORDS = {TASKS: TASK.itemsize, MESSAGES: MESSAGE.itemsize, WORK: WORKED.itemsize}
+"""The files of records, and how many bytes one is."""
 _BUFFER = 1 << 20
 
 
@@ -116,7 +119,7 @@ class Records(Lines):
 
 
 class LineFiles:
-    """The files of a folder that grow, by name: JSON lines (`rounds.jsonl`), and the records of `tasks.bin`."""
+    """The files of a folder that grow, by name: JSON lines (`rounds.jsonl`), and records (`RECORDS`)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -125,7 +128,7 @@ class LineFiles:
     def _lines(self, name: str) -> Lines:
         if name not in self._open:
             path = self.folder / name
-            self._open[name] = Records(path, TASK.itemsize) if name == TASKS else Lines(path)
+            self._open[name] = Records(path, RECORDS[name]) if name in RECORDS else Lines(path)
         return self._open[name]
 
     def append(self, name: str, value: Any) -> None:
@@ -139,7 +142,8 @@ class LineFiles:
 
     def truncate(self, marks: Mapping[str, int]) -> None:
         """Back to `marks`; files that had no mark become empty, files with a mark must be there."""
-        present = {path.name for path in (*self.folder.glob("*.jsonl"), *self.folder.glob(TASKS))}
+        present = {path.name for path in self.folder.glob("*.jsonl")}
+        present |= {name for name in RECORDS if (self.folder / name).exists()}
         for name in sorted(present | set(marks)):
             self._lines(name).truncate(marks.get(name, 0))
 

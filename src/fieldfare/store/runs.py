@@ -24,8 +24,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.store import models
 from fieldfare.store.files import room, sweep, sync_folder, write_atomic
-from fieldfare.store.lines import LineFiles, read_lines
-from fieldfare.store.tasks import TASKS
+from fieldfare.store.lines import RECORDS, LineFiles, read_lines
 from fieldfare.store.text import dumps
 
 FORMAT = 1
@@ -174,10 +173,12 @@ class RunFolder:
             raise UsageError(f"append({name!r}): a file of lines ends in .jsonl.")
         self._lines.append(name, value)
 
-    def add_tasks(self, records: bytes) -> None:
-        """Add records of `store.tasks` to `tasks.bin`."""
-        self._own(TASKS)
-        self._lines.add(TASKS, records)
+    def add_records(self, name: str, records: bytes) -> None:
+        """Add whole records to a file of them (`store.lines.RECORDS`: `tasks.bin`, `messages.bin`, `work.bin`)."""
+        self._own(name)
+        if name not in RECORDS:
+            raise UsageError(f"add_records({name!r}): the files of records are {', '.join(RECORDS)}.")
+        self._lines.add(name, records)
 
     def flush(self, sync: bool = True) -> dict[str, int]:
         """Write all appended lines, durably if `sync`; gives marks `{name: bytes}` for a snapshot."""
