@@ -6,15 +6,17 @@ Invariant: each arm is a complete run of its own under `arms/`; what the study s
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 from fieldfare.job import Job
+from fieldfare.progress import display_of_points
 from fieldfare.run import Result, assemble, kept_file, refuse_while_loading, run, source_of
+from fieldfare.side_by_side import side_by_side
 from fieldfare.store.files import room
 from fieldfare.store.runs import RunFolder
 
@@ -23,13 +25,59 @@ _TOLD = ("final", "rounds", "seed", "virtual_s", "bytes_down", "bytes_up", "wall
 
 
 @settings
+@dataclass(frozen=True)
+class Panel:
+    """Some arms of a study at one target: `arms` `{label: arm}`, the label `baseline` the others are measured against.
+
+    The report tells when each crosses `target` of `metric`, how much sooner than the baseline, and why
+    (`report.decompose`).
+    """
+
+    title: str
+    arms: Mapping[str, str]
+    target: float
+    baseline: str | None = None
+    metric: str = "accuracy"
+    note: str = ""
+
+
+@settings
+@dataclass(frozen=True)
+class Curve:
+    """How much sooner one arm is at a target than another, along something: `points` are (x, slower arm, faster arm).
+
+    `x`: what is on the axis. `levels` `{name: speed-up}`: where the curve comes to them is told.
+    """
+
+    title: str
+    x: str
+    points: Sequence[tuple[float, str, str]]
+    target: float
+    levels: Mapping[str, float] = field(default_factory=dict[str, float])
+    metric: str = "accuracy"
+    note: str = ""
+
+
+@settings
 @dataclass(frozen=True, eq=False)
 class Study:
-    """`arms`: `{name: job}`, or `{name: {seed: job}}` for bands. `claims`: a TOML file of claims to be checked."""
+    """`arms`: `{name: job}`, or `{name: {seed: job}}` for bands. `claims`: a TOML file of claims to be checked.
+
+    `panels` and `curves` compare arms of several nodes at a target, in the report; `shown` `{heading: arm or
+    arm/seed}` are runs told in full there. `quick`: with `--quick` every arm runs its first so many seeds only, and
+    claims that ask for more are marked preliminary. `processes`: how many arms run at the same time, each in a process
+    of its own; no number depends on it.
+    """
 
     arms: Mapping[str, Job | Mapping[str | int, Job]]
     claims: str | Path | None = None
     name: str = "study"
+    panels: Sequence[Panel] = ()
+    curves: Sequence[Curve] = ()
+    shown: Mapping[str, str] = field(default_factory=dict[str, str])
+    quick: int | None = None
+    processes: int = 1
+    is_quick: bool = False
 
     def __post_init__(self) -> None:
         if not self.arms:
@@ -40,6 +88,16 @@ class Study:
             jobs = [arm] if not isinstance(arm, Mapping) else list(arm.values())
             if not jobs or not all(isinstance(job, Job) for job in jobs):
                 raise UsageError(f"Study: arm {name!r} is {arm!r:.60}: give a Job, or {{seed: Job}}.")
+        if self.processes < 1 or (self.quick is not None and self.quick < 1):
+            raise UsageError(f"Study(processes={self.processes}, quick={self.quick}): use numbers >= 1.")
+        named = [arm for panel in self.panels for arm in panel.arms.values()]
+        named += [arm for curve in self.curves for _, *pair in curve.points for arm in pair]
+        for arm in [*named, *(one.partition("/")[0] for one in self.shown.values())]:
+            if arm not in self.arms:
+                raise UsageError(f"Study: a panel, a curve or `shown` names the arm {arm!r}, which there is not.")
+        for panel in self.panels:
+            if panel.baseline is not None and panel.baseline not in panel.arms:
+                raise UsageError(f"Panel({panel.title!r}): its baseline {panel.baseline!r} is no label of its arms.")
 
     def jobs(self) -> list[tuple[str, Job]]:
         """(arm, job) pairs; arms with seeds as `name/seed`."""
@@ -52,14 +110,26 @@ class Study:
         return out
 
     def with_overrides(self, changes: Mapping[str, Any]) -> Study:
-        """Every arm with the settings replaced."""
+        """Every arm with the settings replaced; `quick` leaves its first seeds only."""
+        rest = dict(changes)
+        study = self._shortened() if str(rest.pop("quick", False)).lower() == "true" else self
 
         def changed(arm: Job | Mapping[str | int, Job]) -> Job | Mapping[str | int, Job]:
             if isinstance(arm, Job):
-                return arm.with_overrides(changes)
-            return {seed: job.with_overrides(changes) for seed, job in arm.items()}
+                return arm.with_overrides(rest)
+            return {seed: job.with_overrides(rest) for seed, job in arm.items()}
 
-        return Study({name: changed(arm) for name, arm in self.arms.items()}, self.claims, self.name)
+        return replace(study, arms={name: changed(arm) for name, arm in study.arms.items()}) if rest else study
+
+    def _shortened(self) -> Study:
+        """The study that `--quick` runs."""
+        if self.quick is None:
+            raise UsageError(f"the study {self.name!r} has no quick form: give it Study(quick=1), or run it whole.")
+        arms = {
+            name: arm if isinstance(arm, Job) else dict(list(arm.items())[: self.quick])
+            for name, arm in self.arms.items()
+        }
+        return replace(self, arms=arms, is_quick=True)
 
     def run(
         self, runs: str | Path = "runs", *, progress: bool | None = None, source: str | Path | None = None,
@@ -81,15 +151,12 @@ class Study:
             made = [] if claims is None else [claim["name"] for claim in read_claims(claims)]
             kept = digest(folder.file("claims.toml"))
             config = {"format": 1, "study": self.name, "arms": arms, "claims": made, "claims_sha256": kept}
+            config |= self._told()
             folder.write_json("config.json", {**config, "source": source_of(source, overrides, job_name)})
-        first: Result | None = None
-        summaries: dict[str, Any] = {}
         with folder:
-            for name, job in self.jobs():
-                result = run_arm(folder, name, job, progress)
-                summaries[name] = result.summary
-                first = first or result
-            assert first is not None
+            summaries = dict(self._each(folder, progress))
+            summaries = {name: summaries[name] for name, _ in self.jobs()}
+            first = run_arm(folder, *self.jobs()[0], False)
             summary = {**first.summary, "run": folder.id, "name": self.name, "arms": list(self.arms)}
             summary["report"] = "report.html"
             summary["all_runs"] = together(summaries)
@@ -105,6 +172,29 @@ class Study:
 
         write_report(folder.path)
         return Result(first.final, first.model, first.rounds, summary, folder.path)
+
+    def _each(self, folder: RunFolder, progress: bool | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """(arm, its summary) as they end."""
+        jobs = self.jobs()
+        if self.processes == 1:
+            for name, job in jobs:
+                yield name, run_arm(folder, name, job, progress).summary
+            return
+        todo = [(name, job.with_overrides({"simulated.workers": 1})) for name, job in jobs]
+        shown = display_of_points(len(todo), self.name, progress)
+        with shown:
+            ended = side_by_side(lambda one: run_arm(folder, *one, False).summary, todo, self.processes)
+            for count, ((name, _), summary) in enumerate(ended, start=1):
+                shown.row({"round": count, **summary["final"], "virtual_s": summary["virtual_s"]})
+                yield name, summary
+
+    def _told(self) -> dict[str, Any]:
+        """What the report needs to know of a study beside its arms."""
+        told: dict[str, Any] = {"quick": True} if self.is_quick else {}
+        for name in ("panels", "curves"):
+            if listed := [settings_of(one) for one in getattr(self, name)]:
+                told[name] = listed
+        return told | ({"shown": dict(self.shown)} if self.shown else {})
 
     def _checked(self, source: str | Path | None) -> Path | None:
         """The claims file (as named, or beside the job file); whatever would stop an arm later is refused now."""
@@ -133,6 +223,12 @@ class Study:
         config = folder.read_json("config.json")
         headline = RunFolder.open(first, write=False).read_json("config.json")
         folder.write_json("config.json", {**headline, **config})
+
+
+def settings_of(one: Panel | Curve) -> dict[str, Any]:
+    """A panel or a curve as plain JSON."""
+    told = {f.name: getattr(one, f.name) for f in fields(one)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
 
 
 def run_arm(folder: RunFolder, name: str, job: Job, progress: bool | None) -> Result:

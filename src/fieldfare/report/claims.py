@@ -30,7 +30,10 @@ from typing import Any
 import numpy as np
 
 from fieldfare.core.errors import UsageError
-from fieldfare.report import units
+from fieldfare.report import claims_nodes, units
+from fieldfare.report.claims_nodes import TAKEN
+from fieldfare.report.claims_nodes import Missing as _Missing
+from fieldfare.report.decompose import crossing
 from fieldfare.report.table import (
     RUNNING,
     SUMMED,
@@ -46,7 +49,7 @@ from fieldfare.report.table import (
 )
 
 AGGREGATES = ("median", "mean", "min", "max")
-AXES = ("round", "virtual_s", "wall_s", "bytes", "bytes_up", "bytes_down", "device_s", "energy_j")
+AXES = ("round", "virtual_s", "wall_s", "bytes", "bytes_up", "bytes_down", "bytes_between", "device_s", "energy_j")
 
 _OWN = {"name", "sense", "target", "tolerance", "published", "note"}
 _SIMPLE = {"measure", "arm", "metric", "aggregate", "seeds"}
@@ -58,23 +61,35 @@ _NEEDS: Mapping[str, set[str]] = {
     "total": {"axis"},
     "ratio": {"of", "to"},
     "difference": {"of", "to"},
+    "paired": {"of", "to"},
+    "number": {"value"},
+    "factor": {"arm", "over", "factor", "metric", "threshold"},
+    "curve": {"points", "level", "metric", "threshold"},
+    "idle": {"arm"},
+    "bytes_sent": {"arm", "kind"},
+    "draws": {"arm"},
 }
 _MAY: Mapping[str, set[str]] = {
     "final": {"window"},
     "best": {"goal"},
     "at": set(),
-    "time_to": {"axis", "reach"},
+    "time_to": {"axis", "reach", "between"},
     "total": set(),
     "ratio": {"aggregate"},
     "difference": {"aggregate"},
+    "paired": {"take", "how", "seeds"},
+    "number": set(),
+    "factor": {"seeds"},
+    "curve": {"seeds"},
+    "idle": {"seeds", "device"},
+    "bytes_sent": {"seeds"},
+    "draws": {"seeds"},
 }
+_COMPOSED = ("ratio", "difference", "paired")
+_BARE = ("number", *claims_nodes.MEASURES)
 
 
 _CHANGED = "claims.toml was changed since the run was made"
-
-
-class _Missing(Exception):
-    """A measure cannot be taken; the text says why, for the claim's line."""
 
 
 def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -> list[dict[str, Any]]:
@@ -83,18 +98,27 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
     ``claims_toml`` defaults to the run's own ``claims.toml``; without either there are no claims: ``[]``. Each entry
     has ``name``, ``ours`` (None when it cannot be computed), ``target``, ``sense`` (``>=``, ``<=``, or ``=`` for no
     further from the target than ``tolerance``), ``tolerance`` and ``published`` (or None), ``holds``, ``unit`` (see
-    `units.in_unit`), ``measure`` (in words) and ``why`` (the reason when it can not hold, as ``ours`` is None or the
-    run's own ``claims.toml`` was changed, see `claims_changed`). A claim that the run made and that its ``claims.toml``
-    holds no more is listed too, and does not hold. Measures, each taken per seed and then aggregated (``aggregate``:
-    median unless stated):
+    `units.in_unit`), ``measure`` (in words), ``preliminary`` (whether it was computed from fewer seeds than it asks
+    for, which only a study run with ``--quick`` does) and ``why`` (the reason when it can not hold, as ``ours`` is None
+    or the run's own ``claims.toml`` was changed, see `claims_changed`). A claim that the run made and that its
+    ``claims.toml`` holds no more is listed too, and does not hold. Measures, each taken per seed and then aggregated
+    (``aggregate``: median unless stated):
 
     - ``final``: the last value of ``metric``, or the mean of its last ``window`` values;
     - ``best``: its highest value; its lowest for a loss or with ``goal = "min"``;
     - ``at``: its last value at or before ``point`` on ``axis``;
     - ``time_to``: the first ``axis`` (default ``round``) at which it is at least ``threshold``; at most for a loss or
-      with ``reach = "<="``;
+      with ``reach = "<="``; with ``between = true`` where the line between two evaluations crosses it;
     - ``total``: what the whole run came to on ``axis``, the evaluations after its last round included;
-    - ``ratio``, ``difference``: of the two measures ``of`` and ``to``.
+    - ``ratio``, ``difference``: of the two measures ``of`` and ``to``;
+    - ``paired``: the same seed by seed (``how``: ratio, or difference), of which ``take`` is the median, or the ``low``
+      or ``high`` limit of its 95 % interval (bootstrap);
+    - ``number``: ``value``, to put beside another measure;
+    - of runs of several nodes, ``factor``: one of ``speedup``, ``utilisation``, ``communication``, ``statistics`` of
+      ``arm`` over the arm ``over`` at ``threshold`` of ``metric`` (see `decompose`); ``curve``: the x at which the
+      speed-up along ``points`` ``[[x, slower arm, faster arm], ...]`` comes to ``level``; ``idle``: the share of time
+      in which ``device`` (all: their mean) stood idle; ``bytes_sent``: bytes of messages of ``kind`` per cycle;
+      ``draws``: the probability of draws as far from their chances.
 
     ``arm`` names an arm (its seeds, or ``name/seed`` for one of them); without it the run itself is meant. ``seeds``
     asks for at least so many. Raises `UsageError` for a claims file that cannot mean anything; a damaged table is not
@@ -201,26 +225,33 @@ def _check_measure(measure: Mapping[str, Any], where: str) -> None:
     kind = measure.get("measure", "final")
     if kind not in _NEEDS:
         raise UsageError(f"{where}: measure is {kind!r}, one of {', '.join(_NEEDS)} is needed.")
-    composed = kind in ("ratio", "difference")
-    may = _NEEDS[kind] | _MAY[kind] | (set() if composed else _SIMPLE) | {"measure"}
+    composed = kind in _COMPOSED
+    may = _NEEDS[kind] | _MAY[kind] | (set() if composed or kind in _BARE else _SIMPLE) | {"measure"}
     if absent := _NEEDS[kind] - set(measure):
         raise UsageError(f"{where}: measure {kind!r} needs {', '.join(sorted(absent))}.")
     if extra := set(measure) - may:
         raise UsageError(
             f"{where}: {', '.join(sorted(extra))} means nothing to measure {kind!r}, it takes {', '.join(sorted(may))}."
         )
-    choices = {"aggregate": AGGREGATES, "axis": AXES, "goal": ("max", "min"), "reach": (">=", "<=")}
+    choices = {"aggregate": AGGREGATES, "axis": AXES, "goal": ("max", "min"), "reach": (">=", "<="),
+               "take": TAKEN, "how": ("ratio", "difference"), "between": (True, False)}  # fmt: skip
     for key, allowed in choices.items():
         if key in measure and measure[key] not in allowed:
             raise UsageError(f"{where}: {key} is {measure[key]!r}, one of {', '.join(allowed)} is needed.")
-    for key in ("threshold", "point", "window", "seeds"):
+    for key in ("threshold", "point", "window", "seeds", "value", "level", "device"):
         if key in measure and not (is_number(measure[key]) and math.isfinite(measure[key])):
             raise UsageError(f"{where}: {key} is {measure[key]!r}, a finite number is needed.")
     if measure.get("window", 1) < 1:
         raise UsageError(f"{where}: window is {measure['window']}, at least 1 is needed.")
+    if kind in claims_nodes.MEASURES and (told := claims_nodes.fault(measure)):
+        raise UsageError(f"{where}: {told}.")
     for side in ("of", "to") if composed else ():
         if not isinstance(measure[side], Mapping):
             raise UsageError(f"{where}: {side} is {measure[side]!r}, write a measure: {side} = {{ measure = ... }}.")
+        if kind == "paired" and measure[side].get("measure", "final") in (*_COMPOSED, *_BARE):
+            raise UsageError(
+                f"{where}: {side} is taken seed by seed: use a final, best, at, time_to or total of an arm."
+            )
         _check_measure(measure[side], f"{where}, {side}")
 
 
@@ -232,12 +263,36 @@ class _Tables:
         self._read: dict[Path, Table] = {}
         self._arms: dict[str, list[Path]] | None = None
         self._listed: list[str] = []
+        self.quick = self._quick()
+        self.short = ""
 
-    def of(self, arm: str | None) -> list[Table]:
-        """Give the tables of an arm, one per seed."""
+    def _quick(self) -> bool:
+        try:
+            return load(self.folder / "config.json").get("quick") is True
+        except UsageError:
+            return False
+
+    def of(self, arm: str | None) -> dict[str, Table]:
+        """Give the tables of an arm by seed."""
+        return {path.name: self._table(path) for path in self.folders(arm)}
+
+    def enough(self, arm: str | None, measure: Mapping[str, Any]) -> None:
+        """Ask an arm for the ``seeds`` of a measure; where a quick study has fewer, remember that it is preliminary."""
+        seeds, asked = len(self.folders(arm)), measure.get("seeds", 1)
+        if seeds < asked and not self.quick:
+            raise _Missing(f"{arm or 'the run'} has {seeds} seeds, {asked} are asked for")
+        if seeds < asked:
+            self.short = self.short or f"preliminary: {arm or 'the run'} has {seeds} of {asked} seeds"
+
+    def checked(self, arm: str) -> list[Path]:
+        """Give the folders of an arm whose tables are whole."""
+        return [path for path in self.folders(arm) if self._table(path).n]
+
+    def folders(self, arm: str | None) -> list[Path]:
+        """Give the runs of an arm, one per seed."""
         if arm is None:
             listed = listed_arms(self.folder)  # a study's own records are its first arm's
-            return [self._table(self.folder / "arms" / listed[0] if listed else self.folder)]
+            return [self.folder / "arms" / listed[0] if listed else self.folder]
         if self._arms is None:
             self._arms = arm_folders(self.folder)
             self._listed = listed_arms(self.folder)
@@ -246,10 +301,10 @@ class _Tables:
             there = {path.relative_to(self.folder / "arms").as_posix() for path in folders}
             if lost := [one for one in self._listed if one.startswith(f"{arm}/") and one not in there]:
                 raise _Missing(f"of arm {arm} the seeds {', '.join(one.split('/', 1)[1] for one in lost)} are missing")
-            return [self._table(path) for path in folders]
+            return folders
         single = self.folder / "arms" / arm
         if ".." not in arm.split("/") and is_run(single):
-            return [self._table(single)]
+            return [single]
         raise _Missing(f"there is no arm {arm}")
 
     def _table(self, folder: Path) -> Table:
@@ -277,7 +332,8 @@ class _Tables:
         if not summary:
             raise _Missing(f"{beside} is missing: the run has not ended")
         rounds = table.column("round")
-        if rounds[0] > 1 or np.any(np.diff(rounds) != 1):
+        several = "bytes_between" in table.columns  # where a cycle nobody agreed on is no row
+        if not (np.diff(rounds) >= 1).all() if several else rounds[0] > 1 or np.any(np.diff(rounds) != 1):
             raise _Missing(f"{name} lacks rounds")
         if summary.get("rounds") != rounds[-1]:
             told = units.number(float(rounds[-1]))
@@ -305,8 +361,9 @@ def _damaged(path: Path) -> bool:
 def _judge(claim: Mapping[str, Any], tables: _Tables) -> dict[str, Any]:
     measure = {key: value for key, value in claim.items() if key not in _OWN}
     ours: float | None
+    tables.short = ""
     try:
-        ours, why = _value(measure, tables, "median"), None
+        ours, why = _value(measure, tables, "median"), tables.short or None
     except _Missing as missing:
         ours, why = None, str(missing)
     target = float(claim["target"])
@@ -319,6 +376,7 @@ def _judge(claim: Mapping[str, Any], tables: _Tables) -> dict[str, Any]:
         "tolerance": claim.get("tolerance"),
         "published": claim.get("published"),
         "holds": holds,
+        "preliminary": ours is not None and bool(tables.short),
         "unit": _unit(measure),
         "measure": in_words(measure),
         "why": why,
@@ -344,16 +402,30 @@ def _value(measure: Mapping[str, Any], tables: _Tables, aggregate: str) -> float
         if kind == "ratio" and to == 0:
             raise _Missing(f"{in_words(measure['to'])} is 0 and nothing can be divided by it")
         return of / to if kind == "ratio" else of - to
+    if kind == "number":
+        return float(measure["value"])
+    if kind == "paired":
+        both = [_by_seed({**measure[side], "seeds": measure.get("seeds", 1)}, tables) for side in ("of", "to")]
+        return claims_nodes.pair(both[0], both[1], measure, in_words(measure))
     arm = measure.get("arm")
-    seeds = tables.of(arm)
-    if len(seeds) < measure.get("seeds", 1):
-        raise _Missing(f"{arm or 'the run'} has {len(seeds)} seeds, {measure['seeds']} are asked for")
-    values = [_take(kind, measure, table) for table in seeds]
+    if kind in claims_nodes.MEASURES:
+        for one in [arm, measure.get("over"), *(name for point in measure.get("points", []) for name in point[1:])]:
+            if one is not None:
+                tables.enough(one, measure)
+        return claims_nodes.MEASURES[kind](measure, tables.checked)
+    values = list(_by_seed(measure, tables).values())
     whole = _aggregate(aggregate, values)
     if not math.isfinite(whole):
         reached = f"never reached {measure.get('metric')} {measure.get('threshold')}"
         raise _Missing(f"{arm or 'the run'} {reached}" + (" with enough seeds" if len(values) > 1 else ""))
     return whole
+
+
+def _by_seed(measure: Mapping[str, Any], tables: _Tables) -> dict[str, float]:
+    """A simple measure of every seed of its arm."""
+    tables.enough(measure.get("arm"), measure)
+    kind = measure.get("measure", "final")
+    return {seed: _take(kind, measure, table) for seed, table in tables.of(measure.get("arm")).items()}
 
 
 def _aggregate(how: str, values: Sequence[float]) -> float:
@@ -400,15 +472,21 @@ def _take(kind: str, measure: Mapping[str, Any], table: Table) -> float:
             raise _Missing(f"{arm} did not come as far as {axis} {units.number(measure['point'])}")
         return float(y[before[-1]])
     reach = measure.get("reach", "<=" if units.lower_is_better(metric) else ">=")
+    if measure.get("between"):
+        return crossing(x, y, float(measure["threshold"]), lower=reach == "<=")
     there = y >= measure["threshold"] if reach == ">=" else y <= measure["threshold"]
     return float(x[np.argmax(there)]) if there.any() else math.inf
 
 
 def _unit(measure: Mapping[str, Any]) -> str:
     kind = measure.get("measure", "final")
-    if kind == "ratio":
+    if kind in ("idle", "bytes_sent"):
+        return {"idle": "share", "bytes_sent": "bytes"}[kind]
+    if kind in ("curve", "draws", "number"):
+        return ""
+    if kind in ("ratio", "factor") or (kind == "paired" and measure.get("how", "ratio") == "ratio"):
         return "times"
-    if kind == "difference":
+    if kind in ("difference", "paired"):
         unit = _unit(measure["of"])
         return "points" if unit == "share" else unit
     return units.unit_of(measure.get("axis", "round") if kind in ("time_to", "total") else measure["metric"])
@@ -425,7 +503,16 @@ def in_words(measure: Mapping[str, Any]) -> str:
     arm = f" of {measure['arm']}" if measure.get("arm") else ""
     taken = f" ({measure['aggregate']} over seeds)" if "aggregate" in measure else ""
     plain = units.short_label(metric)
+    if kind in claims_nodes.MEASURES:
+        return claims_nodes.in_words(measure)
     match kind:
+        case "number":
+            return units.number(float(measure["value"]))
+        case "paired":
+            sign = "÷" if measure.get("how", "ratio") == "ratio" else "−"
+            taken = {"median": "median", "low": "lower 95 % limit", "high": "upper 95 % limit"}
+            what = f"{in_words(measure['of'])} {sign} {in_words(measure['to'])}"
+            return f"{taken[measure.get('take', 'median')]} over paired seeds of {what}"
         case "ratio":
             return f"{in_words(measure['of'])} ÷ {in_words(measure['to'])}"
         case "difference":

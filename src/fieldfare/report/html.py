@@ -22,9 +22,11 @@ from fieldfare.report import arms as side_by_side
 from fieldfare.report import page, plots, plots_clients, plots_data, plots_time, settings, style, units
 from fieldfare.report.arms import Arm
 from fieldfare.report.claims import compute_claims
+from fieldfare.report.node_sections import node_sections
 from fieldfare.report.page import Section, Tile
 from fieldfare.report.read import Participation, Run, read_participation, read_run
 from fieldfare.report.read_tasks import Work, work_of_run
+from fieldfare.report.speedups import speedup_sections
 from fieldfare.report.sweep import is_sweep, write_sweep_report
 from fieldfare.report.table import Table, is_number, metrics_of
 from fieldfare.report.work_sections import participation_body, participation_tiles, waste_section, work_section
@@ -103,6 +105,7 @@ def _run_page(run: Run, *, draw: bool) -> str:
     sections = [
         _claims(_claims_of(run)),
         _learning(run, draw=draw),
+        *node_sections(run, draw=draw),
         _clients(run, draw=draw),
         _data(run, draw=draw),
         work_section(work, draw=draw),
@@ -134,15 +137,21 @@ def _study_page(run: Run, *, draw: bool) -> str:
     tiles = side_by_side.headline(arms)
     if told:
         held = sum(bool(claim.get("holds")) for claim in told)
-        tiles.insert(1, Tile("Claims that hold", f"{held} of {len(told)}", "recomputed from the tables"))
-    sections = [_claims(told), *_arm_sections(arms, draw=draw)]
+        early = sum(bool(claim.get("preliminary")) for claim in told)
+        under = f"{early} preliminary, from too few seeds" if early else "recomputed from the tables"
+        tiles.insert(1, Tile("Claims that hold", f"{held} of {len(told)}", under))
+    compared = speedup_sections(run, draw=draw)
+    sections = [_claims(told), *(compared or _arm_sections(arms, draw=draw))]
+    if compared:
+        sections += [*_shown(run, draw=draw), _all_arms(arms), *filter(None, [_configuration(arms[0].runs[0])])]
     first = next((one for arm in arms for one in arm.runs if one.data is not None), None)
     if first is not None and (data := _data(first, draw=draw)) is not None:
         sections.insert(len(sections) - 1, data)
-    if arms and arms[0].runs:
+    if arms and arms[0].runs and not compared:
         sections[-1:-1] = _headline_arm(arms[0], draw=draw)
     notes = [note for arm in arms for one in arm.runs for note in _notes(one, named=True)]
-    about = [f"a study of {', '.join(arm.name for arm in arms)}"]
+    few = ", ".join(arm.name for arm in arms) if len(arms) <= 8 else f"{len(arms)} arms"
+    about = [f"a study of {few}"]
     if first is not None and first.data is not None:
         about += [first.data.name, f"{first.data.n_clients:,} clients" if first.data.n_clients else ""]
     return page.document(
@@ -154,6 +163,24 @@ def _study_page(run: Run, *, draw: bool) -> str:
         notes=notes[:8] + ([] if draw else [NO_PLOTS]),
         footer=_foot(run),
     )
+
+
+def _shown(run: Run, *, draw: bool) -> list[Section]:
+    """The devices and rings of the runs that a study wants told in full."""
+    told = run.config.get("shown")
+    found: list[Section] = []
+    for rank, (heading, which) in enumerate(told.items() if isinstance(told, Mapping) else ()):
+        arm, _, seed = str(which).partition("/")
+        runs = [one for one in run.arms.get(arm, ()) if not seed or one.path.name == seed]
+        for one in runs[:1]:
+            more = node_sections(one, draw=draw, more=f"-{rank}")
+            found += [replace(section, title=f"{section.title}: {heading}") for section in more]
+    return found
+
+
+def _all_arms(arms: Sequence[Arm]) -> Section:
+    body = page.details(f"All {len(arms)} arms", side_by_side.values_table(arms) + side_by_side.totals_table(arms))
+    return Section("arms", "Arms", "Where every arm ended, and what it came to in all: medians over seeds.", body)
 
 
 def _headline_arm(arm: Arm, *, draw: bool) -> list[Section]:
@@ -241,7 +268,11 @@ def _headline(run: Run) -> list[Tile]:
 
     tiles.append(Tile("Virtual time", units.duration(table.total("virtual_s")), "on the simulated fleet's clock"))
     down, up = table.total("bytes_down"), table.total("bytes_up")
-    if down is not None or up is not None:
+    between = table.total("bytes_between")
+    if between is not None:
+        sides = f", {units.size(down)} down, {units.size(up)} up" if (down or 0.0) + (up or 0.0) > 0 else ""
+        tiles.append(Tile("Bytes moved", units.size(table.total("bytes") or between), f"between nodes{sides}"))
+    elif down is not None or up is not None:
         under = f"{units.size(down)} down, {units.size(up)} up"
         tiles.append(Tile("Bytes moved", units.size((down or 0.0) + (up or 0.0)), under))
     speed, wall = summary.get("clients_per_s"), summary.get("wall_s")
@@ -272,7 +303,9 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> Section | None:
         sense = {">=": "≥ ", "<=": "≤ "}.get(str(claim.get("sense")), "")
         spare = f" ± {units.number(claim['tolerance'])}" if claim.get("tolerance") is not None else ""
         why = str(claim.get("why") or "")
-        verdict = page.cell("✓ holds" if holds else "✗ does not hold", kind="yes" if holds else "no", under=why)
+        early = " so far" if claim.get("preliminary") else ""
+        told = f"✓ holds{early}" if holds else f"✗ does not hold{early}"
+        verdict = page.cell(told, kind="yes" if holds else "no", under=why)
         rows.append(
             [
                 page.cell(str(claim.get("name", "")), head=True, under=str(claim.get("measure") or "")),
@@ -424,7 +457,7 @@ def _rounds(run: Run, *, opened: bool) -> Section | None:
         return None
     shown = np.unique(np.linspace(0, table.n - 1, min(table.n, ROUNDS_SHOWN)).round().astype(int))
     metrics = [name for name in metrics_of(table) if np.isfinite(table.column(name)).any()]
-    names = ["round", "virtual_s", *metrics, "clients", "bytes_down", "bytes_up"]
+    names = ["round", "virtual_s", *metrics, "clients", "bytes_down", "bytes_up", "bytes_between"]
     names = [name for name in names if np.isfinite(table.column(name)).any()]
 
     def write(name: str, value: float) -> str:

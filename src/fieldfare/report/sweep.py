@@ -109,7 +109,7 @@ _REST = (
     Column("concurrency", "at work", "", lambda row: row["concurrency"]),
     Column("device_h", "device-hours", "", lambda row: sum(row["device_h"].values())),
     Column("virtual_s", "virtual time", "seconds", lambda row: row["virtual_s"]),
-    Column("bytes", "bytes", "bytes", lambda row: row["bytes_down"] + row["bytes_up"]),
+    Column("bytes", "bytes", "bytes", lambda row: row["bytes_down"] + row["bytes_up"] + row.get("bytes_between", 0.0)),
     Column("energy_j", "energy", "joules", lambda row: row["energy_j"]),
 )
 

@@ -1,0 +1,286 @@
+"""What the nodes of a run did and said, added up: who trained when, who waited for what, who sent how much to whom.
+
+Here: `read_nodes` for the files of a run with several nodes, and sums over them. Not here: how a run without them is
+read (`read_tasks`), drawing (`plots_nodes`, `plots_rings`), what a speed-up is made of (`decompose`). Kept: a run of
+one node is None, not an error; what is there and cannot be read is one clear line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core.errors import UsageError
+from fieldfare.fleet.tasks import INTERRUPTED, OUTCOMES
+from fieldfare.report.table import Floats, is_number, load, read_lines
+from fieldfare.store.nodes import MESSAGE, MESSAGES, NODES, SAID, WORK, WORKED
+
+CARRY_MODELS = frozenset({"Frame", "Broadcast", "Backup", "Offer", "Share", "Welcome"})
+"""Messages with parameters in them; all others are control."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The nodes of a run, by number, and what they did in `span_s` seconds.
+
+    `devices`: the device a node sits on, -1 for none. `messages` and `work`: rows as in `store.nodes`, in order of
+    time. `said`: what nodes put on record (draws, decisions), in order of time. `came`: (seconds, node, whether it
+    came or went).
+    """
+
+    names: tuple[str, ...]
+    roles: tuple[str, ...]
+    devices: tuple[int, ...]
+    kinds: tuple[str, ...]
+    messages: NDArray[Any]
+    work: NDArray[Any]
+    said: tuple[Mapping[str, Any], ...]
+    came: tuple[tuple[float, int, bool], ...]
+    span_s: float
+
+    @property
+    def placed(self) -> list[int]:
+        """The nodes on devices, in order of their numbers."""
+        return [at for at, device in enumerate(self.devices) if device >= 0]
+
+    def of_kind(self, *names: str) -> NDArray[Any]:
+        """The messages of some kinds, by name."""
+        wanted = [at for at, kind in enumerate(self.kinds) if kind in names]
+        return self.messages[np.isin(self.messages["kind"], wanted)]
+
+    def frames(self) -> NDArray[Any]:
+        """The chunks that went round in rings."""
+        return self.of_kind("Frame")
+
+    def carries_model(self) -> NDArray[np.bool_]:
+        """Whether each message has parameters in it, `[messages]`."""
+        return np.isin(self.messages["kind"], [at for at, kind in enumerate(self.kinds) if kind in CARRY_MODELS])
+
+    def trainings(self, node: int) -> NDArray[Any]:
+        """What one node trained, in order of time."""
+        return self.work[self.work["node"] == node]
+
+
+def read_nodes(folder: Path, span_s: float | None = None) -> Nodes | None:
+    """Read what the nodes of the run in `folder` left; None where it keeps none. Cost: the sizes of the files.
+
+    `span_s`: how long the run lasted, where that is known; else as long as anything in the files. Raises `UsageError`
+    for a file that is damaged or about other nodes.
+    """
+    told = load(folder / NODES)
+    if not told:
+        return None
+    listed, kinds = told.get("nodes"), told.get("kinds", [])
+    if not isinstance(listed, list) or not all(isinstance(one, Mapping) and "node" in one for one in listed):
+        raise UsageError(f"{folder / NODES} lists no nodes: restore the file or run the job again.")
+    messages, work = _rows(folder / MESSAGES, MESSAGE), _rows(folder / WORK, WORKED)
+    ends = [messages["src"], messages["dst"], work["node"]]
+    if any(len(one) and not 0 <= one.min() <= one.max() < len(listed) for one in ends):
+        raise UsageError(f"{folder / MESSAGES} or {WORK} is about other nodes than {NODES}: run the job again.")
+    if len(messages) and not 0 <= messages["kind"].min() <= messages["kind"].max() < len(kinds):
+        raise UsageError(f"{folder / MESSAGES} holds a kind of message that {NODES} does not name: run the job again.")
+    if len(work) and ((work["ended_s"] < work["begun_s"]).any() or (work["outcome"] >= len(OUTCOMES)).any()):
+        raise UsageError(f"{folder / WORK} holds a training that cannot be: restore the file or run the job again.")
+    names = tuple(str(one["node"]) for one in listed)
+    lines = tuple(read_lines(folder / SAID))
+    came = [(when_of(one), names.index(one["node"]), bool(one["there"])) for one in lines
+            if "there" in one and one.get("node") in names]  # fmt: skip
+    arrived = messages["arrives_s"][np.isfinite(messages["arrives_s"])]
+    last = float(max(arrived.max(initial=0.0), work["ended_s"].max(initial=0.0)))
+    return Nodes(
+        names, tuple(str(one.get("role", "")) for one in listed),
+        tuple(int(one["device"]) if is_number(one.get("device")) else -1 for one in listed),
+        tuple(str(kind) for kind in kinds), messages[np.argsort(messages["sent_s"], kind="stable")],
+        work[np.argsort(work["begun_s"], kind="stable")], tuple(one for one in lines if "there" not in one),
+        tuple(came), span_s if span_s else last,
+    )  # fmt: skip
+
+
+def when_of(line: Mapping[str, Any]) -> float:
+    """When something was said, in virtual seconds; 0 where it does not say so."""
+    found = next((line[key] for key in ("virtual_s", "now", "time") if is_number(line.get(key))), 0.0)
+    return float(found)
+
+
+def busy_s(nodes: Nodes, until_s: float | None = None) -> Floats:
+    """Seconds that each node trained, `[nodes]`, up to `until_s`; work that was cut short counts as far as it came."""
+    until = nodes.span_s if until_s is None else until_s
+    spent = np.maximum(np.minimum(nodes.work["ended_s"], until) - np.minimum(nodes.work["begun_s"], until), 0.0)
+    return np.bincount(nodes.work["node"], spent, len(nodes.names))
+
+
+def steps_taken(nodes: Nodes, until_s: float | None = None) -> Floats:
+    """Local steps of each node, `[nodes]`, up to `until_s`; of a training under way its share by time."""
+    until = nodes.span_s if until_s is None else until_s
+    work = nodes.work
+    took = work["ended_s"] - work["begun_s"]
+    done = np.clip((until - work["begun_s"]) / np.where(took > 0, took, 1.0), 0.0, 1.0)
+    return np.bincount(
+        work["node"], work["steps"] * np.where(took > 0, done, work["begun_s"] <= until), len(nodes.names)
+    )
+
+
+def away_s(nodes: Nodes) -> Floats:
+    """Seconds that each node's device was not there, `[nodes]`."""
+    out = np.zeros(len(nodes.names))
+    for node, spans in absences(nodes).items():
+        out[node] = sum(end - begin for begin, end in spans)
+    return out
+
+
+def absences(nodes: Nodes) -> dict[int, list[tuple[float, float]]]:
+    """(from, to) of every absence by node, up to the end of the run."""
+    out: dict[int, list[tuple[float, float]]] = {}
+    gone: dict[int, float] = {}
+    for now, node, there in sorted(nodes.came):
+        if not there:
+            gone.setdefault(node, now)
+        elif node in gone:
+            out.setdefault(node, []).append((gone.pop(node), now))
+    for node, begun in gone.items():
+        out.setdefault(node, []).append((begun, nodes.span_s))
+    return out
+
+
+def idle_shares(nodes: Nodes, until_s: float | None = None) -> Floats:
+    """1 - busy / elapsed of each node on a device, `[placed]`; time away counts neither way."""
+    until = nodes.span_s if until_s is None else until_s
+    there = np.maximum(until - (away_s(nodes) if until_s is None else 0.0), 1e-300)
+    return np.clip(1.0 - busy_s(nodes, until) / there, 0.0, 1.0)[nodes.placed]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes by node, each `[nodes]`: sent and received, of models and of control; `lost`: sent and never arrived."""
+
+    model_out: Floats
+    model_in: Floats
+    control_out: Floats
+    control_in: Floats
+    lost: Floats
+
+
+def traffic(nodes: Nodes) -> Traffic:
+    """Add up bytes by node and direction; a message that was lost was sent all the same."""
+    rows, heavy, count = nodes.messages, nodes.carries_model(), len(nodes.names)
+    here = np.isfinite(rows["arrives_s"])
+
+    def by(end: str, which: NDArray[np.bool_]) -> Floats:
+        return np.bincount(rows[end][which], rows["bytes"][which], count)
+
+    lost = np.isnan(rows["arrives_s"])
+    return Traffic(
+        by("src", heavy), by("dst", heavy & here), by("src", ~heavy), by("dst", ~heavy & here), by("src", lost)
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How often each name was drawn in `cycles` draws: `drawn` and `expected` by its chances, both `[names]`.
+
+    `variance` `[names]`: the sum of chance (1 - chance). `chi2` and `p`: how far the counts are from the chances
+    (`chi_square`).
+    """
+
+    names: tuple[str, ...]
+    cycles: int
+    drawn: Ints
+    expected: Floats
+    variance: Floats
+    chi2: float
+    p: float
+
+
+def draws_of(said: Sequence[Mapping[str, Any]]) -> Draws | None:
+    """Count the draws on record, the first ring of each cycle; None where nobody drew by chance."""
+    seen: set[int] = set()
+    rows: list[tuple[Mapping[str, float], Sequence[str]]] = []
+    for line in said:
+        chance, members, cycle = line.get("chance"), line.get("members"), line.get("cycle")
+        if not isinstance(chance, Mapping) or not isinstance(members, list) or not isinstance(cycle, int):
+            continue
+        if line.get("epoch", 0) > 0 or cycle in seen or not members:
+            continue
+        seen.add(cycle)
+        rows.append((chance, members))
+    names = tuple(sorted({name for chance, _ in rows for name in chance}, key=_natural))
+    if not names or all(min(chance.values()) > 1 - 1e-9 for chance, _ in rows):
+        return None
+    p = np.array([[float(chance.get(name, 0.0)) for name in names] for chance, _ in rows])
+    took = np.array([[name in members for name in names] for _, members in rows])
+    drawn, expected, variance = took.sum(axis=0), p.sum(axis=0), (p * (1 - p)).sum(axis=0)
+    chi2, chance_of = chi_square(drawn, expected, variance)
+    return Draws(names, len(rows), drawn.astype(np.int64), expected, variance, chi2, chance_of)
+
+
+def chi_square(drawn: NDArray[Any], expected: Floats, variance: Floats) -> tuple[float, float]:
+    """How far counts `[names]` are from what chances say: chi-square, and the chance of one at least as large.
+
+    Draws of one cycle are without replacement, so counts are correlated. Their covariance is taken as
+    c (D - d d' / sum d), D = diag(d), d the variances, c such that the total variance is right (Hajek's approximation;
+    exact for equal chances, and with one draw a cycle for two names). Names that are certain or impossible say
+    nothing.
+
+    >>> chi_square(np.array([30, 30]), np.array([30.0, 30.0]), np.array([15.0, 15.0]))
+    (0.0, 1.0)
+    """
+    open_ = variance > 1e-9
+    if open_.sum() < 2:
+        return 0.0, 1.0
+    d = variance[open_]
+    c = d.sum() / (d.sum() - (d**2).sum() / d.sum())
+    off = drawn[open_] - expected[open_]
+    off = off - d * off.sum() / d.sum()
+    chi2 = float((off**2 / d).sum() / c)
+    return chi2, chi_square_tail(chi2, int(open_.sum()) - 1)
+
+
+def chi_square_tail(value: float, freedom: int) -> float:
+    """The chance that a chi-square of so many degrees of freedom is at least `value`.
+
+    By the recurrence Q(n + 2) = Q(n) + (x/2)^(n/2) e^(-x/2) / Gamma(n/2 + 1), from the normal tail or e^(-x/2).
+
+    >>> round(chi_square_tail(7.815, 3), 3), round(chi_square_tail(5.991, 2), 3)
+    (0.05, 0.05)
+    """
+    from math import erfc, exp, lgamma, log, sqrt
+
+    if value <= 0.0:
+        return 1.0
+    half = value / 2.0
+    n, tail = (1, erfc(sqrt(half))) if freedom % 2 else (2, exp(-half))
+    while n < freedom:
+        tail += exp(n / 2.0 * log(half) - half - lgamma(n / 2.0 + 1.0))
+        n += 2
+    return min(tail, 1.0)
+
+
+def failures(nodes: Nodes) -> list[float]:
+    """When something went wrong, in order: a model's message was lost, a training cut short, a ring begun again."""
+    rows = nodes.messages
+    lost = rows["sent_s"][np.isnan(rows["arrives_s"])]
+    cut = nodes.work["ended_s"][nodes.work["outcome"] == INTERRUPTED]
+    again = [when_of(one) for one in nodes.said if one.get("epoch", 0) and "members" in one and one["epoch"] > 0]
+    gone = [now for now, _, there in nodes.came if not there]
+    return sorted({*map(float, lost), *map(float, cut), *again, *gone})
+
+
+def _rows(path: Path, of: np.dtype[Any]) -> NDArray[Any]:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return np.empty(0, of)
+    with path.open("rb") as file:
+        return np.fromfile(file, of, size // of.itemsize)
+
+
+def _natural(name: str) -> tuple[str, int]:
+    head, _, tail = name.rpartition("/")
+    return (head, int(tail)) if tail.isdigit() else (name, 0)
