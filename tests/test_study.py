@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from command_line import HELLO, fieldfare, job_file
+from command_line import HELLO, fieldfare, job_file, program
 
 import fieldfare as ff
 from fieldfare.store.runs import RunFolder
@@ -249,3 +249,48 @@ def test_a_study_runs_from_python_without_a_command(tmp_path):
     result = ff.Study(jobs).run(tmp_path, progress=False)
     assert result.final == jobs["a"].run(runs=None, progress=False).final
     assert (tmp_path / "latest" / "arms" / "b" / "summary.json").exists()
+
+
+def test_a_quick_study_runs_its_first_seeds_and_marks_what_wants_more(tmp_path):
+    text = STUDY.replace('claims="claims.toml",', 'claims="claims.toml", quick=1,')
+    job_file(tmp_path, text)
+    claims = CLAIMS.replace('measure = "total"\narm = "fedavg"', 'measure = "total"\narm = "fedavg"\nseeds = 2')
+    (tmp_path / "claims.toml").write_text(claims)
+    told = fieldfare(tmp_path, "run", "hello.py", "--quick", "--json", "-q").result
+    assert sorted(told["finals"]) == ["fedavg/0", "fedprox"]
+    early = {claim["name"]: claim["preliminary"] for claim in told["claims"]}
+    assert [name for name, one in early.items() if one] == ["four rounds"]
+    again = fieldfare(tmp_path, "claims")
+    assert again.code == 0
+    assert "so far" in again.out
+    (tmp_path / "runs" / told["run"] / "summary.json").unlink()
+    gone_on = fieldfare(tmp_path, "resume", "--json", "-q").result
+    assert gone_on["finals"].keys() == told["finals"].keys()
+    assert gone_on["claims"] == told["claims"]
+
+
+def test_only_a_study_has_a_quick_form(tmp_path):
+    job_file(tmp_path, HELLO)
+    fieldfare(tmp_path, "run", "hello.py", "--quick").refused("makes no study")
+
+
+def test_arms_side_by_side_end_as_they_do_one_by_one(tmp_path):
+    job_file(tmp_path, STUDY.replace('claims="claims.toml",', ""))
+    alone = fieldfare(tmp_path, "run", "hello.py", "--json", "-q").result
+    job_file(tmp_path, STUDY.replace('claims="claims.toml",', "processes=2,"))
+    together = program(tmp_path, "run", "hello.py", "--json", "-q").result
+    for name, one in alone["finals"].items():
+        assert together["finals"][name]["final"] == one["final"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("quick=0", "use numbers >= 1"),
+        ('shown={"a": "nobody/3"}', "names the arm 'nobody'"),
+        ('panels=[ff.study.Panel("p", {"a": "fedavg"}, 0.9, "b")]', "is no label"),
+    ],
+)
+def test_what_a_study_cannot_show_is_refused(tmp_path, settings, words):
+    job_file(tmp_path, "import fieldfare.study\n" + STUDY.replace('claims="claims.toml",', settings + ","))
+    fieldfare(tmp_path, "run", "hello.py").refused(words)

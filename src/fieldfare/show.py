@@ -80,9 +80,10 @@ def show_claims(claims: Sequence[Mapping[str, Any]]) -> None:
     for claim in claims:
         ours = f"missing: {claim.get('why') or 'no value'}" if claim["ours"] is None else f"{claim['ours']:.4g}"
         published = claim.get("published")
+        told = "[green]yes[/]" if claim["holds"] else "[red]no[/]"
         table.add_row(
-            escape(claim["name"]), ours, _target(claim),
-            "-" if published is None else str(published), "[green]yes[/]" if claim["holds"] else "[red]no[/]",
+            escape(claim["name"]), ours, _target(claim), "-" if published is None else str(published),
+            f"{told} so far" if claim.get("preliminary") else told,
         )  # fmt: skip
     _console().print(table)
 
