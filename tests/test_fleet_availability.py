@@ -60,6 +60,10 @@ def test_a_session_is_what_the_written_out_trace_says_at_any_time_and_after_any_
         mine = [many[n - 1 - i] if shared else many[i] for i in devices]
         want = [expected(pairs, period, shift[i], at) for i, pairs in zip(devices, mine, strict=True)]
         assert list(zip(begin.tolist(), end.tolist(), strict=True)) == want
+        for within in (0.5, 7.0, 3.0 * PERIOD):
+            soon = begin < at + within
+            found = available.soon(at, devices, within)
+            assert [part.tolist() for part in found] == [part[soon].tolist() for part in (devices, begin, end)]
         now = begin <= at
         assert available.at(at, devices).tolist() == now.tolist()
         assert available.available(at).tolist() == devices[now].tolist()

@@ -62,7 +62,8 @@ class Played:
     @property
     def running(self) -> dict[str, np.ndarray]:
         slots = np.array([entry[2] for entry in self.stream.heap], np.int64)
-        return {name: column[slots] for name, column in self.stream._table.items()}
+        rows = self.stream.table.read(slots)
+        return {name: getattr(rows, name) for name in ("client", "base", "serial", "start", "end", "code", "key")}
 
 
 def joined(parts: list[Tasks]) -> Tasks:
@@ -653,7 +654,7 @@ def test_a_task_is_computed_at_most_once_and_one_known_to_be_too_old_never(limit
     assert used <= set(work.seen)
     (held,) = (one.held for one in end.driver._ahead.values())
     (stream,) = end.driver.progress.streams.values()
-    at_work = set(stream.pending()[0]["serial"].tolist())
+    at_work = set(stream.pending().serial.tolist())
     assert set(held) <= at_work
     assert (len(held) > 0) == (limit != 0)
     assert all(row.base is None for one in held.values() for row in one.rows.values()), "a row holds its neighbours"

@@ -18,10 +18,10 @@ from fieldfare.aggregate.gather import Gather
 from fieldfare.core.effects import Run
 from fieldfare.core.events import Gathered
 from fieldfare.core.params import Layout
-from fieldfare.sim.asks import costs
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.compute import Request, Segment
-from fieldfare.sim.stream import UNLIMITED, Stream, StreamAsk
+from fieldfare.sim.stream import Stream, StreamAsk
+from fieldfare.sim.table import UNLIMITED
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -135,24 +135,23 @@ class Ahead:
             clients, keys, base, serials = ask.clients[at], ask.keys[at], ask.base[at], ask.serials[at]
             steps = None if ask.steps is None else ask.steps[at]
             if len(at) < enough:
-                more, _ = stream.pending()
-                self._forget(more["serial"])
+                more = stream.pending()
+                self._forget(more.serial)
                 runs |= stream.runs
                 oldest = -1 if (limit := ask.run.quorum.stale.limit) is None else ask.number + 1 - limit
                 alike = {
                     number: number >= oldest and _kind(runs[number], work) == kind
-                    for number in np.unique(more["base"]).tolist()
+                    for number in np.unique(more.base).tolist()
                 }
-                found = zip(more["serial"].tolist(), more["base"].tolist(), strict=True)
+                found = zip(more.serial.tolist(), more.base.tolist(), strict=True)
                 pick = [i for i, (one, number) in enumerate(found) if alike[number] and one not in self.held]
                 size = 4 * (ask.run.model.size if ask.run.model is not None else 0) * max(len(ask.run.reduce), 1)
                 pick = pick[: max(0, min(enough - len(at), _HELD_BYTES // max(size, 1) - len(self.held)))]
                 if pick:
-                    extra = more["client"][pick]
-                    clients, keys = np.concatenate([clients, extra]), np.concatenate([keys, more["key"][pick]])
-                    base = np.concatenate([base, more["base"][pick]])
-                    serials = np.concatenate([serials, more["serial"][pick]])
-                    most = _limits(runs, more["base"][pick], extra, stream, work)
+                    more = more.pick(pick)
+                    clients, keys = np.concatenate([clients, more.client]), np.concatenate([keys, more.key])
+                    base, serials = np.concatenate([base, more.base]), np.concatenate([serials, more.serial])
+                    most = more.parts.steps
                     if steps is not None or most is not None:
                         steps = np.full(len(at), UNLIMITED) if steps is None else steps
                         most = np.full(len(pick), UNLIMITED) if most is None else most
@@ -164,18 +163,6 @@ class Ahead:
 def _own(row: Any) -> Any:
     """A row that keeps no others in memory."""
     return row.copy() if isinstance(row, np.ndarray) else row
-
-
-def _limits(runs: Mapping[int, Run], base: I64, clients: I64, stream: Stream, work: Any) -> I64 | None:
-    """The most steps of tasks of the Runs `base` `[n]`; None where no budget limits any."""
-    out = None
-    for number in np.unique(base).tolist():
-        at = np.flatnonzero(base == number)
-        most = costs(runs[number], clients[at], stream.population, work)[1]
-        if most is not None:
-            out = np.full(len(base), UNLIMITED) if out is None else out
-            out[at] = most
-    return out
 
 
 def _kind(run: Run, work: Any) -> Any:

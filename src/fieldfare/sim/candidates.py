@@ -22,6 +22,7 @@ from fieldfare.fleet.tasks import noise_of, phases
 from fieldfare.sim.asks import costs
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.population import Population
+from fieldfare.sim.table import Parts, joined, parts_of
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -54,8 +55,10 @@ class Candidates:
         self.drawn = self.block = self.place = 0
         self._block_at = self._block_end = -np.inf
         self._list: list[tuple[int, float, float, float, float]] = []
-        self._noise: list[float] = []
-        self._noise_at = -1
+        self.rows: list[int] = []
+        self._block: Parts | None = None
+        self._taken: list[Parts] = []
+        self._tasks: dict[int, tuple[NDArray[np.uint64], F64 | None, list[float]]] = {}
         self._dry = False
         self._until = np.empty(0)
         self._idle: list[int] = []
@@ -70,13 +73,14 @@ class Candidates:
         self._parts: tuple[Any, F64, F64, F64] = (None, nothing, nothing, nothing)
         self._tried = 0
         fleet = population.fleet
-        self._plain, self._drop_out = fleet.network is None and not fleet.noise, fleet.drop_out
+        self._fixed = fleet.network is None
+        self._plain, self._drop_out = self._fixed and not fleet.noise, fleet.drop_out
 
-    def prepare(self, run: Run, work: Work, selected: Selected, now: float, target: int, cost: Any) -> None:
-        """Get ready for a gather of `run`, of the `cost_kind` `cost`, that wants `target` clients at work."""
+    def prepare(self, run: Run, work: Work, selected: Selected, now: float, target: int) -> None:
+        """Get ready for a gather of `run` that wants `target` clients at work."""
         on = run.on
         assert isinstance(on, Sample)
-        kind, ruled = (cost, on.where), on.by != "uniform"
+        kind, ruled = (cost_kind(run), on.where), on.by != "uniform"
         self._run, self._work, self._selected = run, work, selected
         if self._kind is None or self._kind[1] != on.where or ruled != (self._rule is not None):
             self._among = self.population.flagged(on)
@@ -100,7 +104,7 @@ class Candidates:
 
         None where finding who begins next takes more than a look at the list: `take` then does it.
         """
-        if self.tracking or self._drop_out or self.population.fleet.network is not None:
+        if self.tracking or self._drop_out or not self._fixed:
             return None
         return self._list, self._block_end, self._plain
 
@@ -108,9 +112,34 @@ class Candidates:
         """These clients are at work from now on."""
         self._busy[clients] = True
 
-    def keys(self, serials: I64) -> NDArray[np.uint64]:
-        """The random stream of each task, by its number in the stream."""
-        return rng.mix(rng.mix(serials.astype(np.uint64)) ^ self._client_key)
+    def streams(self, first: int, n: int) -> tuple[NDArray[np.uint64], F64 | None]:
+        """(random streams, factors on computing time or None) of `n` tasks, from number `first` of the stream."""
+        blocks = [self._numbers(at) for at in range(first // _BLOCK, (first + n - 1) // _BLOCK + 1)]
+        begin = first % _BLOCK
+        keys, noise = (blocks[0][0], blocks[0][1]) if len(blocks) == 1 else (
+            np.concatenate([block[0] for block in blocks]),
+            None if blocks[0][1] is None else np.concatenate([block[1] for block in blocks]),
+        )  # fmt: skip
+        return keys[begin : begin + n], None if noise is None else noise[begin : begin + n]
+
+    def _numbers(self, at: int) -> tuple[NDArray[np.uint64], F64 | None, list[float]]:
+        """(random streams, factors on computing time, the same as a list) of block `at` of tasks."""
+        found = self._tasks.get(at)
+        if found is None:
+            serials = np.arange(at * _BLOCK, (at + 1) * _BLOCK).astype(np.uint64)
+            keys = rng.mix(rng.mix(serials) ^ self._client_key)
+            noise = noise_of(self.population.fleet, rng.mix(keys))
+            found = keys, noise, [1.0] * _BLOCK if noise is None else noise.tolist()
+            self._tasks = {one: block for one, block in self._tasks.items() if one == at - 1} | {at: found}
+        return found
+
+    def taken(self, n: int) -> Parts | None:
+        """What the last `n` that were taken consist of, without noise; None where that was not prepared."""
+        if self.rows and self._block is not None:
+            self._taken.append(self._block.pick(self.rows))
+        self.rows.clear()
+        parts, self._taken = self._taken, []
+        return joined(parts) if parts and sum(one.rows.shape[1] for one in parts) == n else None
 
     def take(self, t: float) -> Found | None:
         """The next client to begin at `t`, or None where nobody may."""
@@ -124,6 +153,7 @@ class Candidates:
                 if begin <= t < until and not busy[client]:
                     self.place = at
                     busy[client] = 1
+                    self.rows.append(at - 1)
                     whole = still + compute if self._plain else self._seconds(client, t, still, compute)
                     self.begun += 1
                     return client, whole, until, self._drop_out > 0.0 and self._chance() < self._drop_out
@@ -173,15 +203,19 @@ class Candidates:
             begin, until = np.full(_BLOCK, -np.inf), np.full(_BLOCK, np.inf)
         else:
             self._block_end = t + _HORIZON_S
-            begin, until = fleet.availability.session(t, ids)
-            keep = np.flatnonzero(begin < self._block_end)
-            ids, begin, until = ids[keep], begin[keep], until[keep]
+            keep, begin, until = fleet.availability.soon(t, ids, _HORIZON_S)
+            ids = ids[keep]
         still, compute = np.zeros(len(ids)), np.zeros(len(ids))
-        if fleet.network is None:
-            parts = phases(fleet, ids, self._costs(ids), t)
-            still, compute = parts.whole - parts.compute, parts.compute
-            if not fleet.noise:
-                still, compute = parts.whole, np.zeros(len(ids))
+        if self.rows and self._block is not None:
+            self._taken.append(self._block.pick(self.rows))
+        self.rows.clear()
+        self._block = None
+        if self._fixed:
+            self._block, whole = parts_of(self._run, self._work, self.population, ids, t, None)
+            still = whole
+            if fleet.noise:
+                compute = self._block.phases.compute
+                still = whole - compute
         columns = (ids, begin, until, still, compute)
         self._list = list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -190,21 +224,16 @@ class Candidates:
 
     def _seconds(self, client: int, t: float, still: float, compute: float) -> float:
         """Seconds of a whole task of `client` that begins at `t`: `still`, and `compute` with the task's noise."""
-        if self.population.fleet.network is not None:
-            fleet, ids = self.population.fleet, np.array([client])
-            noise = noise_of(fleet, rng.mix(self.keys(np.array([self.begun]))))
-            return float(phases(fleet, ids, self._costs(ids), t, noise).whole[0])
+        if not self._fixed:
+            keys, _ = self.streams(self.begun, 1)
+            return float(parts_of(self._run, self._work, self.population, np.array([client]), t, keys)[1][0])
         first, noise = self.noise_at(self.begun)
         return still + compute * noise[self.begun - first]
 
     def noise_at(self, serial: int) -> tuple[int, Sequence[float]]:
         """(number of the first task, factors on computing time) of the block of tasks that `serial` is in."""
         at = serial // _BLOCK
-        if at != self._noise_at:
-            serials = np.arange(at * _BLOCK, (at + 1) * _BLOCK)
-            noise = noise_of(self.population.fleet, rng.mix(self.keys(serials)))
-            self._noise, self._noise_at = [1.0] * _BLOCK if noise is None else noise.tolist(), at
-        return at * _BLOCK, self._noise
+        return at * _BLOCK, self._numbers(at)[2]
 
     def _chance(self) -> float:
         """The next uniform number of the stream."""
@@ -256,7 +285,7 @@ class Candidates:
         if client is None:
             return None
         self.busy[client] = 1
-        if self._parts[0] is not self._kind and self.population.fleet.network is None:
+        if self._parts[0] is not self._kind and self._fixed:
             ids = np.arange(self.population.size)
             parts = phases(self.population.fleet, ids, self._costs(ids), 0.0)
             self._parts = (self._kind, parts.whole, parts.whole - parts.compute, parts.compute)

@@ -17,28 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldfare.core import rng
 from fieldfare.core.effects import Run
 from fieldfare.core.errors import UsageError
 from fieldfare.core.quorum import Sample
 from fieldfare.core.work import Work
-from fieldfare.fleet.tasks import DROP_OUT, INTERRUPTED, LATE, OK, STALE, TIMEOUT, Tasks, account, noise_of, phases
-from fieldfare.sim.asks import Ask, begin, check_stacks, client_keys, costs
-from fieldfare.sim.candidates import Candidates, cost_kind
+from fieldfare.fleet.tasks import DROP_OUT, INTERRUPTED, OK, STALE, TIMEOUT, Tasks, account
+from fieldfare.sim.asks import Ask, begin, check_stacks, client_keys
+from fieldfare.sim.candidates import Candidates
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.population import Population
+from fieldfare.sim.table import PARTS, Parts, Rows, Table, joined, parts_of
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 _IN_VAIN = 100_000
 """Tasks that end in a row without a reply that counts, before a gather is given up as one that would never be over."""
-UNLIMITED = np.iinfo(np.int64).max
-"""The most steps of a client that no budget limits, beside others that one does."""
-_COLUMNS = (
-    ("client", np.int64), ("start", np.float64), ("end", np.float64), ("code", np.int8), ("base", np.int64),
-    ("key", np.uint64), ("serial", np.int64),
-)  # fmt: skip
+_REASONS = ((INTERRUPTED, "interrupted"), (TIMEOUT, "timeout"), (STALE, "stale"), (DROP_OUT, "drop-out"))
+_SAVED = ("client", "base", "serial", "start", "end", "code", "key")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,12 +92,9 @@ class Stream:
         self.heap: list[tuple[float, int, int, int, int]] = []
         self.runs: dict[int, Run] = {}
         self._at_work: dict[int, int] = {}
-        self._kind: Any = None
-        self._kind_since = 0
         self.candidates = Candidates(population, seed, (node, work))
-        self._table = {name: np.zeros(0, kind) for name, kind in _COLUMNS}
-        self._free: list[int] = []
-        self._new: list[tuple[int, int, float, float, int, int]] = []
+        self.table = Table()
+        self._new: list[tuple[int, int, float, float, int]] = []
 
     def open(self, run: Run, now: float, works: Mapping[str, Work], selected: Selected) -> StreamAsk:
         """The whole of the gather that `run` opens at `now`."""
@@ -118,9 +111,6 @@ class Stream:
         check_stacks(run, quorum.need or on.count)
         self.number += 1
         self.runs[self.number] = run
-        kind = cost_kind(run)
-        if kind != self._kind:
-            self._kind, self._kind_since = kind, self.number
         deadline = np.inf if quorum.deadline_s is None else now + quorum.deadline_s
         began = self.serial
         fresh = not self.heap
@@ -130,13 +120,14 @@ class Stream:
         need = quorum.need if quorum.need is not None else on.count if not quorum.refill else 1 << 62
         at_work = on.count if quorum.refill or fresh else len(self.heap) + on.count
         self.candidates.begun = self.serial
-        self.candidates.prepare(run, works[run.work], selected, now, at_work, kind)
+        self.candidates.prepare(run, works[run.work], selected, now, at_work)
         held_back = list[int]()
-        due, over = self._plan(run, now, need, deadline, 0 if fresh or quorum.refill else on.count, held_back)
+        asking, work = 0 if fresh or quorum.refill else on.count, works[run.work]
+        due, over = self._plan(run, work, now, need, deadline, asking, held_back)
         for client in held_back:
             self._leave(client, due)
-        self._flush(run)
-        return self._ask(run, now, due, over, works, self.serial - began)
+        self._flush(run, work)
+        return self._ask(run, now, due, over, self.serial - began)
 
     def _leave(self, client: int, t: float) -> None:
         if self.candidates.tracking:
@@ -145,21 +136,22 @@ class Stream:
             self.candidates.busy[client] = 0
 
     def _plan(
-        self, run: Run, now: float, need: int, deadline: float, asking: int, held_back: list[int]
+        self, run: Run, work: Work, now: float, need: int, deadline: float, asking: int, held_back: list[int]
     ) -> tuple[float, list[int]]:
         """Ends and starts in order of time until the gather is over: (when, the slots of tasks that ended).
 
         Without refilling `asking` clients begin, each once there is one that may: who is not at work and has not been
         asked in this gather. Those who ended and could have been asked again are added to `held_back`: they stay busy.
         """
-        quorum, number, heap, free, new = run.quorum, self.number, self.heap, self._free, self._new
+        quorum, number, heap, new = run.quorum, self.number, self.heap, self._new
+        free, fresh = self.table.free, self.table.slot
         oldest = -(1 << 62) if quorum.stale.limit is None else number - quorum.stale.limit
         timeout = np.inf if quorum.timeout_s is None else quorum.timeout_s
         oldest, got, over, t, serial = max(oldest, 0), 0, list[int](), now, self.serial
         candidates, refill = self.candidates, quorum.refill
         target = run.on.count if refill and isinstance(run.on, Sample) else 0
         take, leave, wait, busy = candidates.take, candidates.leave, candidates.wait, candidates.busy
-        width, last, in_vain = len(self._table["client"]), 0, max(_IN_VAIN, 100 * target)
+        last, in_vain = 0, max(_IN_VAIN, 100 * target)
         in_no_time, asked = 0, set[int]()
         while True:
             while heap and heap[0][0] <= t:
@@ -177,7 +169,8 @@ class Stream:
                         self.serial = serial
                         return t, over
                 elif len(over) - last > in_vain:
-                    raise self._in_vain(run, over, len(over) - last)
+                    self.serial = serial
+                    raise self._in_vain(run, work, over, len(over) - last)
             if t >= deadline:
                 self.serial = serial
                 return t, over
@@ -195,12 +188,9 @@ class Stream:
                         end, code = until, INTERRUPTED
                     if silent and code == OK:
                         code = DROP_OUT
-                    if free:
-                        slot = free.pop()
-                    else:
-                        slot, width = width, width + 1
+                    slot = free.pop() if free else fresh()
                     heappush(heap, (end, serial, slot, number if code == OK else -1, client))
-                    new.append((slot, client, t, end, code, serial))
+                    new.append((slot, client, t, end, code))
                     serial += 1
                     missing -= 1
                     if not refill:
@@ -209,8 +199,8 @@ class Stream:
             if 2 < target == len(heap) and (prepared := candidates.prepared()) is not None:
                 entries, block_end, plain = prepared
                 ends = min(deadline, block_end)
-                t, serial, width, got, last = self._steadily(
-                    entries, plain, (t, ends, timeout), (oldest, need, in_vain), over, (serial, width, got, last)
+                t, serial, got, last = self._steadily(
+                    entries, plain, (t, ends, timeout), (oldest, need, in_vain), over, (serial, got, last)
                 )
                 if got >= need:
                     self.serial = serial
@@ -232,16 +222,17 @@ class Stream:
 
     def _steadily(
         self, entries: list[tuple[int, float, float, float, float]], plain: bool, times: tuple[float, float, float],
-        limits: tuple[int, int, int], over: list[int], counts: tuple[int, int, int, int],
-    ) -> tuple[float, int, int, int, int]:  # fmt: skip
+        limits: tuple[int, int, int], over: list[int], counts: tuple[int, int, int],
+    ) -> tuple[float, int, int, int]:  # fmt: skip
         """One end and one start, again and again, while nothing else happens: as `_plan` would do it, only quicker.
 
         Stops before an end at the time of another, before one at or after the second of `times`, and where the list of
         candidates is through: then with one client too few at work. The reply that ends the gather begins nobody.
         """
-        heap, free, new, number, candidates = self.heap, self._free, self._new, self.number, self.candidates
+        heap, new, number, candidates = self.heap, self._new, self.number, self.candidates
         (t, ends, timeout), (oldest, need, in_vain) = times, limits
-        serial, width, got, last = counts
+        serial, got, last = counts
+        free, fresh, rows = self.table.free, self.table.slot, candidates.rows
         at, stop, busy, done = candidates.place, len(entries), candidates.busy, len(over)
         first, noise = (0, ()) if plain else candidates.noise_at(serial)
         while True:
@@ -266,6 +257,7 @@ class Stream:
                 heappop(heap)
                 break
             busy[client] = 1
+            rows.append(at - 1)
             if plain:
                 whole = still + compute
             else:
@@ -277,20 +269,17 @@ class Stream:
                 end, code = now + timeout, TIMEOUT
             if until < end:
                 end, code = until, INTERRUPTED
-            if free:
-                slot = free.pop()
-            else:
-                slot, width = width, width + 1
+            slot = free.pop() if free else fresh()
             heapreplace(heap, (end, serial, slot, number if code == OK else -1, client))
-            new.append((slot, client, now, end, code, serial))
+            new.append((slot, client, now, end, code))
             serial += 1
         candidates.place, candidates.begun = at, serial
-        return t, serial, width, got, last
+        return t, serial, got, last
 
-    def _in_vain(self, run: Run, over: list[int], count: int) -> UsageError:
+    def _in_vain(self, run: Run, work: Work, over: list[int], count: int) -> UsageError:
         """Why a gather in which no task comes to a reply that counts would never be over."""
-        self._flush(run)
-        code, timeout = self._table["code"][over[-count:]], run.quorum.timeout_s
+        self._flush(run, work)
+        code, timeout = self.table.codes(over[-count:]), run.quorum.timeout_s
         ended = {
             "too old": (code == OK).sum(), "interrupted": (code == INTERRUPTED).sum(),
             "timed out": (code == TIMEOUT).sum(), "dropped out": (code == DROP_OUT).sum(),
@@ -315,75 +304,69 @@ class Stream:
         n = len(clients)
         if not n:
             return
-        slots = np.array([self._slot() for _ in range(n)], np.int64)
+        slots = np.array([self.table.slot() for _ in range(n)], np.int64)
         serials = np.arange(self.serial, self.serial + n)
         self.serial += n
-        self._write(slots, clients, start, end, outcome, client_keys(ask, self.seed)[at], serials)
+        p, cost = b.parts.pick(at), b.cost
+        rows = np.stack([p.overhead, p.down, p.compute, p.up, cost.flops[at], cost.bytes_down[at], cost.bytes_up[at]])
+        parts = Parts(rows, None if b.steps is None else b.steps[at])
+        self._write(slots, clients, start, end, outcome, client_keys(ask, self.seed)[at], serials, parts)
         base = np.where(outcome == OK, self.number, -1)
         columns = (end.tolist(), serials.tolist(), slots.tolist(), base.tolist(), clients.tolist())
         self.heap.extend(zip(*columns, strict=True))
         heapify(self.heap)
         self.candidates.occupy(clients)
 
-    def _slot(self) -> int:
-        if not self._free:
-            width = len(self._table["client"])
-            self._reach(max(2 * width, 64))
-            self._free = list(range(len(self._table["client"]) - 1, width - 1, -1))
-        return self._free.pop()
-
-    def _reach(self, width: int) -> None:
-        for name, column in self._table.items():
-            if len(column) < width:
-                self._table[name] = np.concatenate([column, np.zeros(width - len(column), column.dtype)])
-
-    def _flush(self, run: Run) -> None:
+    def _flush(self, run: Run, work: Work) -> None:
         """Write the tasks begun in this plan into the table."""
-        if not self._new:
+        n = len(self._new)
+        if not n:
             return
-        slots, clients, start, end, code, serial = (np.array(column) for column in zip(*self._new, strict=True))
-        self._reach(int(slots.max()) + 1)
+        slots, clients, start, end, code = (np.array(column) for column in zip(*self._new, strict=True))
         self._new.clear()
-        key = self.candidates.keys(serial)
-        self._write(slots, clients, start, end, code, key, serial)
+        first = self.serial - n
+        key, noise = self.candidates.streams(first, n)
+        parts = self.candidates.taken(n)
+        if parts is None:
+            parts, _ = parts_of(run, work, self.population, clients, start, key)
+        elif noise is not None:
+            parts = parts.with_noise(noise)
+        self._write(slots, clients, start, end, code, key, np.arange(first, self.serial), parts)
 
-    def _write(self, slots: I64, client: I64, start: F64, end: F64, code: Any, key: Any, serial: I64) -> None:
-        base = np.full(len(slots), self.number)
+    def _write(
+        self, slots: I64, client: I64, start: F64, end: F64, code: Any, key: Any, serial: I64, parts: Parts
+    ) -> None:
         self._at_work[self.number] = self._at_work.get(self.number, 0) + len(slots)
-        for name, values in zip(self._table, (client, start, end, code, base, key, serial), strict=True):
-            self._table[name][slots] = values
+        base = np.full(len(slots), self.number)
+        self.table.write(slots, Rows(client, base, serial, start, end, code, key, parts))
 
-    def _ask(
-        self, run: Run, now: float, due: float, over: list[int], works: Mapping[str, Work], begun: int
-    ) -> StreamAsk:
+    def _ask(self, run: Run, now: float, due: float, over: list[int], begun: int) -> StreamAsk:
         """The gather's replies and the account of all tasks that ended in it; their slots are free again."""
         slots = np.array(over, np.int64)
-        slots = slots[np.lexsort((self._table["serial"][slots], self._table["client"][slots]))]
-        columns = {name: column[slots] for name, column in self._table.items()}
-        self._free.extend(over)
-        tau = self.number - columns["base"]
-        code = columns["code"].astype(np.int8)
-        stale = run.quorum.stale
+        rows = self.table.read(slots[np.argsort(self.table.clients(slots), kind="stable")])
+        self.table.free.extend(over)
+        tau = self.number - rows.base
+        code, stale = rows.code, run.quorum.stale
         if stale.limit is not None:
             code[(code == OK) & (tau > stale.limit)] = STALE
-        good = np.flatnonzero(code == OK)
-        tasks, flops, steps = self._account(columns, code, works)
-        missing = {} if len(good) == len(code) else {
-            reason: columns["client"][code == c]
-            for c, reason in ((INTERRUPTED, "interrupted"), (TIMEOUT, "timeout"), (STALE, "stale"),
-                              (DROP_OUT, "drop-out"), (LATE, "late"))
-            if (code == c).any()
-        }  # fmt: skip
-        base = columns["base"][good]
-        kept = {one: self.runs[one] for one in sorted(set(base.tolist()))}
-        self._forget(columns["base"])
-        tau = tau[good]
+        ends = set(code.tolist())
+        parts = rows.parts
+        tasks = account(
+            self.population.fleet, rows.client, rows.start, rows.end, code, rows.base, parts.phases, parts.cost
+        )
+        missing: dict[str, I64] = {}
+        good = rows
+        if ends != {OK}:
+            at = np.flatnonzero(code == OK)
+            good, tau = rows.pick(at), tau[at]
+            missing = {reason: rows.client[code == c] for c, reason in _REASONS if c in ends}
+        kept = {one: self.runs[one] for one in sorted(set(good.base.tolist()))}
+        self._forget(rows.base)
         return StreamAsk(
-            self.node, run, now, due, self.number, columns["client"][good], columns["start"][good],
-            (columns["end"] - columns["start"])[good], columns["serial"][good], columns["key"][good], base, kept, tau,
-            stale.factor(tau), missing, tasks, None if steps is None else steps[good], float(flops[good].sum()),
-            float(tasks.bytes_down.sum()), float(tasks.bytes_up.sum()), run.quorum.need or max(len(good), 1), begun,
-            len(self.heap),
+            self.node, run, now, due, self.number, good.client, good.start, good.end - good.start, good.serial,
+            good.key, good.base, kept, tau, stale.factor(tau), missing, tasks, good.parts.steps,
+            float(good.parts.cost.flops.sum()), float(tasks.bytes_down.sum()), float(tasks.bytes_up.sum()),
+            run.quorum.need or max(len(good.client), 1), begun, len(self.heap),
         )  # fmt: skip
 
     def _forget(self, ended: I64) -> None:
@@ -396,60 +379,38 @@ class Stream:
             if not self._at_work.get(number, 1) and number != self.number:
                 del self._at_work[number], self.runs[number]
 
-    def _account(
-        self, columns: Mapping[str, Any], code: NDArray[np.int8], works: Mapping[str, Work]
-    ) -> tuple[Tasks, F64, I64 | None]:
-        """What the ended tasks took, each by the cost of the Run it belongs to."""
-        fleet, client, base = self.population.fleet, columns["client"], columns["base"]
-        run = self.runs[self.number]
-        cost, steps = costs(run, client, self.population, works[run.work])
-        if len(base) and int(base.min()) < self._kind_since:
-            for number in np.unique(base).tolist():
-                at = np.flatnonzero(base == number)
-                own, most = costs(self.runs[number], client[at], self.population, works[run.work])
-                for name in ("flops", "bytes_down", "bytes_up"):
-                    getattr(cost, name)[at] = getattr(own, name)
-                if steps is not None or most is not None:
-                    steps = np.full(len(base), UNLIMITED) if steps is None else steps
-                    steps[at] = UNLIMITED if most is None else most
-        noise = noise_of(fleet, rng.mix(columns["key"]))
-        parts = phases(fleet, client, cost, columns["start"], noise)
-        tasks = account(fleet, client, columns["start"], columns["end"], code, base, parts, cost)
-        return tasks, np.asarray(cost.flops), steps
-
-    def pending(self) -> tuple[Mapping[str, Any], I64]:
-        """Columns of the tasks at work that will end with a reply, in order of their ends, and their ends' order."""
-        entries = sorted(entry for entry in self.heap if entry[3] >= 0)
-        slots = np.array([entry[2] for entry in entries], np.int64)
-        return {name: column[slots] for name, column in self._table.items()}, slots
+    def pending(self) -> Rows:
+        """The tasks at work that will end with a reply, in order of their ends."""
+        return self.table.read(np.array([entry[2] for entry in sorted(self.heap) if entry[3] >= 0], np.int64))
 
     def saved(self) -> dict[str, Any]:
         """Everything that goes on, as plain values."""
         live = np.array([entry[2] for entry in self.heap], np.int64)
+        rows = self.table.read(live)
         return {
-            "number": self.number, "kind_since": self._kind_since, "serial": self.serial,
-            "heap": tuple(self.heap), "live": live,
-            "table": {name: column[live] for name, column in self._table.items()},
+            "number": self.number, "serial": self.serial, "heap": tuple(self.heap), "live": live,
+            "table": {name: getattr(rows, name) for name in _SAVED},
             "runs": dict(self.runs), "candidates": self.candidates.saved(),
         }  # fmt: skip
 
     def load(self, saved: Mapping[str, Any], works: Mapping[str, Work]) -> None:
+        """Take back what `saved` gave; what the tasks at work consist of is worked out anew."""
         self.number, self.serial = saved["number"], saved["serial"]
         self.heap = [tuple(entry) for entry in saved["heap"]]
         heapify(self.heap)
-        live = np.asarray(saved["live"])
-        width = int(live.max()) + 1 if len(live) else 0
-        self._table = {name: np.zeros(width, kind) for name, kind in _COLUMNS}
-        for name, values in saved["table"].items():
-            self._table[name][live] = values
-        self._free = sorted(set(range(width)) - set(live.tolist()), reverse=True)
-        self.runs = dict(saved["runs"])
-        self._at_work = dict(
-            zip(*(a.tolist() for a in np.unique(saved["table"]["base"], return_counts=True)), strict=True)
-        )
+        self.runs, live = dict(saved["runs"]), np.asarray(saved["live"])
+        held = {name: np.asarray(saved["table"][name]) for name in _SAVED}
+        parts = [Parts(np.empty((len(PARTS), 0)), None)]
+        order, numbers = np.argsort(held["base"], kind="stable"), np.unique(held["base"]).tolist()
+        for number in numbers:
+            at = np.flatnonzero(held["base"] == number)
+            one = held["client"][at], held["start"][at], held["key"][at]
+            parts.append(parts_of(self.runs[number], works[self.work], self.population, *one)[0])
+        back = np.argsort(order, kind="stable")
+        self.table = Table.holding(live, Rows(**held, parts=joined(parts).pick(back)))
+        self._at_work = Counter(held["base"].tolist())
         if self.number:
             self._at_work.setdefault(self.number, 0)
-        newest = self.runs.get(self.number)
-        self._kind_since = saved["kind_since"]
-        self._kind = None if newest is None else cost_kind(newest)
-        self.candidates.load(saved["candidates"], newest, works[self.work], [entry[4] for entry in self.heap])
+        self.candidates.load(
+            saved["candidates"], self.runs.get(self.number), works[self.work], [entry[4] for entry in self.heap]
+        )
