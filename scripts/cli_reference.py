@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fieldfare.algorithms.catalogue import ALGORITHMS
+from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED
 from fieldfare.cli import EXIT, app
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -66,9 +66,23 @@ def algorithms() -> str:
         "",
         "All take `rounds` and `cohort` first, then their own options, then `quorum`, `work` and (not bagging) `view`.",
         "",
+        "Without a server, every client a node of its own ([more](run-folder.md#runs-of-several-nodes)):",
+        "",
+        "| name | constructor | what it does | paper | needs |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for several in DECENTRALISED:
+        needs = ", ".join(several.needs) or "-"
+        constructor = f"`ff.{several.factory.__name__}`"
+        lines.append(f"| {several.name} | {constructor} | {several.summary} | {several.paper} | {needs} |")
+    lines += [
+        "",
+        "These take `cycles` first; learning rate, batches, and local steps where they are not their own, are those of "
+        "`Training`.",
+        "",
     ]
     told: dict[Any, str] = {}
-    for entry in ALGORITHMS:
+    for entry in (*ALGORITHMS, *DECENTRALISED):
         module = inspect.getmodule(entry.factory)
         lines += [f"## {entry.name}", "", *prose(inspect.getdoc(entry.factory))]
         if module in told:

@@ -15,7 +15,7 @@ from command_line import fieldfare
 from snippets import DOCS, run_snippets, snippets
 
 import fieldfare as ff
-from fieldfare.algorithms.catalogue import ALGORITHMS
+from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED
 from fieldfare.cli import EXIT, app
 from fieldfare.starter import write_starter
 
@@ -142,7 +142,7 @@ def test_the_run_folder_page_names_every_file_and_field(tmp_path):
 
 def test_the_catalogue_and_the_exit_codes_are_on_their_pages():
     algorithms = (DOCS / "algorithms.md").read_text(encoding="utf-8")
-    for entry in ALGORITHMS:
+    for entry in (*ALGORITHMS, *DECENTRALISED):
         assert f"\n## {entry.name}\n" in algorithms
         assert f"| {entry.name} | `ff.{entry.factory.__name__}` |" in algorithms
         assert entry.paper in algorithms

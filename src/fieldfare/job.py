@@ -161,9 +161,13 @@ class Job:
     def with_overrides(self, changes: Mapping[str, Any]) -> Job:
         """The job with dotted settings replaced: `{"algorithm.rounds": 5, "seed": 1}`; unknown keys are refused.
 
-        What an algorithm was made with counts as a setting of it: `{"algorithm.lr": 0.03}` of a FedAdam.
+        What an algorithm was made with counts as a setting of it: `{"algorithm.lr": 0.03}` of a FedAdam. Where rounds
+        are called cycles, `rounds` means these.
         """
         job = self
         for key, value in changes.items():
-            job = override(job, SHORT.get(key, key).split("."), value, key)
+            path = SHORT.get(key, key)
+            if path == "algorithm.rounds" and several(job.algorithm) and hasattr(job.algorithm, "cycles"):
+                path = "algorithm.cycles"
+            job = override(job, path.split("."), value, key)
         return job

@@ -11,6 +11,7 @@ import json
 import time
 from array import array
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.job import Job
 from fieldfare.record import Recorder
 from fieldfare.run import assemble
+from fieldfare.sim.batch import Executor
 from fieldfare.sim.observe import Answered, Observation
 from fieldfare.sim.simulator import Simulator
 from fieldfare.sim.stream import StreamAsk
@@ -40,11 +42,15 @@ def system_row(job: Job, hours: float | None = None) -> Row:
     no version is made within `hours`.
     """
     began = time.perf_counter()
-    world = assemble(job).world
-    fleet = world.population.fleet
+    assembly = assemble(job)
+    world, fleet = assembly.world, assembly.world.population.fleet
     versions, ages = array("d"), _Ages()
-    recorder = Recorder(None, fleet=fleet, trained=False, shown=lambda row: versions.append(row["virtual_s"]))
-    simulator = Simulator(world, None)
+    recorder = Recorder(
+        None, fleet=fleet, trained=False, shown=lambda row: versions.append(row["virtual_s"]),
+        several=assembly.several,
+    )  # fmt: skip
+    executor = Executor(assembly.works, job.data, workers=1) if assembly.several else None
+    simulator = Simulator(world, executor)
 
     def observe(seen: Observation) -> None:
         if isinstance(seen, Answered) and isinstance(seen.ask, StreamAsk):
@@ -55,13 +61,15 @@ def system_row(job: Job, hours: float | None = None) -> Row:
     simulator.observer = observe
     p, until = simulator.progress, np.inf if hours is None else 3600.0 * hours
     simulator.start()
-    while not p.stopped and p.heap and p.heap[0][0] <= until:
-        simulator.advance()
+    with executor or nullcontext():
+        while not p.stopped and p.heap and p.heap[0][0] <= until:
+            simulator.advance()
     if hours is not None and not len(versions):
         raise UsageError(f"no version is made within hours={hours}: give more, or smaller rounds.")
     stopped = p.stopped or ("hours" if p.heap else "nothing left to happen")
     totals: Row = {k: recorder.totals[k] for k in ("tasks", "device_s", "compute_s", "energy_j")}
     totals |= {"virtual_s": p.now, "bytes_down": p.bytes_down, "bytes_up": p.bytes_up, "final": {}, "stopped": stopped}
+    totals |= {"bytes_between": p.bytes_between} if assembly.several else {}
     totals |= {"running": sum(len(stream.heap) for stream in p.streams.values())}
     return _row(totals, np.array(versions), ages.counts, time.perf_counter() - began)
 
@@ -117,7 +125,8 @@ def _row(told: Mapping[str, Any], versions: NDArray[np.float64], ages: I64, wall
         "device_h": {k: s / 3600.0 for k, s in device_s.items()},
         "wasted_time_share": 1.0 - device_s.get("ok", 0.0) / spent if spent else 0.0,
         "compute_h": told["compute_s"] / 3600.0, "concurrency": spent / virtual_s if virtual_s else 0.0,
-        "bytes_down": told["bytes_down"], "bytes_up": told["bytes_up"], "energy_j": told["energy_j"],
+        "bytes_down": told["bytes_down"], "bytes_up": told["bytes_up"],
+        **{name: told[name] for name in ("bytes_between",) if name in told}, "energy_j": told["energy_j"],
         "staleness": staleness, "final": dict(told["final"]), "stopped": told["stopped"], "wall_s": wall_s,
     }  # fmt: skip
 

@@ -152,7 +152,7 @@ def run(
         with shown, Executor(
             assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk, job.simulated.on
         ) as executor:  # fmt: skip
-            simulator = Simulator(assembly.world, executor if job.simulated.train else None)
+            simulator = Simulator(assembly.world, executor if job.simulated.train or assembly.several else None)
             recorder.expects = partial(_expects, simulator)
             log = NodesLog(folder, assembly.world) if assembly.several else None
             saver = Saver(folder, assembly.world, simulator, recorder, slots, log) if folder is not None else None

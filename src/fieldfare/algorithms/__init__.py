@@ -1,7 +1,7 @@
 """One paper per file: pure reducers over the vocabulary of `core`."""
 
 from fieldfare.algorithms.bagging import Bagging
-from fieldfare.algorithms.catalogue import ALGORITHMS, Entry, build, entry
+from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, Entry, RolesEntry, build, entry
 from fieldfare.algorithms.check import check
 from fieldfare.algorithms.deadline import CutOff, SemiSync, TiFL
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, StopAt, innermost
@@ -12,6 +12,14 @@ from fieldfare.algorithms.feddyn import FedDyn
 from fieldfare.algorithms.fednova import FedNova
 from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fieldfare.algorithms.fedprox import FedProx
+from fieldfare.algorithms.hadfl import (
+    HADFL,
+    AllReduce,
+    DecentralisedFedAvg,
+    GraphGossip,
+    PacedRing,
+    PairGossip,
+)
 from fieldfare.algorithms.keep import keep_optimizer
 from fieldfare.algorithms.personal import Ditto, FedBN, FedPer, FedRep
 from fieldfare.algorithms.qfedavg import QFedAvg
@@ -19,8 +27,46 @@ from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
 from fieldfare.algorithms.scaffold import Scaffold
 
 __all__ = [
-    "ALGORITHMS", "Bagging", "CutOff", "Ditto", "Entry", "Evaluate", "EvaluateOnClients", "FedAdagrad", "FedAdam",
-    "FedAsync", "FedAvg", "FedAvgM", "FedBN", "FedBuff", "FedDyn", "FedMedian", "FedNova", "FedPer", "FedProx",
-    "FedRep", "FedTrimmedMean", "FedYogi", "Krum", "QFedAvg", "Scaffold", "SemiSync", "State", "StopAt", "TiFL",
-    "build", "check", "entry", "innermost", "keep_optimizer",
+    "ALGORITHMS",
+    "DECENTRALISED",
+    "HADFL",
+    "AllReduce",
+    "Bagging",
+    "CutOff",
+    "DecentralisedFedAvg",
+    "Ditto",
+    "Entry",
+    "Evaluate",
+    "EvaluateOnClients",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAsync",
+    "FedAvg",
+    "FedAvgM",
+    "FedBN",
+    "FedBuff",
+    "FedDyn",
+    "FedMedian",
+    "FedNova",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "FedTrimmedMean",
+    "FedYogi",
+    "GraphGossip",
+    "Krum",
+    "PacedRing",
+    "PairGossip",
+    "QFedAvg",
+    "RolesEntry",
+    "Scaffold",
+    "SemiSync",
+    "State",
+    "StopAt",
+    "TiFL",
+    "build",
+    "check",
+    "entry",
+    "innermost",
+    "keep_optimizer",
 ]  # fmt: skip

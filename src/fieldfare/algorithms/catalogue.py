@@ -1,7 +1,8 @@
 """The registered algorithms, and what may be combined with what: one table, checked before a run starts.
 
-Here: `ALGORITHMS` for the command line, the documentation and the law tests; `build`, by name; and `check`, which
-refuses a job that could only go wrong, with the reason. Not here: checks of one value, made at construction.
+Here: `ALGORITHMS` for the command line, the documentation and the law tests; `DECENTRALISED`, those of several nodes;
+`build`, by name. Not here: `check`, which refuses a job that could only go wrong; checks of one value, made at
+construction.
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ from fieldfare.algorithms.feddyn import FedDyn
 from fieldfare.algorithms.fednova import FedNova
 from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fieldfare.algorithms.fedprox import FedProx
+from fieldfare.algorithms.hadfl.methods import (
+    HADFL,
+    AllReduce,
+    DecentralisedFedAvg,
+    GraphGossip,
+    PacedRing,
+    PairGossip,
+)
 from fieldfare.algorithms.personal import Ditto, FedBN, FedPer, FedRep
 from fieldfare.algorithms.qfedavg import QFedAvg
 from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
@@ -69,6 +78,17 @@ class Entry:
         return {"delta": made.server.reduce(), **made.rule.folds()}
 
 
+@dataclass(frozen=True, slots=True)
+class RolesEntry:
+    """One registered algorithm of several nodes, without a server: `factory(cycles, **options)` gives `Roles`."""
+
+    name: str
+    summary: str
+    paper: str
+    factory: Callable[..., Any]
+    needs: tuple[str, ...] = ()
+
+
 _SGD = "plain SGD on the client"
 _ANY_SGD = "SGD on the client"
 _STATE = "client state"
@@ -115,12 +135,29 @@ ALGORITHMS: tuple[Entry, ...] = (
           needs=("a model of bytes: opaque(...)", _ROWS), model="bytes"),
 )  # fmt: skip
 
+DECENTRALISED: tuple[RolesEntry, ...] = (
+    RolesEntry("hadfl", "devices train by their own speed; a few, drawn by version, average in a ring",
+               "Cao et al., DAC 2021", HADFL, (_ASYNC,)),
+    RolesEntry("pacedring", "as HADFL, of changes per step, drawn by age: unlike data do not pull",
+               "ours, after Cao et al., DAC 2021, and Wang et al., NeurIPS 2020", PacedRing, (_ASYNC,)),
+    RolesEntry("decentralisedfedavg", "equal local work, then all average in one ring", "McMahan et al., AISTATS 2017",
+               DecentralisedFedAvg),
+    RolesEntry("allreduce", "lock step: all average after every step", "Li et al., VLDB 2020", AllReduce, (_SGD,)),
+    RolesEntry("pairgossip", "nobody waits: averages with a random neighbour", "Lian et al., ICML 2018", PairGossip),
+    RolesEntry("graphgossip", "averages with the neighbours on a fixed graph", "Lian et al., NeurIPS 2017",
+               GraphGossip),
+)  # fmt: skip
+
 
 def entry(name: str) -> Entry:
     """The entry called `name`; a name that is close to one is suggested."""
     for found in ALGORITHMS:
         if found.name == name.lower():
             return found
+    for several in DECENTRALISED:
+        if several.name == name.lower():
+            made = several.factory.__name__
+            raise UsageError(f"{name} has no rounds over a cohort, it is of several nodes: make it by {made}(cycles).")
     names = [known.name for known in ALGORITHMS]
     close = get_close_matches(name.lower(), names, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}."
