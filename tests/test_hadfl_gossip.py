@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldfare.algorithms.hadfl.gossip import Gossip, Graph, Offer, Share, metropolis
+from fieldfare.algorithms.hadfl.gossip import Gossip, Graph, Offer, Share, Took, metropolis
 from fieldfare.algorithms.hadfl.nodes import placed
+from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Publish, Send
 from fieldfare.core.errors import UsageError
-from fieldfare.core.events import Gathered
+from fieldfare.core.events import Gathered, Started
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.simulator import Links
 from fieldfare.testing import checks, loop, quadratics, simulate
@@ -90,7 +91,7 @@ def test_gossip_never_waits_and_a_graph_waits_for_the_slowest():
 
 
 def test_a_pair_costs_two_models_and_a_push_one():
-    for how, kinds in (("pair", (Offer, Share)), ("push", (Offer,))):
+    for how, kinds in (("pair", (Offer, Share)), ("push", (Offer, Took))):
         end = simulate(world(Gossip(4, how=how)), keep=True)
         sent = [e.body for _, _, effects in end.transcript.kept for e in effects if isinstance(e, Send)]
         assert {type(body) for body in sent} == {*kinds}
@@ -121,3 +122,23 @@ def test_the_laws_of_one_run(peer):
                 checks.same_everywhere):  # fmt: skip
         law(small)
     assert loop(small).reason == "nothing left to happen"
+
+
+@pytest.mark.parametrize("how", ["pair", "push"])
+def test_over_slow_links_a_peer_trains_on_and_offers_again_when_it_was_answered(how):
+    slow = replace(world(Gossip(60, lr=0.05, how=how)), links=Links(0.0, 28.0 / 0.05))
+    end = simulate(slow, keep=True)
+    sends = {n: [e for e in effects if isinstance(e, Send) and isinstance(e.body, Offer)]
+             for n, (node, _, effects) in enumerate(end.transcript.kept) if node == "peer/0"}  # fmt: skip
+    assert 5 < sum(map(len, sends.values())) < 50
+    assert PROBLEM.loss(end.model) < 2.0 * PROBLEM.loss(PROBLEM.model.replace(PROBLEM.optimum))
+
+
+def test_an_offer_that_is_never_answered_is_given_up_after_a_while():
+    peer, ctx = Gossip(12, patience=3), Context(0.0, "peer/0", 0)
+    state, _ = peer.step(peer.init(PROBLEM.model), Started({"peer": ("peer/0", "peer/1")}), ctx)
+    rounds = []
+    for r in range(1, 12):
+        state, effects = peer.step(state, Gathered(("train", r), {}, 1.0, (0,), (1.0,), {}, {}), ctx)
+        rounds += [r for e in effects if isinstance(e, Send)]
+    assert rounds == [1, 4, 7, 10]

@@ -41,8 +41,18 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Took:
+    """A pushed offer has come."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """A model, the model that the training under way `start`ed from, and what came from neighbours ahead of time."""
+    """A model, the model that the training under way `start`ed from, and what came from neighbours ahead of time.
+
+    `offered`: the round of the offer that is not answered yet, 0 for none.
+    """
 
     model: Params
     peers: tuple[str, ...] = ()
@@ -50,6 +60,7 @@ class State:
     start: Params | None = None
     waiting: bool = False
     inbox: Mapping[tuple[int, str], F32] = field(default_factory=dict[tuple[int, str], F32])
+    offered: int = 0
 
 
 def _check(name: str, rounds: int, steps: int, every: int) -> None:
@@ -79,6 +90,10 @@ def _learnt(state: State, event: Gathered) -> State:
     return replace(state, model=state.model.replace(moved), start=None)
 
 
+def _answered(state: State, r: int) -> State:
+    return replace(state, offered=0) if r == state.offered else state
+
+
 def _published(state: State, me: str, every: int, evaluate: tuple[str, ...]) -> tuple[Effect, ...]:
     """The first peer's own model (nobody holds the mean of all), every so many rounds."""
     due = me == state.peers[0] and state.round % every == 0
@@ -89,8 +104,10 @@ def _published(state: State, me: str, every: int, evaluate: tuple[str, ...]) -> 
 class Gossip:
     """`rounds` times `steps` local steps at `lr`, each followed by an average with a random neighbour, without waiting.
 
-    `how`: "pair" (both go to the middle, as AD-PSGD) or "push" (only the receiver does). The first peer publishes its
-    own model `every` so many rounds, with the central evaluations `evaluate`.
+    `how`: "pair" (both go to the middle, as AD-PSGD) or "push" (only the receiver does). A peer has one offer on its
+    way at most: where links are slower than steps it trains on until that is answered (our reading of AD-PSGD's two
+    threads; offers that queue up would be so old that the models diverge), or for `patience` rounds. The first peer
+    publishes its own model `every` so many rounds, with the central evaluations `evaluate`.
     """
 
     rounds: int
@@ -100,7 +117,8 @@ class Gossip:
     every: int = 1
     work: str = "train"
     evaluate: tuple[str, ...] = ()
-    messages: ClassVar[Offer | Share | None] = None
+    patience: int = 1000
+    messages: ClassVar[Offer | Share | Took | None] = None
 
     def __post_init__(self) -> None:
         _check("Gossip", self.rounds, self.steps, self.every)
@@ -117,19 +135,22 @@ class Gossip:
                 return self._exchange(_learnt(state, event), ctx)
             case Received(src, Offer(r, vector)) if src in state.peers and vector.shape == state.model.vector.shape:
                 half: F32 = ((vector - state.model.vector) * np.float32(0.5)).astype(np.float32)
-                out = (Send(src, Share(r, -half)),) if self.how == "pair" else ()
-                return replace(state, model=state.model.replace(state.model.vector + half)), out
-            case Received(src, Share(_, half)) if src in state.peers and half.shape == state.model.vector.shape:
-                return replace(state, model=state.model.replace(state.model.vector + half)), ()
+                answer = Share(r, -half) if self.how == "pair" else Took(r)
+                return replace(state, model=state.model.replace(state.model.vector + half)), (Send(src, answer),)
+            case Received(src, Share(r, half)) if src in state.peers and half.shape == state.model.vector.shape:
+                return _answered(replace(state, model=state.model.replace(state.model.vector + half)), r), ()
+            case Received(src, Took(r)) if src in state.peers:
+                return _answered(state, r), ()
             case _:
                 return state, ()
 
     def _exchange(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         others = [name for name in state.peers if name != ctx.me]
         out: list[Effect] = []
-        if others:
+        if others and (not state.offered or state.round - state.offered >= self.patience):
             to = others[rng.derive(ctx.seed, "gossip", ctx.me, state.round) % len(others)]
             out.append(Send(to, Offer(state.round, state.model.vector)))
+            state = replace(state, offered=state.round)
         out += _published(state, ctx.me, self.every, self.evaluate)
         if state.round == self.rounds:
             return state, out
