@@ -55,6 +55,8 @@ class Assembly:
 def assemble(job: Job) -> Assembly:
     """Bind the job's names; every refusal that can be known before the start is raised here."""
     net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
+    if several(job.algorithm):
+        _check_several(job, net)
     local = tuple(getattr(innermost(job.algorithm), "local", ()))
     model = net.init(job.seed)
     if job.start_from is not None:
@@ -78,7 +80,7 @@ def assemble(job: Job) -> Assembly:
         )
     placement: Mapping[str, int] = {}
     if several(job.algorithm):
-        works = _check_several(job, net, works)
+        works = works if job.simulated.train else {name: Still(work) for name, work in works.items()}
         made = job.algorithm.nodes(job.data.n_clients, job.training)
         nodes = {name: (role, _watched(job, algorithm)) for name, (role, algorithm) in made.items()}
         placement = job.algorithm.placement(job.data.n_clients)
@@ -121,8 +123,8 @@ def _watched(job: Job, algorithm: Any) -> Any:
     return algorithm
 
 
-def _check_several(job: Job, net: Any, works: Mapping[str, Work]) -> Mapping[str, Work]:
-    """The works of a run of several nodes; refused is what only a server could do."""
+def _check_several(job: Job, net: Any) -> None:
+    """Refuse of a run of several nodes what only a server could do."""
     name = type(job.algorithm).__name__
     if hasattr(net, "works"):
         raise UsageError(
@@ -138,7 +140,6 @@ def _check_several(job: Job, net: Any, works: Mapping[str, Work]) -> Mapping[str
         raise UsageError(
             f"Evaluation(personal=True) measures what a server's clients keep, and {name} has no server: leave it out."
         )
-    return works if job.simulated.train else {work: Still(bound) for work, bound in works.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,7 +190,7 @@ def _finish(
     shown: Display,
 ) -> Result:
     p, model = simulator.progress, recorder.model
-    if model is None:
+    if model is None or not job.simulated.train:
         model = simulator.world.model
     wall = recorder.wall_s
     if (told := recorder.nobody()) is not None:
