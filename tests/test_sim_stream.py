@@ -19,6 +19,7 @@ from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Mean
 from fieldfare.core.quorum import Quorum, Sample, Staleness
 from fieldfare.fleet.availability import Availability
+from fieldfare.fleet.drift import Drift
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.network import Network
 from fieldfare.fleet.selection import SELECTIONS
@@ -221,6 +222,8 @@ def fleets(draw: st.DrawFn, n: int, available: bool = True) -> Fleet:
         more |= {"downlink_bytes_per_s": 40.0, "uplink_bytes_per_s": 10.0}
     if draw(st.integers(0, 3)) == 0:
         more["network"] = links(n)
+    if draw(st.integers(0, 3)) == 0:
+        more["drift"] = Drift(0.8, every_s=7.0)
     if available and draw(st.booleans()):
         more["availability"] = sessions(draw, n)
     return Fleet(
@@ -285,7 +288,7 @@ def test_every_selection_rule_refills_a_stream_over_sessions(by) -> None:
     assert len(set(p.over.client.tolist())) > 12
 
 
-@pytest.mark.parametrize("kind", ["always", "sessions", "rare", "noise", "network", "flagged", "drop-out"])
+@pytest.mark.parametrize("kind", ["always", "sessions", "rare", "noise", "network", "drift", "flagged", "drop-out"])
 def test_a_large_fleet_that_is_tried_by_chance_keeps_the_laws(kind) -> None:
     n, more, where = 9000, {}, None
     if kind in ("sessions", "rare"):
@@ -297,6 +300,8 @@ def test_a_large_fleet_that_is_tried_by_chance_keeps_the_laws(kind) -> None:
         more["noise"] = 0.7
     elif kind == "network":
         more["network"] = links(n)
+    elif kind == "drift":
+        more |= {"drift": Drift(0.8, every_s=7.0), "flops_per_s": 40.0}
     elif kind == "drop-out":
         more["drop_out"] = 0.2
     elif kind == "flagged":
@@ -584,7 +589,7 @@ def check_resumption(world: World, make: Any, last: int) -> None:
         )
 
 
-@pytest.mark.parametrize("kind", ["always", "sessions", "rare", "later", "noise", "network"])
+@pytest.mark.parametrize("kind", ["always", "sessions", "rare", "later", "noise", "network", "drift"])
 def test_a_large_stream_saved_at_any_gather_and_loaded_goes_on_as_if_it_had_not_been(kind) -> None:
     n, more = 5000, {}
     if kind == "sessions":
@@ -597,6 +602,8 @@ def test_a_large_stream_saved_at_any_gather_and_loaded_goes_on_as_if_it_had_not_
         more["noise"] = 0.5
     elif kind == "network":
         more["network"] = links(n)
+    elif kind == "drift":
+        more |= {"drift": Drift(0.8, every_s=7.0), "flops_per_s": 40.0}
     fleet = Fleet(overhead_s=(3 + np.arange(n) * 7 % 11).astype(np.float32), drop_out=0.1, **more)
     check_resumption(world_of(n, fleet), buffered(cohort=20, budget_s=lambda k: 20.0 if k > 4 else None), 20)
 

@@ -65,7 +65,7 @@ def phases(fleet: Fleet, devices: I64, cost: Cost, at: F64 | float, noise: F64 |
         down = cost.bytes_down / take(fleet.downlink_bytes_per_s, devices)
         up = cost.bytes_up / take(fleet.uplink_bytes_per_s, devices)
         if fleet.drift is not None:
-            begun = np.broadcast_to(np.asarray(at + overhead + latency + down, np.float64), (n,))
+            begun = np.broadcast_to(np.asarray(at, np.float64) + overhead + latency + down, (n,))
             compute = computing(fleet.drift, devices, begun, _full(compute, n))
     else:
         begun = np.broadcast_to(np.asarray(at, np.float64) + overhead + latency, (n,))

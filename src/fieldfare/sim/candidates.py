@@ -73,7 +73,7 @@ class Candidates:
         self._parts: tuple[Any, F64, F64, F64] = (None, nothing, nothing, nothing)
         self._tried = 0
         fleet = population.fleet
-        self._fixed = fleet.network is None
+        self._fixed = fleet.network is None and fleet.drift is None
         self._plain, self._drop_out = self._fixed and not fleet.noise, fleet.drop_out
 
     def prepare(self, run: Run, work: Work, selected: Selected, now: float, target: int) -> None:
