@@ -1,9 +1,9 @@
 """Averaging with neighbours and no coordinator at all, to measure HADFL against: pairs, pushes, or a fixed graph.
 
-`Gossip` never waits: it averages with one random neighbour after every piece of training, in pairs as AD-PSGD does
-(Lian, Zhang, Zhang & Liu, ICML 2018) or by pushing its model. `Graph` waits for its neighbours, as D-PSGD does (Lian et
-al., NeurIPS 2017, algorithm 1). Invariant: an exchange of a pair, and a round of `Graph`, leave the mean of all models
-as it was, up to rounding.
+`Gossip` never waits for anybody's training: it averages with one random neighbour after every piece of its own, in
+pairs as AD-PSGD does (Lian, Zhang, Zhang & Liu, ICML 2018, algorithm 1) or by pushing its model. `Graph` waits for its
+neighbours, as D-PSGD does (Lian et al., NeurIPS 2017, algorithm 1). Invariant: an exchange of a pair, and a round of
+`Graph`, leave the mean of all models as it was, up to rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fieldfare.core import rng
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Run, Send
 from fieldfare.core.errors import UsageError
-from fieldfare.core.events import Event, Gathered, Received, Started
+from fieldfare.core.events import Event, Gathered, Left, Received, Started
 from fieldfare.core.folds import Stack
 from fieldfare.core.params import Params
 
@@ -51,7 +51,7 @@ class Took:
 class State:
     """A model, the model that the training under way `start`ed from, and what came from neighbours ahead of time.
 
-    `offered`: the round of the offer that is not answered yet, 0 for none.
+    `offered`: the round of the offer, to `asked`, that is not answered yet, 0 for none.
     """
 
     model: Params
@@ -61,6 +61,7 @@ class State:
     waiting: bool = False
     inbox: Mapping[tuple[int, str], F32] = field(default_factory=dict[tuple[int, str], F32])
     offered: int = 0
+    asked: str = ""
 
 
 def _check(name: str, rounds: int, steps: int, every: int) -> None:
@@ -90,10 +91,6 @@ def _learnt(state: State, event: Gathered) -> State:
     return replace(state, model=state.model.replace(moved), start=None)
 
 
-def _answered(state: State, r: int) -> State:
-    return replace(state, offered=0) if r == state.offered else state
-
-
 def _published(state: State, me: str, every: int, evaluate: tuple[str, ...]) -> tuple[Effect, ...]:
     """The first peer's own model (nobody holds the mean of all), every so many rounds."""
     due = me == state.peers[0] and state.round % every == 0
@@ -104,10 +101,11 @@ def _published(state: State, me: str, every: int, evaluate: tuple[str, ...]) -> 
 class Gossip:
     """`rounds` times `steps` local steps at `lr`, each followed by an average with a random neighbour, without waiting.
 
-    `how`: "pair" (both go to the middle, as AD-PSGD) or "push" (only the receiver does). A peer has one offer on its
-    way at most: where links are slower than steps it trains on until that is answered (our reading of AD-PSGD's two
-    threads; offers that queue up would be so old that the models diverge), or for `patience` rounds. The first peer
-    publishes its own model `every` so many rounds, with the central evaluations `evaluate`.
+    `how`: "pair" (both go to the middle, as AD-PSGD) or "push" (only the receiver does). In pairs, as in the paper, the
+    peers in even places ask and those in odd places answer: were both to ask at once they would change places instead
+    of meeting, and over slow links diverge. A peer that asks trains one piece meanwhile, then waits.
+    One that pushes has one push on its way at most and trains on meanwhile. The first peer publishes its own model
+    `every` so many rounds, with the central evaluations `evaluate`.
     """
 
     rounds: int
@@ -117,7 +115,6 @@ class Gossip:
     every: int = 1
     work: str = "train"
     evaluate: tuple[str, ...] = ()
-    patience: int = 1000
     messages: ClassVar[Offer | Share | Took | None] = None
 
     def __post_init__(self) -> None:
@@ -132,30 +129,47 @@ class Gossip:
                 state = replace(state, peers=roster["peer"])
                 return _train(state, ctx, self.work, self.steps, self.lr)
             case Gathered(tag=("train", int(r))) if r == state.round and state.start is not None:
-                return self._exchange(_learnt(state, event), ctx)
+                state = _learnt(state, event)
+                if state.offered and self.how == "pair":
+                    return replace(state, waiting=True), ()
+                return self._exchange(state, ctx)
             case Received(src, Offer(r, vector)) if src in state.peers and vector.shape == state.model.vector.shape:
                 half: F32 = ((vector - state.model.vector) * np.float32(0.5)).astype(np.float32)
                 answer = Share(r, -half) if self.how == "pair" else Took(r)
                 return replace(state, model=state.model.replace(state.model.vector + half)), (Send(src, answer),)
             case Received(src, Share(r, half)) if src in state.peers and half.shape == state.model.vector.shape:
-                return _answered(replace(state, model=state.model.replace(state.model.vector + half)), r), ()
-            case Received(src, Took(r)) if src in state.peers:
-                return _answered(state, r), ()
+                state = replace(state, model=state.model.replace(state.model.vector + half))
+                return self._answered(state, ctx) if r == state.offered else (state, ())
+            case Received(src, Took(r)) if src in state.peers and r == state.offered:
+                return self._answered(state, ctx)
+            case Left(node) if node == state.asked and state.offered:
+                return self._answered(state, ctx)
             case _:
                 return state, ()
 
+    def _answered(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
+        """The offer on its way has come, or never will."""
+        state = replace(state, offered=0)
+        return self._exchange(replace(state, waiting=False), ctx) if state.waiting else (state, ())
+
     def _exchange(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        others = [name for name in state.peers if name != ctx.me]
         out: list[Effect] = []
-        if others and (not state.offered or state.round - state.offered >= self.patience):
+        others = self._askable(state.peers, ctx.me)
+        if others and not state.offered:
             to = others[rng.derive(ctx.seed, "gossip", ctx.me, state.round) % len(others)]
             out.append(Send(to, Offer(state.round, state.model.vector)))
-            state = replace(state, offered=state.round)
+            state = replace(state, offered=state.round, asked=to)
         out += _published(state, ctx.me, self.every, self.evaluate)
         if state.round == self.rounds:
             return state, out
         state, run = _train(state, ctx, self.work, self.steps, self.lr)
         return state, (*out, *run)
+
+    def _askable(self, peers: tuple[str, ...], me: str) -> tuple[str, ...]:
+        """Whom a peer may offer its model to."""
+        if self.how == "push":
+            return tuple(name for name in peers if name != me)
+        return peers[1::2] if me in peers[::2] else ()
 
 
 def metropolis(edges: Sequence[tuple[int, int]], n: int) -> np.ndarray:
