@@ -81,6 +81,21 @@ def test_the_share_of_a_span_is_its_count_of_half_seconds(many, t0, length, shif
     assert available.share_between(t0, t0 + length, devices) == pytest.approx(counted)
 
 
+@settings(max_examples=100, deadline=None)
+@given(traces, st.sampled_from([1, 2, 3, 12, 30]), st.lists(st.integers(-90, 90), min_size=5, max_size=5),
+       st.booleans(), st.booleans(), st.booleans())  # fmt: skip
+def test_the_mean_share_of_all_in_a_span_is_its_count_of_half_seconds(many, bins, shifts, shared, shifted, repeats):
+    period = PERIOD if repeats else np.inf
+    own, n = Availability.of(many, period), len(many)
+    row = np.array([0, 0, *range(n)], np.int32) if shared else None
+    shift = np.resize(np.array(shifts, np.float32), n + 2 if shared else n) if shifted else None
+    available = Availability(own.offsets, own.start, own.end, period, row, shift)
+    bins = bins if repeats else 1
+    middles = np.arange(0, available.horizon_s, 0.5) + 0.25
+    counted = available.share(middles).reshape(bins, -1).mean(1)
+    assert available.mean_share(bins) == pytest.approx(counted)
+
+
 def test_one_time_for_each_device_gives_what_one_time_for_all_gives():
     available = Availability.of([[(0, 10), (20, 30)], [(5, 25)], []], 40)
     times, devices = np.array([35.0, 24.0, 3.0]), np.array([0, 1, 2])

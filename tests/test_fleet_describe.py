@@ -62,6 +62,20 @@ def test_traces_that_end_are_described_up_to_their_end():
     assert (facts["period_s"], facts["available_share_min"]) == (None, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("sessions", "period_s", "low", "high"),
+    [
+        ([(0, 5), (10, 15)], 3600.0, 0.0, 10 / 1800),
+        ([(0, 5), (10, 15)], 100.0, 0.1, 0.1),
+        ([(0, 1801)], 3600.0, 1 / 1800, 1.0),
+    ],
+)
+def test_half_hour_means_miss_no_second(sessions, period_s, low, high):
+    facts = describe_fleet(Fleet(availability=Availability.of([sessions], period_s)), 1).facts
+    assert facts["available_share_min"] == pytest.approx(low)
+    assert facts["available_share_max"] == pytest.approx(high)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_json_is_one_line_with_shares_and_quantiles(preset, tmp_path):
     done = fieldfare(tmp_path, "fleet", "describe", "--preset", preset, "--devices", "2000", "--json")

@@ -7,7 +7,7 @@ time are right (FedScale's index that moves one slot per call is not; Lai et al.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,24 +126,26 @@ class Availability:
         finite = bool(np.isfinite(self.period_s))
         steps, where = np.unique(np.mod(times, self.period_s) if finite else times, return_inverse=True)
         count = np.zeros(len(steps) + 1)
-        if self.shift_s is None:
-            traces = np.arange(len(self.offsets) - 1)
-            weights = None if self.row is None else np.bincount(self.row, minlength=len(traces)).astype(np.float64)
-        else:
-            traces, weights = (np.arange(self.size) if self.row is None else self.row), None
-        for at in range(0, len(traces), _BLOCK):
-            which, start, end = self._intervals(traces[at : at + _BLOCK])
-            weight = None if weights is None else weights[at + which]
-            if self.shift_s is not None:
-                length = end - start
-                start = start - self.shift_s[at + which]
-                start = np.mod(start, self.period_s) if finite else start
-                end = start + length
-                count[0] += (end > self.period_s).sum()
-                end = np.where(end > self.period_s, end - self.period_s, end)
+        for start, end, over, weight in self._spans():
+            count[0] += over.sum() if weight is None else weight[over].sum()
             count += np.bincount(np.searchsorted(steps, start), weight, len(steps) + 1)
             count -= np.bincount(np.searchsorted(steps, end), weight, len(steps) + 1)
         return (np.cumsum(count)[where] / self.size).reshape(times.shape)
+
+    def mean_share(self, bins: int) -> F64:
+        """Mean share of all devices available in each of `bins` equal spans of 0 to `horizon_s`: exact, one pass."""
+        if not self.size:
+            return np.zeros(bins)
+        width = self.horizon_s / bins
+        before, within = np.zeros(bins + 1), np.zeros(bins)
+        for start, end, over, weight in self._spans():
+            before[0] += over.sum() if weight is None else weight[over].sum()
+            for sign, at in ((1.0, start), (-1.0, end)):
+                span = np.clip(at / width, 0, bins - 1).astype(np.int64)
+                rest = (span + 1) * width - np.clip(at, 0.0, self.horizon_s)
+                before[1:] += sign * np.bincount(span, weight, bins)
+                within += sign * np.bincount(span, rest if weight is None else weight * rest, bins)
+        return np.clip((np.cumsum(before)[:-1] + within / width) / self.size, 0.0, 1.0)
 
     def windows(self) -> tuple[F64, I64 | None]:
         """(length in seconds, number of devices that have it) of every session of a period, one over its seam joined.
@@ -275,6 +277,27 @@ class Availability:
         if np.isfinite(self.period_s):
             out = out + cycle * np.bincount(which, end - start, len(low))
         return out
+
+    def _spans(self) -> Iterator[tuple[F64, F64, NDArray[np.bool_], F64 | None]]:
+        """(start, end, whether it goes over the seam of the period, how many devices have it; None: one each) of all
+        intervals of a period, some traces at a time."""
+        finite = bool(np.isfinite(self.period_s))
+        if self.shift_s is None:
+            traces = np.arange(len(self.offsets) - 1)
+            weights = None if self.row is None else np.bincount(self.row, minlength=len(traces)).astype(np.float64)
+        else:
+            traces, weights = (np.arange(self.size) if self.row is None else self.row), None
+        for at in range(0, len(traces), _BLOCK):
+            which, start, end = self._intervals(traces[at : at + _BLOCK])
+            over = np.zeros(len(start), np.bool_)
+            if self.shift_s is not None:
+                length = end - start
+                start = start - self.shift_s[at + which]
+                start = np.mod(start, self.period_s) if finite else start
+                end = start + length
+                over = end > self.period_s
+                end = np.where(over, end - self.period_s, end)
+            yield start, end, over, None if weights is None else weights[at + which]
 
     def _intervals(self, traces: I64 | NDArray[np.int32]) -> tuple[I64, F64, F64]:
         """(number within `traces`, start, end) of all intervals of `traces`."""

@@ -54,7 +54,7 @@ def describe_fleet(fleet: Fleet, n: int) -> Described:
     its last change), and `trough_over_peak` is their ratio: in small fleets chance deepens the trough.
     `median_window_s` is over all windows of all devices, one over the period's seam joined; None without any, or always
     on.
-    Cost: a pass over the intervals, about 10 s for 100,000,000.
+    All exact. Cost: a pass over the intervals, about 10 s for 100,000,000.
     """
     fleet.fit(n)
     available = fleet.availability if fleet.availability is not None else Availability.always(n)
@@ -113,13 +113,10 @@ def size_of(fleet: Fleet) -> int:
 
 
 def _curve(available: Availability) -> tuple[F64, F64]:
-    """(middle, mean share) of each bin of the period; availability is looked at about every minute of a day."""
+    """(middle, mean share) of each bin of the period."""
     length = available.horizon_s
     bins = max(1, round(length / BIN_S))
-    each = max(1, min(30, 400_000 // bins))
-    t = (np.arange(bins * each) + 0.5) * (length / (bins * each))
-    middle: F64 = (np.arange(bins) + 0.5) * (length / bins)
-    return middle, available.share(t).reshape(bins, each).mean(1)
+    return (np.arange(bins) + 0.5) * (length / bins), available.mean_share(bins)
 
 
 def _sorted(lengths: F64, counts: I64 | None) -> tuple[F64, I64 | None]:
