@@ -59,11 +59,14 @@ def system_row(job: Job, hours: float | None = None) -> Row:
         recorder.rows.clear()
 
     simulator.observer = observe
-    p, until = simulator.progress, np.inf if hours is None else 3600.0 * hours
-    simulator.start()
+    p = simulator.progress
     with executor or nullcontext():
-        while not p.stopped and p.heap and p.heap[0][0] <= until:
-            simulator.advance()
+        if hours is None:
+            simulator.run()
+        else:
+            simulator.start()
+            while not p.stopped and p.heap and p.heap[0][0] <= 3600.0 * hours:
+                simulator.advance()
     if hours is not None and not len(versions):
         raise UsageError(f"no version is made within hours={hours}: give more, or smaller rounds.")
     stopped = p.stopped or ("hours" if p.heap else "nothing left to happen")

@@ -80,6 +80,7 @@ class Recorder:
         self._told_evaluations = 0
         self.before_s = 0.0
         self._began = time.monotonic()
+        self._asked = False
 
     @property
     def wall_s(self) -> float:
@@ -100,9 +101,11 @@ class Recorder:
                         waiting.discard(event.name)
                         prefix = "" if event.name == "test" else f"{event.name}_"
                         row |= {prefix + name: float(value) for name, value in event.metrics.items()}
-            case Progressed():
-                for row, waiting in self.open:
-                    waiting |= self.expects(row["version"])
+            case Progressed() if self.open:
+                if self._asked or not self.several:  # with several nodes, whoever publishes asks in the same step
+                    for row, waiting in self.open:
+                        waiting |= self.expects(row["version"])
+                self._asked = False
                 self._close_rows()
             case Stopped():
                 self._measure_last()
@@ -254,6 +257,7 @@ class Recorder:
         if self.several and self.version is not None and seen.version < self.version:
             return  # a ring that was over late: everyone has gone on from a later mean
         self.model, self.version = seen.model, seen.version
+        self._asked = True
         for _, waiting in self.open:
             waiting.discard(_NEWER)
         again = [waiting for row, waiting in self.open if row["version"] == seen.version]

@@ -175,9 +175,9 @@ class RunFolder:
 
     def add_records(self, name: str, records: bytes) -> None:
         """Add whole records to a file of them (`store.lines.RECORDS`: `tasks.bin`, `messages.bin`, `work.bin`)."""
-        self._own(name)
         if name not in RECORDS:
             raise UsageError(f"add_records({name!r}): the files of records are {', '.join(RECORDS)}.")
+        self._held()
         self._lines.add(name, records)
 
     def flush(self, sync: bool = True) -> dict[str, int]:
@@ -225,9 +225,12 @@ class RunFolder:
                 _LOCKED.discard(str(self.path))
 
     def _own(self, name: str) -> Path:
+        self._held()
+        return self.file(name)
+
+    def _held(self) -> None:
         if self._lock is None:
             raise UsageError(f"the run {self.id} is closed or open for reading only: open it with write=True.")
-        return self.file(name)
 
     def __enter__(self) -> Self:
         return self
