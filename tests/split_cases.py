@@ -102,21 +102,31 @@ def by_hand(one: Split, block: Block, keys: Any, i: int, round_: int = 1, cuts: 
     losses = []
     for seq in range(int(passes_and_steps(block.sizes[i : i + 1], one.training)[1][0])):
         if cuts is not None and cuts[seq] != one.cut.number:
-            new = one.net.cut(cuts[seq])
-            device, server = one.recut(new, device, server)
-            slots = one.join_slots(own, other)
-            one = replace(one, cut=new)
-            own, other = one.halve_slots(slots)
+            to = replace(one, cut=one.net.cut(cuts[seq]))
+            device, server, own, other = one.recut(to, device, server, own, other)
+            one = to
         config = {"seq": seq, "round": round_, "cut": one.cut.number}
-        up = works["split/forward"](cohort(device, block, keys, (i,), config=config))
-        sent = {"act": up.leaves["act"][0], "y": up.leaves["y"][0], "slots": other}
-        step = works["split/step"](cohort(server, block, keys, (i,), config=config, inputs=sent))
-        server, other = step.leaves["model"][0], step.leaves["slots"][0]
-        losses.append(step.metrics["loss"][0])
-        down = {"g": step.leaves["g"][0], "slots": own}
-        back = works["split/backward"](cohort(device, block, keys, (i,), config=config, inputs=down))
-        device, own = back.leaves["model"][0], back.leaves["slots"][0]
-    return np.concatenate([device, server]), float(np.mean(losses))
+        if one.tail is not None:
+            config["tail"] = one.tail.number
+
+        def ask(name: str, model: Any, config: Any = config, **inputs: Any) -> Any:
+            out = works[name](cohort(model, block, keys, (i,), config=config, inputs=inputs))
+            return {leaf: rows[0] for leaf, rows in out.leaves.items()}, out.metrics
+
+        up, _ = ask("split/forward", device)
+        if one.tail is None:
+            sent = up
+        else:
+            mid, _ = ask("split/middle", server, **up)
+            end, told = ask("split/tail", device, **mid, slots=own)
+            device, own = end["model"], end["slots"]
+            sent = {**up, "g": end["g"]}
+        done, said = ask("split/step", server, **sent, slots=other)
+        server, other = done["model"], done["slots"]
+        losses.append((said if one.tail is None else told)["loss"][0])
+        down, _ = ask("split/backward", device, g=done["g"], slots=own)
+        device, own = down["model"], down["slots"]
+    return one.join(device, server).vector, float(np.mean(losses))
 
 
 __all__ = [

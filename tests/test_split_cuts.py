@@ -90,9 +90,9 @@ def test_both_sides_of_every_cut_compute_what_the_whole_module_does() -> None:
         x, model = torch.from_numpy(columns(6)["x"]), net.init(0).vector
         expected = net.module(model).train()(x)
         for cut in net.cuts:
-            half = net.half(cut, "server")
+            half = net.half(cut, None)
             half.storage.load(model[cut.size :])
-            act = net.half(cut, "device").forward(model[: cut.size], [x])
+            act = net.half(None, cut).forward(model[: cut.size], [x])
             np.testing.assert_allclose(half._call([act]).detach().numpy(), expected.detach().numpy(), atol=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_nodes_compare_nets_by_digest() -> None:
 
 def test_a_net_survives_a_trip_to_another_process() -> None:
     net = net_of("vgg")
-    net.half(net.cuts[3], "device")
+    net.half(None, net.cuts[3])
     again = pickle.loads(pickle.dumps(split_net(small_vgg(), example=columns(2))))
     assert again.layout == net.layout
     assert [cut.name for cut in again.cuts] == [cut.name for cut in net.cuts]

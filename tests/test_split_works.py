@@ -73,29 +73,42 @@ def test_a_change_of_cut_between_two_batches_changes_no_bit() -> None:
 
 
 def stacked(kind: str, cut: int, training: Training, fresh: bool = False):
-    """Cohorts of the three works over three clients with models, slots, inputs and batches of their own."""
+    """Cohorts of all works, by name, over three clients with models, slots, inputs and batches of their own."""
     net, block, key = make(kind) if fresh else net_of(kind), data(), keys(4)
-    one, works = split(net, cut, training), split_works(net, training, cut)
-    made = np.random.default_rng(2)
+    works, at, seqs = split_works(net, training, cut), (0, 2, 3), (2, 4, 1)
+    made, cohorts = np.random.default_rng(2), {}
     noise = (1 + 0.01 * made.standard_normal((3, 1))).astype(np.float32)
-    device, server = (half.vector * noise for half in one.halves(net.init(0)))
-    at, seqs, slots = (0, 2, 3), (2, 4, 1), one.slots()
-    config = {"round": 1}
-    each = {i: {"seq": seq} for i, seq in enumerate(seqs)}
-    up = cohort(device, block, key, at, config=config, each=each)
-    out = works["split/forward"](up)
-    each = {i: {**each[i], "act": out.leaves["act"][i], "y": out.leaves["y"][i], "slots": slots[1]} for i in range(3)}
-    step = cohort(server, block, key, at, config=config, each=each)
-    done = works["split/step"](step)
-    each = {i: {"seq": seqs[i], "g": done.leaves["g"][i], "slots": slots[0]} for i in range(3)}
-    return works, (up, step, cohort(device, block, key, at, config=config, each=each))
+    for tail in (None, len(net.cuts) - 1):
+        one = split(net, cut, training, tail)
+        device, server = (half.vector * noise for half in one.halves(net.init(0)))
+        slots = dict(zip(("device", "server"), one.slots(), strict=True))
+        config = {"round": 1} if tail is None else {"round": 1, "tail": tail}
+
+        def ask(name, side, *more, tail=tail, one=one, slots=slots, config=config, models=(device, server)):
+            of = [{leaf: rows[i] for leaf, rows in each.items()} for each in more for i in range(3)]
+            each = {i: {"seq": seqs[i], "slots": slots[side]} for i in range(3)}
+            for number, inputs in enumerate(of):
+                each[number % 3] |= inputs
+            asked = cohort(models[side == "server"], block, key, at, config=config, each=each)
+            cohorts[name if tail is None else f"{name} U"] = (name, asked)
+            return works[name](asked).leaves
+
+        up = ask("split/forward", "device")
+        if tail is None:
+            done = ask("split/step", "server", up)
+        else:
+            mid = ask("split/middle", "server", up)
+            end = ask("split/tail", "device", mid)
+            done = ask("split/step", "server", up, {"g": end["g"]})
+        ask("split/backward", "device", {"g": done["g"]})
+    return works, cohorts
 
 
 @pytest.mark.parametrize(("kind", "cut"), [("dense", 1), ("vgg", 7), ("vgg", 0), ("resnet", 3)])
 def test_a_row_has_the_same_bits_alone_and_in_any_stack(kind: str, cut: int) -> None:
     works, cohorts = stacked(kind, cut, SGD)
     fresh, _ = stacked(kind, cut, SGD, fresh=True)
-    for name, many in zip(works, cohorts, strict=True):
+    for name, many in cohorts.values():
         together = works[name](many)
         for i in range(3):
             alone = fresh[name](many.part(i, i + 1))
@@ -103,13 +116,12 @@ def test_a_row_has_the_same_bits_alone_and_in_any_stack(kind: str, cut: int) -> 
                 np.testing.assert_array_equal(alone.leaves[leaf][0], rows[i], err_msg=f"{name} {leaf}")
             assert {m: v[i] for m, v in together.metrics.items()} == {m: v[0] for m, v in alone.metrics.items()}
             assert together.weight[i] == alone.weight[0]
-    for rows in (together.leaves["model"],):
-        assert len(np.unique(rows, axis=0)) == 3
+    assert len(np.unique(together.leaves["model"], axis=0)) == 3
 
 
 def test_nothing_given_is_written_to_and_asking_again_gives_the_same_bits() -> None:
     works, cohorts = stacked("vgg", 7, SGD)
-    for name, one in zip(works, cohorts, strict=True):
+    for name, one in cohorts.values():
         arrays = [one.models, *(v for told in one.each.values() for v in told.values() if isinstance(v, np.ndarray))]
         before = [a.copy() for a in arrays]
         for a in arrays:
@@ -123,7 +135,8 @@ def test_nothing_given_is_written_to_and_asking_again_gives_the_same_bits() -> N
 
 
 def test_activations_at_any_address_give_the_same_bits() -> None:
-    works, (_, step, _) = stacked("vgg", 7, SGD)
+    works, cohorts = stacked("vgg", 7, SGD)
+    step = cohorts["split/step"][1]
     expected = works["split/step"](step.part(0, 1)).leaves["g"][0]
     act = step.each[0]["act"]
     for shift in range(1, 9):
@@ -178,12 +191,72 @@ def test_halves_and_slots_join_to_what_was_cut() -> None:
         np.testing.assert_array_equal(one.join_slots(device, server), whole_slots)
 
 
+def test_without_a_name_the_cut_is_that_of_the_model_s_size_where_least_crosses() -> None:
+    net, block, key = net_of("vgg"), data(), keys(4)
+    works, one = split_works(net, SGD), split(net, "pool1", SGD)
+    assert net.cut_of_size(one.cut.size) == one.cut
+    device, server = one.halves(net.init(0))
+    up = works["split/forward"](cohort(device.vector, block, key, config={"seq": 0}))
+    assert up.leaves["act"].shape[2:] == one.cut.activations
+    inputs = {name: rows[0] for name, rows in up.leaves.items()}
+    done = works["split/step"](cohort(server.vector, block, key, config={"seq": 0}, inputs=inputs))
+    given = {**inputs, "slots": one.slots()[1]}
+    named = works["split/step"](cohort(server.vector, block, key, config={"seq": 0, "cut": "pool1"}, inputs=given))
+    for leaf, rows in done.leaves.items():
+        np.testing.assert_array_equal(rows, named.leaves[leaf])
+    with pytest.raises(UsageError, match="no cut leaves 17 numbers"):
+        works["split/forward"](cohort(np.zeros(17, np.float32), block, key, config={"seq": 0}))
+
+
+@pytest.mark.parametrize("kind", ["dense", "vgg", "resnet"])
+@pytest.mark.parametrize("training", [SGD, Training(lr=0.01, batch_size=8, optimizer="adam")])
+def test_a_u_keeps_labels_on_the_device_and_gives_the_bits_of_the_whole_net(kind: str, training: Training) -> None:
+    net, block, key = net_of(kind), data(), keys(4)
+    one = split(net, 1, training, tail=net.cuts[-1])
+    expected, loss = whole(net, block, key, 0, training)
+    found, told = by_hand(one, block, key, 0)
+    np.testing.assert_array_equal(found, expected)
+    assert told == loss
+    device = one.halves(net.init(0))[0]
+    config = {"seq": 0, "cut": 1, "tail": len(net.cuts) - 1}
+    up = split_works(net, training)["split/forward"](cohort(device.vector, block, key, config=config))
+    assert set(up.leaves) == {"act"}
+
+
+def test_costs_of_a_u_add_up_to_whole_training() -> None:
+    net = net_of("vgg")
+    works, one = split_works(net, SGD, "pool1", "flatten"), split(net, "pool1", SGD, "flatten")
+    own, other = one.layouts
+    sizes, total = np.array([8]), np.zeros(1)
+    for work in works.values():
+        total += work.cost(sizes, other if work.server else own, {"seq": 0}).flops
+    again = 8 * (one.cut.server_forward - one.tail.server_forward)  # "step" computes what "middle" did
+    np.testing.assert_allclose(total - again, 8 * net.flops())
+
+
+def test_halves_of_a_u_join_to_what_was_cut() -> None:
+    net = net_of("vgg")
+    one = split(net, "pool1", Training(optimizer="adam"), "flatten")
+    model, slots = net.init(3), np.arange(2 * net.layout.size + 1, dtype=np.float32)
+    device, server = one.halves(model)
+    assert device.layout.names[-1] == "dense2.bias"
+    assert server.layout.names[0] == "conv2.weight"
+    np.testing.assert_array_equal(one.join(device, server).vector, model.vector)
+    np.testing.assert_array_equal(one.join_slots(*one.halve_slots(slots)), slots)
+    to = split(net, "pool2", Training(optimizer="adam"))
+    moved = one.recut(to, device.vector, server.vector, *one.halve_slots(slots))
+    np.testing.assert_array_equal(to.join(*moved[:2]).vector, model.vector)
+    np.testing.assert_array_equal(to.join_slots(*moved[2:]), slots)
+    with pytest.raises(UsageError, match="leaves the server nothing"):
+        split(net, "pool2", tail="pool1")
+
+
 REFUSED = {
-    "no cut": ({"seq": 0, "cut": None}, "no cut is named"),
+    "a tail alone": ({"seq": 0, "cut": None, "tail": 2}, "without a cut"),
     "unknown cut": ({"seq": 0, "cut": "pool9"}, "no cut is called 'pool9'"),
     "no batch": ({}, "'seq' is missing"),
     "batch behind the end": ({"seq": 6}, "has 6 batches"),
-    "batch before the start": ({"seq": -1}, "has 6 batches"),
+    "batch before the start": ({"seq": -1}, "numbered from 0"),
 }
 
 
@@ -192,14 +265,15 @@ def test_an_ask_that_cannot_be_computed_is_refused_in_one_line(case: str) -> Non
     config, told = REFUSED[case]
     net = net_of("dense")
     work = split_works(net, SGD)["split/forward"]
-    config = {"cut": 1, **config} if config.get("cut", 1) is not None else {"seq": 0}
+    config = {name: value for name, value in {"cut": 1, **config}.items() if value is not None}
     with pytest.raises(UsageError, match=told) as error:
         work(cohort(net.init(0).vector[: net.cuts[1].size], data(), keys(4), config=config))
     assert "\n" not in str(error.value)
 
 
 def test_inputs_of_a_wrong_form_are_refused_in_one_line() -> None:
-    works, (up, step, back) = stacked("dense", 1, SGD)
+    works, cohorts = stacked("dense", 1, SGD)
+    up, step, back = (cohorts[f"split/{name}"][1] for name in ("forward", "step", "backward"))
 
     def refused(name: str, one: Cohort, told: str, **changed: object) -> None:
         one = one.part(0, 1)
@@ -212,10 +286,12 @@ def test_inputs_of_a_wrong_form_are_refused_in_one_line() -> None:
     refused("split/step", step, "float32 of shape", act=act.astype(np.float64))
     refused("split/step", step, "float32 of shape", act=act[:, :3])
     refused("split/step", step, "float32 of shape", act=act[:0])
-    refused("split/step", step, "slots are float32", slots=None)
+    refused("split/step", step, "slots are float32", slots=[0.0])
     refused("split/step", step, "slots are float32", slots=np.zeros(3, np.float32))
     refused("split/step", step, "check the cut", cut=2)
+    refused("split/step", step, "torch says 'Target 10 ", y=step.each[0]["y"] * 0 + 10)
     refused("split/backward", back, "a gradient for 3 examples", g=g[:3])
+    refused("split/middle", step, "is for a U")
     refused("split/forward", up, "check the cut", cut=2)
     with pytest.raises(UsageError, match="clip_norm=1"):
         split_works(net_of("dense"), Training(clip_norm=1.0))
@@ -225,11 +301,11 @@ def test_costs_of_the_three_works_add_up_to_whole_training() -> None:
     net = net_of("vgg")
     works, cut = split_works(net, SGD), net.cut("pool2")
     config = {"cut": "pool2", "seq": 2}
-    sizes = np.array(SIZES)
+    sizes, own, other = np.array(SIZES), *split(net, cut).layouts
     batch = np.array([7.0, 1.0, 8.0, 8.0])  # the third batch of 23, 1, 40 and 12 examples, round and round
-    flops = [works[name].cost(sizes, net.layout, config).flops for name in ("split/forward", "split/backward")]
+    flops = [works[name].cost(sizes, own, config).flops for name in ("split/forward", "split/backward")]
     np.testing.assert_allclose(flops[0] + flops[1], batch * (cut.device_forward + cut.device_backward))
-    step = works["split/step"].cost(sizes, net.layout, {**config, "count": 7})
+    step = works["split/step"].cost(sizes, other, {**config, "count": 7})
     np.testing.assert_allclose(step.flops, 7 * (cut.server_forward + cut.server_backward))
     each = cut.device_forward + cut.device_backward + cut.server_forward + cut.server_backward
     assert each == pytest.approx(net.flops(), rel=1e-12)
@@ -241,7 +317,7 @@ def test_torch_is_left_as_it_was_found() -> None:
     torch.manual_seed(5)
     expected, threads = torch.rand(3), torch.get_num_threads()
     torch.manual_seed(5)
-    for name, one in zip(works, cohorts, strict=True):
+    for name, one in cohorts.values():
         works[name](one)
     assert torch.equal(torch.rand(3), expected)
     assert torch.get_num_threads() == threads

@@ -8,6 +8,6 @@ from fieldfare.work.split.cuts import Cut as Cut
 from fieldfare.work.split.net import SplitNet as SplitNet
 from fieldfare.work.split.net import legal_cuts as legal_cuts
 from fieldfare.work.split.net import split_net as split_net
-from fieldfare.work.split.works import Split as Split
-from fieldfare.work.split.works import split as split
+from fieldfare.work.split.ranges import Split as Split
+from fieldfare.work.split.ranges import split as split
 from fieldfare.work.split.works import split_works as split_works

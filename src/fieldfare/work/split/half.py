@@ -8,8 +8,8 @@ frozen parameters and of the buffers as they were given; nothing is kept from on
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +53,21 @@ class Storage(Resident):
             out[where] = 0.0 if flat is not None else buffer.numpy().reshape(-1)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Stepped:
+    """What one step leaves: `model` float32 `[p]`, `slots` `[s]`, the gradient of the input where it was asked for."""
+
+    model: F32
+    slots: F32
+    gradient: F32 | None
+    loss: float
+
+
 class Half:
     """The operations of one side: `forward`, and steps of the optimiser. `[p]` is the size of this side's vector.
 
     `clone`: the input is copied, since an operation writes over it. `turned`: the input lies channels last, as the
-    device's side leaves it, so that the same kernels work on it as if nothing had been cut.
+    side before leaves it, so that the same kernels work on it as if nothing had been cut.
     """
 
     def __init__(
@@ -73,35 +83,39 @@ class Half:
 
         self.storage.load(model)
         with torch.no_grad():
-            return self._call(inputs)
-
-    def backward(
-        self, model: F32, slots: F32, inputs: Sequence[Tensor], gradient: F32, training: Training, lr: float
-    ) -> tuple[F32, F32]:
-        """(model, slots) after one step, from the gradient at the end of this side; the forward pass is done again."""
-        import torch
-
-        self.storage.load(model)
-        with torch.enable_grad():
-            value = self._call(inputs)
-        slope = torch.empty_like(value).copy_(torch.from_numpy(gradient))
-        grads = torch.autograd.grad(value, self.storage.params, slope, materialize_grads=True)
-        return self._stepped(slots, grads, training, lr)
+            return self._call([self._laid(one) for one in inputs])
 
     def step(
-        self, model: F32, slots: F32, value: Tensor, loss: Callable[[Tensor], Tensor], training: Training, lr: float
-    ) -> tuple[F32, F32, Tensor, float]:
-        """(model, slots, gradient of the input, mean loss) after one step on the loss of this side's output."""
+        self, model: F32, slots: F32, inputs: Sequence[Tensor], end: Callable[[Tensor], Tensor] | Tensor,
+        training: Training, lr: float, further: bool = False,
+    ) -> Stepped:  # fmt: skip
+        """One step on the loss `end` of this side's output, or from the gradient `end` of it.
+
+        The forward pass is done (again). `further`: the gradient of the one input is wanted too.
+        """
         import torch
 
         self.storage.load(model)
-        if self._turned:
-            value = value.contiguous(memory_format=torch.channels_last)
+        inputs = [self._laid(one) for one in inputs]
         with torch.enable_grad():
-            value.requires_grad_()
-            told = loss(self._call([value]))
-        *grads, down = torch.autograd.grad(told, [*self.storage.params, value], materialize_grads=True)
-        return *self._stepped(slots, grads, training, lr), down, told.item()
+            if further:
+                inputs[0].requires_grad_()
+            value = self._call(inputs)
+            told = end(value) if callable(end) else None
+        wanted = [*self.storage.params, *(inputs[:1] if further else ())]
+        if told is None:
+            slope = torch.empty_like(value).copy_(cast("Tensor", end))  # as the value lies in memory
+            grads = torch.autograd.grad(value, wanted, slope, materialize_grads=True)
+        else:
+            grads = torch.autograd.grad(told, wanted, materialize_grads=True)
+        below = grads[-1].contiguous().numpy() if further else None
+        new, left = self._stepped(slots, grads[: len(self.storage.params)], training, lr)
+        return Stepped(new, left, below, 0.0 if told is None else told.item())
+
+    def _laid(self, value: Tensor) -> Tensor:
+        import torch
+
+        return value.contiguous(memory_format=torch.channels_last) if self._turned else value
 
     def _call(self, inputs: Sequence[Tensor]) -> Tensor:
         return self.storage.module(*([one.clone() for one in inputs] if self._clone else inputs))
@@ -110,10 +124,8 @@ class Half:
         import torch
 
         storage = self.storage
-        out, left = (
-            np.empty(self.layout.size, np.float32),
-            np.empty(moments_size(training, self.layout.size), np.float32),
-        )
+        size = self.layout.size
+        out, left = np.empty(size, np.float32), np.empty(moments_size(training, size), np.float32)
         with torch.no_grad():
             storage.with_gradient()
             for into, grad in zip(storage.grads, grads, strict=True):

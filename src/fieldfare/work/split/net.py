@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core.errors import UsageError
-from fieldfare.core.params import Layout, Params
+from fieldfare.core.params import Params
 from fieldfare.work import torch_resident as resident_
 from fieldfare.work.split.cuts import Cut, count_cuts
 from fieldfare.work.split.graph import Traced, between, changes_input, places, tensors, trace
@@ -74,7 +74,7 @@ class SplitNet(TorchNet):
         self._module = copy.deepcopy(given)
         self._traced: Traced | None = None
         self._cuts: tuple[Cut, ...] | None = None
-        self._halves: dict[tuple[int, str], Half] = {}
+        self._halves: dict[tuple[int, int], Half] = {}
         self.layout = self.traced.layout
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,19 +117,29 @@ class SplitNet(TorchNet):
         names = ", ".join(f"{cut.number} {cut.name!r}" for cut in self.cuts)
         raise UsageError(f"no cut is called {which!r}: this net can be cut after {names}.")
 
-    def half(self, cut: Cut, side: Literal["device", "server"]) -> Half:
-        """The device's or the server's side of `cut`, one in this process."""
-        key = (cut.number, side)
+    def cut_of_size(self, size: int) -> Cut:
+        """The cut with `size` numbers on the device where the fewest bytes cross, the first of them.
+
+        Errors: `UsageError` where no cut has that size.
+        """
+        found = [cut for cut in self.cuts if cut.size == size]
+        if not found:
+            sizes = ", ".join(str(one) for one in dict.fromkeys(cut.size for cut in self.cuts))
+            raise UsageError(f"no cut leaves {size} numbers on the device: this net can be cut behind {sizes}.")
+        return min(found, key=lambda cut: cut.activation_bytes)
+
+    def half(self, start: Cut | None, stop: Cut | None) -> Half:
+        """The operations behind `start` (None: from the input) up to `stop` (None: to the output), once per process."""
+        key = (-1 if start is None else start.number, -1 if stop is None else stop.number)
         if key not in self._halves:
-            traced, place = self.traced, cut.place
-            own, other = layouts(traced.layout, cut)
-            if side == "device":
-                self._halves[key] = Half(between(traced, None, place), own, self._channels_last)
-            else:
-                like = self._crossing(cut)
-                turned = like.dim() == 4 and not like.is_contiguous()
-                module, clone = between(traced, place, None), changes_input(traced, place)
-                self._halves[key] = Half(module, other, self._channels_last, clone, turned)
+            traced, layout = self.traced, self.layout
+            numbers = 0 if start is None else start.size, layout.size if stop is None else stop.size
+            own, clone, turned = sub_layout(layout, *numbers), False, False
+            if start is not None:
+                like = self._crossing(start)
+                clone, turned = changes_input(traced, start.place), like.dim() == 4 and not like.is_contiguous()
+            ends = None if start is None else start.place, None if stop is None else stop.place
+            self._halves[key] = Half(between(traced, *ends), own, self._channels_last, clone, turned)
         return self._halves[key]
 
     def _choose_format(self) -> None:
@@ -143,7 +153,7 @@ class SplitNet(TorchNet):
         """What crosses at `cut` for the example rows, as it lies in memory."""
         with resident_.own_randomness() as reseed:
             reseed(0)
-            return self.half(cut, "device").forward(self.init(0).vector[: cut.size], self._example())
+            return self.half(None, cut).forward(self.init(0).vector[: cut.size], self._example())
 
     def columns(self, columns: Mapping[str, NDArray[Any]]) -> tuple[list[Column], Column]:
         """The inputs and the target among `columns`, as batches of tensors."""
@@ -215,11 +225,6 @@ def legal_cuts(
     if isinstance(net, SplitNet):
         return (net if example is None else net.with_example(example)).cuts
     return split_net(net, example=example, **more).cuts
-
-
-def layouts(layout: Layout, cut: Cut) -> tuple[Layout, Layout]:
-    """The layouts of the two sides of `cut`."""
-    return sub_layout(layout, 0, cut.size), sub_layout(layout, cut.size, cut.total)
 
 
 def _without_statistics(module: Any) -> Any:
