@@ -597,5 +597,15 @@ def test_the_tables_of_links_are_fleets_of_their_own():
     assert size_of(read_fleet(realdata.file("traces_network/speedtests_5g_4g.parquet"))) == 11023
     assert size_of(read_fleet(realdata.file("traces_network/flash_wifi_19_devices.csv"))) == 19
     assert size_of(read_fleet(realdata.file("traces_availability/extrasensory_minutes.parquet"))) == 30
-    with pytest.raises(UsageError, match="unknown column 'model'"):
-        read_fleet(realdata.file("traces_devices/ai_benchmark_2020_phones.parquet"))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    "table",
+    ["traces_devices/ai_benchmark_2020_phones.parquet", "traces_devices/ai_benchmark_2025_socs.parquet",
+     "traces_devices/flash_batch_train_time.csv", "traces_devices/flash_device_totals.parquet",
+     "traces_power/radio_power_5g.parquet"],
+)  # fmt: skip
+def test_a_table_that_is_no_fleet_of_its_own_says_what_takes_it(table):
+    with pytest.raises(UsageError, match=r"is a table for fleet.phones_of\(FOLDER\)"):
+        read_fleet(realdata.file(table))

@@ -21,6 +21,8 @@ I64 = NDArray[np.int64]
 Times = NDArray[np.float32] | NDArray[np.float64]
 
 DAY_S, WEEK_S = 86400.0, 604800.0
+LONGEST_LOG_S, LAST_EPOCH_S = 5 * 365.25 * DAY_S, 1e11
+"""A log that is longer, or begins later (in the year 5138), is taken for one in another unit."""
 _BLOCK = 1 << 15  # devices searched at once: what a search touches stays in the processor's cache
 _CHECKED = 1 << 22  # intervals checked at once
 
@@ -205,7 +207,9 @@ class Availability:
         for at in range(0, len(start), _CHECKED):
             begins, ends = start[at : at + _CHECKED], end[at : at + _CHECKED]
             good = (begins >= 0) & (begins < ends) & (ends <= self.period_s)
-            before = end[at - 1 : at - 1 + len(begins)] if at else np.concatenate([end[:1] * 0, end[: len(begins) - 1]])
+            before = (
+                end[at - 1 : at - 1 + len(begins)] if at else np.append(np.zeros_like(end[:1]), end[: len(begins) - 1])
+            )
             apart = before <= begins
             first = firsts[np.searchsorted(firsts, at) : np.searchsorted(firsts, at + len(begins))]
             apart[first - at] = True
@@ -352,17 +356,30 @@ def of_log(
     """A log that lasted from `from_s` to `to_s` (default: its first and last time), made to repeat; and how, in words.
 
     It repeats by as many whole weeks as it holds, else by as many whole days, counted from `from_s`, which becomes
-    time 0; intervals are cut to that window. Raises `UsageError` when it holds not one whole day.
+    time 0; intervals are cut to that window. Raises `UsageError` when it holds not one whole day, or times that are no
+    seconds.
     """
     start, end = np.asarray(start_s, np.float64), np.asarray(end_s, np.float64)
+    known = np.isfinite(start) & np.isfinite(end)
+    if not known.all():
+        at = int(np.argmin(known))
+        raise UsageError(
+            f"availability of device {int(device[at])}: its interval {_told(start[at], end[at])} is not finite: give "
+            "both times in seconds."
+        )
     of_columns(device, start - min(0.0, start.min(initial=0.0)), end - min(0.0, start.min(initial=0.0)), n)
     begin = float(start.min(initial=np.inf)) if from_s is None else float(from_s)
     stop = float(end.max(initial=-np.inf)) if to_s is None else float(to_s)
     span = stop - begin
-    if not (np.isfinite(span) and span >= DAY_S):
-        held = f"{span / 3600:.3g} hours" if np.isfinite(span) and span > 0 else "no time"
+    if not span >= DAY_S:
+        held = f"{span / 3600:.3g} hours" if span > 0 else "no time"
         raise UsageError(
             f"the availability trace holds {held}: to repeat it, at least one whole day (86400 s) is needed."
+        )
+    if span > LONGEST_LOG_S or abs(begin) > LAST_EPOCH_S:
+        raise UsageError(
+            f"the availability trace lasts {span / (365.25 * DAY_S):.3g} years, from second {begin:.6g} on: its times "
+            "look like milliseconds; give seconds, of at most 5 years."
         )
     weeks = int(span // WEEK_S)
     period = weeks * WEEK_S if weeks else span // DAY_S * DAY_S

@@ -43,6 +43,7 @@ _PLAUSIBLE = {  # median of a column: outside of it, another unit is likely
     "flops_per_s": (1e6, 1e15, "FLOP/s (1 GFLOP/s = 1e9)"),
     "memory_bytes": (1e6, 1e14, "bytes (1 GB = 1e9)"),
     "latency_s": (0.0, 10.0, "seconds (1 ms = 0.001)"),
+    "overhead_s": (0.0, 300.0, "seconds (1 ms = 0.001)"),
     "compute_w": (0.0, 1e3, "watts (1 mW = 0.001)"),
     "radio_w": (0.0, 1e3, "watts (1 mW = 0.001)"),
 }

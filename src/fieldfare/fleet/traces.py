@@ -42,6 +42,13 @@ _FOLDERS = {
 }  # fmt: skip
 
 
+_NO_FLEETS = (
+    {"task_model", "device_class", "mean_ms_per_batch"}, {"model_code", "ai_score"}, {"model", "ai_score", "ram_gb"},
+    {"processor", "cpu_f_score"}, {"radio_power_mW"},
+)  # fmt: skip
+"""Columns of tables of which `phones_of` makes speeds and power: one row is no device."""
+
+
 @settings
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -254,9 +261,10 @@ def read_fleet(path: str | Path, variant: str = "charging_wifi", max_bytes: floa
     """The fleet in a file or folder, told by what it holds; each device once.
 
     Known: our own tables (`parquet`), FedScale's `client_behave_trace` and `client_device_capacity`, FLASH's
-    `state_traces.json` and `speed_distri.json`, its intervals (of `variant`), ExtraSensory's minutes, and the tables of
-    devices and links that `phones_of` takes. Columns a file does not have are those of `Fleet()`. Pickles are read
-    without running anything. Raises `UsageError` in one line for anything else.
+    `state_traces.json` and `speed_distri.json`, its intervals (of `variant`) and Wi-Fi links, ExtraSensory's minutes,
+    speed tests, throughput traces. Columns a file does not have are those of `Fleet()`. Pickles are read without
+    running anything. Raises `UsageError` in one line for anything else; tables of scores, seconds of a batch and radio
+    power are no fleet of their own, but what `phones_of` works one out from.
     """
     from fieldfare.fleet import parquet, pickles
 
@@ -275,6 +283,10 @@ def read_fleet(path: str | Path, variant: str = "charging_wifi", max_bytes: floa
     if not is_parquet(place) and b"\x00" in head:
         raise UsageError(f"{place} is neither Parquet, CSV, JSON nor a pickle; see docs/fleet.md for what is read.")
     columns = read_columns(place, max_bytes)
+    if any(columns.keys() >= held for held in _NO_FLEETS):
+        raise UsageError(
+            f"{place} is a table for fleet.phones_of(FOLDER), which works a fleet out from several; it is none itself."
+        )
     known = _of_columns(columns, variant)
     return parquet.read_tables(place, max_bytes) if known is None else replace(known, name=place.stem)
 
