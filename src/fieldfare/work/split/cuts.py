@@ -1,6 +1,6 @@
 """What a cut costs: numbers on each side, activations that cross, FLOPs forward and backward, per example.
 
-Here: `Cut` and how its figures are counted. Not here: which cut to take (`plan`). Invariant: figures depend on the
+Here: `Cut` and how its figures are counted. Not here: which cut to take (`planning`). Invariant: figures depend on the
 module and on shapes alone, never on values or time.
 """
 
