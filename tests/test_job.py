@@ -310,10 +310,13 @@ def test_late_clients_and_drop_outs_are_recorded_by_reason_and_by_client(tmp_pat
     lines = RunFolder.open(result.path, write=False).read_lines("clients.jsonl")
     late = [set(line["missing"].get("late", ())) for line in lines]
     gone = [set(line["missing"].get("drop-out", ())) for line in lines]
+    at_work = [set(line["missing"].get("unavailable", ())) for line in lines]
     assert all(found <= {0, 1, 2} for found in late)
+    assert all(found <= {0, 1, 2} for found in at_work)
+    assert max(map(len, at_work)) > 0
     assert sum(map(len, gone)) > 10
-    for row, line, slow, lost in zip(result.rounds, lines, late, gone, strict=True):
-        assert set(line["clients"]) | slow | lost == set(range(10))
+    for row, line, slow, lost, busy in zip(result.rounds, lines, late, gone, at_work, strict=True):
+        assert set(line["clients"]) | slow | lost | busy == set(range(10))
         assert row["clients"] == len(line["clients"])
         assert row["missing"].get("late", 0) == len(slow)
         assert row["missing"].get("drop-out", 0) == len(lost)

@@ -43,7 +43,10 @@ def test_a_wrapped_algorithm_trains_as_it_does_alone(name):
 @pytest.mark.parametrize(
     ("quorum", "told"),
     [
-        (ff.Quorum(deadline_s=0.001), "in 3 rounds no client counted (late 9), so the model is the one the run began"),
+        (
+            ff.Quorum(deadline_s=0.001),
+            "in 3 rounds no client counted (late 8, unavailable 1), so the model is the one the run began",
+        ),
         (ff.Quorum(deadline_s=1e6), None),
     ],
 )

@@ -61,11 +61,12 @@ def test_a_sample_takes_those_who_are_there(driver) -> None:
 
 @both
 def test_a_sample_waits_for_the_next_who_come(driver) -> None:
+    """But asks those no more who come when it is over: device 4, at 30."""
     sessions = come([(40, 90)], ALWAYS, [(20, 90)], ALWAYS, [(30, 90)], [])
     event, now = gathered(ask(Sample(4)), sessions, driver)
     assert (event.clients.tolist(), now) == ([1, 2, 3, 4], 36.0)
     event, now = gathered(ask(Sample(4), Quorum(need=3)), sessions, driver)
-    assert (event.clients.tolist(), now, told(event)) == ([1, 2, 3], 23.0, {"late": [4]})
+    assert (event.clients.tolist(), now, told(event)) == ([1, 2, 3], 23.0, {"unavailable": [4]})
 
 
 @both

@@ -12,7 +12,7 @@ import time
 from fieldfare.core.errors import UsageError
 from fieldfare.nodes_log import NodesLog
 from fieldfare.record import Recorder
-from fieldfare.sim import asks, hosted, simulator, stream
+from fieldfare.sim import asks, at_work, hosted, simulator, stream
 from fieldfare.sim.observe import Observation, Progressed, Published
 from fieldfare.sim.simulator import Progress, Simulator, World
 from fieldfare.sim.stream import Stream
@@ -21,7 +21,7 @@ from fieldfare.store.runs import RunFolder
 from fieldfare.store.slots import Slots
 from fieldfare.store.snapshot import Snapshots
 
-_SIM = (asks, hosted, stream, simulator)
+_SIM = (asks, at_work, hosted, stream, simulator)
 """The modules whose frozen dataclasses are part of a simulation's progress."""
 _PROGRESS = tuple(Progress.__dataclass_fields__)
 

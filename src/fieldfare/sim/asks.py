@@ -3,8 +3,9 @@
 Resolved from costs before any value is computed, so clients whose work would be thrown away are never trained.
 A gather without a deadline that lacks replies is over when the last client asked would have replied, those that
 dropped out included: who waits cannot know that a reply will never come. A session's end and a time-out are known
-when they happen. Not here: gathers whose late replies count in the next (`stream`).
-Invariant: everything here is a pure function of (run, population, seed, time of asking, what selection has learned).
+when they happen. Who was away, or at work, and has not begun when the gather is over is not asked any more. Not here:
+gathers whose late replies count in the next (`stream`). Invariant: everything here is a pure function of (run,
+population, seed, time of asking, who is at work, what selection has learned).
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ from fieldfare.fleet.tasks import (
     noise_of,
     phases,
 )
+from fieldfare.sim.at_work import NOBODY, AtWork
 from fieldfare.sim.budget import steps_within
-from fieldfare.sim.draw import Selected, cohort
+from fieldfare.sim.draw import Selected, cohort, evaluates
 from fieldfare.sim.population import Population, cohort_key
 
 F64 = NDArray[np.float64]
@@ -52,8 +54,8 @@ class Begun:
     """The tasks of a `Run`, `[n]` each, in the order drawn, if nobody waited for them.
 
     `start` absolute seconds; `seconds` from the ask to the end of each (whole or cut short); `good`: those that end
-    with a reply; `outcome` of `fleet.tasks`; `steps` `[n]` where a budget limits them; `unavailable` ids that can
-    never begin.
+    with a reply; `outcome` of `fleet.tasks`; `steps` `[n]` where a budget limits them; `unavailable` ids that cannot
+    begin before the gather is over.
     """
 
     clients: I64
@@ -118,10 +120,10 @@ class Ask:
 
 def resolve(
     node: str, run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, own: int | None,
-    selected: Selected | None = None, number: int = 0,
+    selected: Selected | None = None, number: int = 0, busy: AtWork = NOBODY,
 ) -> Ask:  # fmt: skip
-    """Draw the cohort, cost it, and settle the quorum."""
-    begun = begin(run, now, population, works, seed, own, selected or Selected())
+    """Draw the cohort among those who are not `busy`, cost it, and settle the quorum."""
+    begun = begin(run, now, population, works, seed, own, selected or Selected(), busy=busy)
     clients, seconds, good = begun.clients, begun.seconds, begun.good
     n, need, deadline = len(clients), run.quorum.need, run.quorum.deadline_s
     missing: dict[str, I64] = {"unavailable": begun.unavailable} if len(begun.unavailable) else {}
@@ -161,7 +163,7 @@ def resolve(
 
 def begin(
     run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, own: int | None,
-    selected: Selected, streaming: bool = False,
+    selected: Selected, streaming: bool = False, busy: AtWork = NOBODY,
 ) -> Begun:  # fmt: skip
     """The tasks of a `Run` as they would go: who, from when, how long, how each ends."""
     if run.work not in works:
@@ -174,13 +176,14 @@ def begin(
         return fleet.durations(ids, costs(run, ids, population, work)[0])
 
     whom = run if own is None else replace(run, on=np.array([own]))
-    clients, start = cohort(whom, population, seed, now, expected, selected)
+    busy = NOBODY if own is not None or evaluates(run) else busy
+    clients, start = cohort(whom, population, seed, now, expected, selected, busy)
     need, most = run.quorum.need, run.on.count if isinstance(run.on, Sample) else len(clients)
     if need is not None and need > most and not streaming:
         raise UsageError(f"Quorum(need={need}) can never be met by {most} clients: use need <= {most}.")
     check_stacks(run, len(clients) if need is None else need)
-    unavailable = np.empty(0, np.int64)
-    if fleet.availability is not None:
+    unavailable, waiting = np.empty(0, np.int64), fleet.availability is not None or len(busy) > 0
+    if waiting:
         last = np.inf if run.quorum.deadline_s is None else now + run.quorum.deadline_s
         there = start < last
         if not there.all():
@@ -189,7 +192,7 @@ def begin(
     noise = noise_of(fleet, rng.mix(_keys(run, clients, own is not None, seed))) if fleet.noise else None
     parts = phases(fleet, clients, cost, start, noise)
     alive = fleet.survivors(clients, seed, cohort_key(run))
-    if fleet.availability is None and run.quorum.timeout_s is None:
+    if not waiting and run.quorum.timeout_s is None:
         seconds, outcome = parts.whole, np.zeros(len(clients), np.int8)
     else:
         end, outcome = ends(fleet, clients, start, parts.whole, run.quorum.timeout_s)
@@ -198,7 +201,33 @@ def begin(
         seconds[whole] = parts.whole[whole]
     if alive is not None and not alive.all():
         outcome[~alive & (outcome == OK)] = DROP_OUT
-    return Begun(clients, start, seconds, outcome == OK, outcome, parts, cost, steps, unavailable)
+    begun = Begun(clients, start, seconds, outcome == OK, outcome, parts, cost, steps, unavailable)
+    return begun if streaming or not waiting or need is None else _in_time(begun, now, need)
+
+
+def _in_time(begun: Begun, now: float, need: int) -> Begun:
+    """Only the tasks that begin before `need` replies are there."""
+    replies = begun.seconds[begun.good]
+    if len(replies) < need:
+        return begun
+    over = np.partition(replies, need - 1)[need - 1]
+    there = (begun.start <= now) | (begun.start - now < over)
+    if there.all():
+        return begun
+    at, c = np.flatnonzero(there), begun.cost
+    flops, down, up, memory = (np.asarray(one)[at] for one in (c.flops, c.bytes_down, c.bytes_up, c.memory_bytes))
+    return Begun(
+        begun.clients[at], begun.start[at], begun.seconds[at], begun.good[at], begun.outcome[at], begun.parts.pick(at),
+        Cost(flops, down, up, memory), None if begun.steps is None else begun.steps[at],
+        np.sort(np.concatenate([begun.unavailable, begun.clients[~there]])),
+    )  # fmt: skip
+
+
+def at_work_after(ask: Ask, busy: AtWork) -> AtWork:
+    """Who is at work once `ask` is asked, beside those who are `busy`."""
+    if ask.begun is None or ask.own or evaluates(ask.run):
+        return busy
+    return busy.joined(ask.begun.clients, ask.issued + ask.begun.seconds)
 
 
 def check_stacks(run: Run, replies: int) -> None:

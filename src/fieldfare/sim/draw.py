@@ -1,8 +1,8 @@
 """Who is asked, and when each of them can begin: cohorts drawn over the population's columns.
 
-Here: samples among those who are available, and the wait for those who are not. Not here: selection rules
-(`fleet.selection`) and the refilling of a stream (`stream`). Invariant: a draw depends on (seed, work, key, time,
-fleet) and, for rules that learn, on the replies that were accepted before; never on how the run is driven.
+Here: samples among those who are available and not at work, and the wait for those who are not. Not here: selection
+rules (`fleet.selection`) and the refilling of a stream (`stream`). Invariant: a draw depends on (seed, work, key, time,
+fleet), on who is at work and, for rules that learn, on the replies accepted before; never on how the run is driven.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fieldfare.core.events import Gathered
 from fieldfare.core.quorum import Sample
 from fieldfare.fleet.pool import Pool, Reported, draws
 from fieldfare.fleet.selection import selection_of
+from fieldfare.sim.at_work import NOBODY, AtWork, skipping
 from fieldfare.sim.population import Population, cohort_key
 
 F64 = NDArray[np.float64]
@@ -98,38 +99,42 @@ def _name(by: Any, work: str) -> str:
 
 def cohort(
     run: Run, population: Population, seed: int, now: float, seconds: Seconds, selected: Selected,
+    busy: AtWork = NOBODY,
 ) -> tuple[I64, F64]:  # fmt: skip
     """(ids `[n]` in the order drawn, when each begins `[n]`) of a `Run` on devices; inf for those who never can.
 
-    A `Sample` takes those who are available now, as many as it wants; if they are too few, also the next who come.
+    A `Sample` takes those who are available now and not at work, as many as it wants; if they are too few, also the
+    next who come. Who is named, and is at work, begins when that is over.
     """
     on, sessions = run.on, population.fleet.availability
     if not isinstance(on, Sample):
         ids = population.named(run)
-        if sessions is None:
-            return ids, np.full(len(ids), now)
-        return ids, np.maximum(sessions.session(now, ids)[0], now)
+        return ids, _begin(population, now, ids, busy)
     purpose = purpose_of(run)
     among = population.flagged(on)
+    taken = busy.among(among)
     if sessions is None and on.by == "uniform":
-        return population.sample(on, seed, purpose), np.full(on.count, now)
-    if on.by == "uniform":
-        there = _available(population, now, among, on.count, seed, purpose)
+        free = (population.size if among is None else len(among)) - len(taken)
+        drawn = rng.choose(seed, purpose, min(on.count, free), free) if free else np.empty(0, np.int64)
+        there = skipping(taken, drawn)
+        there = there if among is None else among[there]
+    elif on.by == "uniform":
+        there = _available(population, now, among, on.count, seed, purpose, busy)
     else:
         pool = (among if among is not None else np.arange(population.size)) if sessions is None else (
             sessions.available(now) if among is None else among[sessions.at(now, among)]
         )  # fmt: skip
-        there = pool
+        there = pool = pool[busy.free(pool)] if len(taken) else pool
         if len(pool):
             count = min(on.count, len(pool))
             there = selected.choose(on.by, run, count, population, pool, seconds, now, seed, purpose)
     start = np.full(len(there), now)
-    if len(there) < on.count and sessions is not None:
+    if len(there) < on.count:
         rest = np.setdiff1d(np.arange(population.size) if among is None else among, there, assume_unique=True)
-        begin = sessions.session(now, rest)[0]
+        begin = _begin(population, now, rest, busy)
         order = np.lexsort((rest, begin))[: on.count - len(there)]
         order = order[np.isfinite(begin[order])]
-        there, start = np.concatenate([there, rest[order]]), np.concatenate([start, np.maximum(begin[order], now)])
+        there, start = np.concatenate([there, rest[order]]), np.concatenate([start, begin[order]])
         if not len(there):
             raise UsageError(
                 f"Sample({on.count}): no device of this fleet is available after {now:.0f} s: its trace is over; use "
@@ -138,19 +143,31 @@ def cohort(
     return there, start
 
 
+def _begin(population: Population, now: float, ids: I64, busy: AtWork) -> F64:
+    """From when on each of `ids` `[n]` is there and not at work."""
+    sessions, free = population.fleet.availability, busy.begin(now, ids)
+    return free if sessions is None else np.maximum(sessions.session(free, ids)[0], free)
+
+
+def evaluates(run: Run) -> bool:
+    """Whether `run` measures a model: such a Run leaves who is at work as it is, and does not wait for them."""
+    return cohort_key(run)[:1] == ("evaluate",)
+
+
 def purpose_of(run: Run) -> tuple[str | int, ...]:
     """The purpose of the random stream that draws the cohort of `run`.
 
     Evaluations of one version (key `("evaluate", ...)`) ask the same clients, whatever each measures there.
     """
     key = cohort_key(run)
-    return ("cohort", "evaluate" if key[:1] == ("evaluate",) else run.work, *key)
+    return ("cohort", "evaluate" if evaluates(run) else run.work, *key)
 
 
 def _available(
-    population: Population, now: float, among: I64 | None, count: int, seed: int, purpose: tuple[str | int, ...]
-) -> I64:
-    """Up to `count` of those available now, all alike; tries candidates before it looks through a large fleet."""
+    population: Population, now: float, among: I64 | None, count: int, seed: int, purpose: tuple[str | int, ...],
+    busy: AtWork,
+) -> I64:  # fmt: skip
+    """Up to `count` of those available now and not `busy`, all alike; tries some before it looks at a large fleet."""
     sessions = population.fleet.availability
     assert sessions is not None
     n = population.size if among is None else len(among)
@@ -160,11 +177,13 @@ def _available(
             words = (rng.bits(key, np.arange(tried, tried + 8 * count + 64)) % np.uint64(n)).astype(np.int64)
             tried += len(words)
             words = words if among is None else among[words]
-            found = np.concatenate([found, words[sessions.at(now, words)]])
+            words = words[sessions.at(now, words)]
+            found = np.concatenate([found, words[busy.free(words)]])
             first = np.unique(found, return_index=True)[1]
             first.sort()
             found = found[first]
             if len(found) >= count:
                 return found[:count]
     ids = sessions.available(now) if among is None else among[sessions.at(now, among)]
+    ids = ids[busy.free(ids)] if len(busy) else ids
     return ids[rng.choose(seed, purpose, min(count, len(ids)), len(ids))] if len(ids) else ids

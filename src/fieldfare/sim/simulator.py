@@ -23,7 +23,8 @@ from fieldfare.core.params import Params
 from fieldfare.core.work import Work
 from fieldfare.fleet.tasks import LATE, OK, REFUSED
 from fieldfare.sim.ahead import Ahead
-from fieldfare.sim.asks import Ask, resolve
+from fieldfare.sim.asks import Ask, at_work_after, resolve
+from fieldfare.sim.at_work import NOBODY, AtWork
 from fieldfare.sim.batch import Executor, gather_all
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Deadline, Hosted, asked_of, check_nodes
@@ -63,7 +64,8 @@ class Progress:
     the replies of all who answer, late ones too (sent, then dropped); what is outstanding at `Stop` is cancelled. Where
     late replies count in the next gather both count when a task is over, in whatever way. A
     node's `Answer` counts when it is sent, none to a gather that is over. `bytes_between`: sent from node to node.
-    `streams` by "node work": the clients at work from gather to gather. `asked`: `Run`s on devices so far.
+    `streams` by "node work": the clients at work from gather to gather. `asked`: `Run`s on devices so far. `at_work`:
+    the devices of other `Run`s that are at work.
     """
 
     now: float = 0.0
@@ -74,6 +76,7 @@ class Progress:
     hosted: dict[int, Hosted] = field(default_factory=dict[int, Hosted])
     streams: dict[str, Stream] = field(default_factory=dict[str, Stream])
     selected: Selected = field(default_factory=Selected)
+    at_work: AtWork = NOBODY
     asked: int = 0
     steps: int = 0
     bytes_down: float = 0.0
@@ -194,8 +197,10 @@ class Simulator:
         if run.quorum.late == "next" and own is None:
             ask = self._stream(node, run.work).open(run, p.now, world.works, p.selected)
         else:
-            ask = resolve(node, run, p.now, world.population, world.works, world.seed, own, p.selected, p.asked)
+            busy = p.at_work.at(p.now)
+            ask = resolve(node, run, p.now, world.population, world.works, world.seed, own, p.selected, p.asked, busy)
             p.bytes_down += ask.bytes_down
+            p.at_work = at_work_after(ask, busy)
         p.asked += 1
         p.asks[self._push(ask.due, node, None)] = ask
 
@@ -274,6 +279,7 @@ class Simulator:
             event = self._results.pop(seq)
             self.executor.accept(ask, event)
         del p.asks[seq]
+        p.at_work = p.at_work.at(p.now)
         p.bytes_up += ask.bytes_up
         if p.selected.states:
             ids, seconds = (ask.clients, ask.seconds) if isinstance(ask, StreamAsk) or ask.begun is None else (

@@ -22,7 +22,8 @@ from fieldfare.core.events import Gathered
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Output
 from fieldfare.fleet.tasks import OUTCOMES, account
-from fieldfare.sim.asks import Ask, begin, client_keys
+from fieldfare.sim.asks import Ask, at_work_after, begin, client_keys
+from fieldfare.sim.at_work import AtWork
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.population import Population
 from fieldfare.sim.simulator import World
@@ -124,14 +125,17 @@ class Gathering:
 
 def gathering(
     id: EffectId, run: Run, now: float, number: int, world: World, own: int | None, shuffle: int | None,
-    selected: Selected,
-) -> Gathering:  # fmt: skip
-    """Draw the cohort of a `Run` on devices, as the simulator does; drop-outs of the fleet are lost from the start."""
+    selected: Selected, busy: AtWork,
+) -> tuple[Gathering, AtWork]:  # fmt: skip
+    """(the drawn cohort of a `Run` on devices, who is at work now), as in the simulator.
+
+    Drop-outs of the fleet are lost from the start.
+    """
     population: Population = world.population
-    begun = begin(run, now, population, world.works, world.seed, own, selected)
+    begun = begin(run, now, population, world.works, world.seed, own, selected, busy=busy)
     turn = np.argsort(begun.clients, kind="stable")
     clients, seconds, good = begun.clients[turn], begun.seconds[turn], begun.good[turn]
-    ask = Ask("", run, now, now, clients, seconds, {}, 0.0, 0.0, 0.0, len(clients), own is not None)
+    ask = Ask("", run, now, now, clients, seconds, {}, 0.0, 0.0, 0.0, len(clients), own is not None, begun)
     levels = run.view.plan(clients) if run.view is not None else None
     if shuffle is not None:
         seconds[good] = rng.stream(shuffle, "replies", number).permutation(seconds[good])
@@ -145,10 +149,11 @@ def gathering(
     )  # fmt: skip
     whole: Any = begun.cost
     down, up = (told.bytes_down, told.bytes_up) if begun.cut else (whole.bytes_down, whole.bytes_up)
-    return Gathering(
+    gather = Gathering(
         id, run, now, number, clients, seconds, client_keys(ask, world.seed), order, levels, down[turn], up[turn],
         reasons, begun.unavailable, None if begun.steps is None else begun.steps[turn], set(reasons),
     )  # fmt: skip
+    return gather, at_work_after(ask, busy)
 
 
 @dataclass(slots=True, eq=False)

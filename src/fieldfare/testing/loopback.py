@@ -18,6 +18,7 @@ from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Answer, Effect, Publish, Run, Send, Stop, Tag, Wake
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Evaluated, Gathered, Received, Started, Woke
+from fieldfare.sim.at_work import NOBODY
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Hosted, asked_of, check_nodes
 from fieldfare.sim.simulator import World, size_of
@@ -43,7 +44,7 @@ class Loopback:
         self.world, self.snapshot_every, self.shuffle = world, snapshot_every, shuffle
         self.now, self.number, self.stopped = 0.0, 0, ""
         self.model, self.version, self.bytes_down, self.bytes_up = world.model, 0, 0.0, 0.0
-        self.devices, self.selected = Devices(world, Slots()), Selected()
+        self.devices, self.selected, self.at_work = Devices(world, Slots()), Selected(), NOBODY
         self.streams, self.planned = Streams(world, self.selected), dict[EffectId, StreamAsk]()
         self.nodes: dict[str, Node] = {}
         self.gathers: dict[EffectId, Gathering] = {}
@@ -350,9 +351,10 @@ class Loopback:
                 if id_[0] not in self.world.placement:
                     raise UsageError(f"node {id_[0]!r} runs {run.work!r} on itself but has no device: place it on one.")
                 own = self.world.placement[id_[0]]
-            gather = self.gathers[id_] = gathering(
-                id_, run, self.now, number, self.world, own, self.shuffle, self.selected
+            gather, self.at_work = gathering(
+                id_, run, self.now, number, self.world, own, self.shuffle, self.selected, self.at_work.at(self.now)
             )
+            self.gathers[id_] = gather
             self.bytes_down += float(gather.bytes_down.sum())
         for at in range(len(gather.clients)):
             if at not in gather.replies and at not in gather.lost:
