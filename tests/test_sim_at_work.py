@@ -151,7 +151,8 @@ def test_no_device_has_two_tasks_at_once(world) -> None:
 
     Simulator(world, None, observe).run()
     client, start, end = (
-        np.concatenate([getattr(tasks, name) for tasks in found] or [np.empty(0)]) for name in ("client", "start", "end")
+        np.concatenate([getattr(tasks, name) for tasks in found] or [np.empty(0)])
+        for name in ("client", "start", "end")
     )
     order = np.lexsort((end, start, client))
     client, start, end = client[order], start[order], end[order]

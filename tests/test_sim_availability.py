@@ -17,6 +17,7 @@ from fieldfare.core.folds import Mean
 from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
 from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet
+from fieldfare.fleet.pool import Reported
 from fieldfare.fleet.selection import SELECTIONS
 from fieldfare.fleet.tasks import DROP_OUT, INTERRUPTED, LATE, OK, TIMEOUT
 from fieldfare.sim.observe import Answered
@@ -253,6 +254,22 @@ def test_tasks_of_rounds_lie_within_sessions_and_add_up(world) -> None:
         assert not len(replies) or replies.max() <= one.due * (1 + 1e-12)
         timeout = one.run.quorum.timeout_s
         assert timeout is None or (tasks.end - tasks.start <= timeout * (1 + 1e-12)).all()
+
+
+@both
+def test_a_rule_is_told_of_the_seconds_of_tasks_not_of_those_they_were_waited_for(driver, monkeypatch) -> None:
+    told: list[tuple[list[int], list[float]]] = []
+
+    def note(ids: Any, loss: Any, seconds: Any, *rest: Any) -> Reported:
+        told.append((ids.tolist(), seconds.tolist()))
+        return Reported(ids, loss, seconds, *rest)
+
+    monkeypatch.setattr("fieldfare.sim.draw.Reported", note)
+    sessions = come([(40, 90)], ALWAYS, [(20, 90)], ALWAYS, [(30, 90)], [(50, 90)])
+    gathered(ask(Sample(6, by="least-available")), sessions, driver)
+    for ids, seconds in told:
+        assert dict(zip(ids, seconds, strict=True)) == dict(enumerate(SLOW.tolist()))
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("by", ["uniform", *SELECTIONS])

@@ -105,6 +105,13 @@ class Ask:
         """The most steps of each client `[n]`, where a budget limits them."""
         return None if self.begun is None or self.begun.steps is None else self.begun.steps[self.place]
 
+    @property
+    def spent(self) -> tuple[I64, F64]:
+        """(who was asked, the seconds of each one's task, without those it was waited for), in the order drawn."""
+        if self.begun is None:
+            return self.clients, self.seconds
+        return self.begun.clients, self.begun.seconds - (self.begun.start - self.issued)
+
     def tasks(self, fleet: Fleet) -> Tasks | None:
         """All tasks of the ask with their outcomes and what they took; None where nobody was asked."""
         if self.begun is None or self.place is None:

@@ -282,8 +282,7 @@ class Simulator:
         p.at_work = p.at_work.at(p.now)
         p.bytes_up += ask.bytes_up
         if p.selected.states:
-            ids, seconds = (ask.clients, ask.seconds) if isinstance(ask, StreamAsk) or ask.begun is None else (
-                ask.begun.clients, ask.begun.seconds)  # fmt: skip
+            ids, seconds = (ask.clients, ask.seconds) if isinstance(ask, StreamAsk) else ask.spent
             p.selected.observe(ask.run, ids, seconds, event, self.world.population, p.now)
         if isinstance(ask, Ask) and ask.own:
             self._tell(worked(ask, event, self.world))

@@ -42,7 +42,8 @@ class Gathering:
 
     `order` `[n]` settles replies due at the same instant as the simulator does: by seconds, then id, then the deadline.
     `lost`: positions that will never reply, `reasons` why, where that is known from the start; `unavailable`: ids that
-    could not begin; `steps` as in `Cohort`; `replies`: those that counted, by position.
+    could not begin; `steps` as in `Cohort`; `waited`: seconds before each task began; `replies`: those that counted, by
+    position.
     """
 
     id: EffectId
@@ -59,6 +60,7 @@ class Gathering:
     reasons: Mapping[int, str] = field(default_factory=dict[int, str])
     unavailable: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     steps: NDArray[np.int64] | None = None
+    waited: NDArray[np.float64] | float = 0.0
     lost: set[int] = field(default_factory=set[int])
     replies: dict[int, Output] = field(default_factory=dict[int, Output])
 
@@ -151,7 +153,8 @@ def gathering(
     down, up = (told.bytes_down, told.bytes_up) if begun.cut else (whole.bytes_down, whole.bytes_up)
     gather = Gathering(
         id, run, now, number, clients, seconds, client_keys(ask, world.seed), order, levels, down[turn], up[turn],
-        reasons, begun.unavailable, None if begun.steps is None else begun.steps[turn], set(reasons),
+        reasons, begun.unavailable, None if begun.steps is None else begun.steps[turn],
+        begun.start[turn] - now, set(reasons),
     )  # fmt: skip
     return gather, at_work_after(ask, busy)
 

@@ -172,7 +172,8 @@ class Loopback:
 
         def accept() -> None:
             self.devices.commit(gather, accepted)
-            self.selected.observe(gather.run, gather.clients, gather.seconds, event, self.world.population, self.now)
+            spent = gather.seconds - gather.waited
+            self.selected.observe(gather.run, gather.clients, spent, event, self.world.population, self.now)
             self.bytes_up += gather.sent
 
         self._step(Message(gather.id, gather.id[0], event), accept)
