@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -230,6 +231,17 @@ def test_compare_lays_two_runs_over_each_other(done):
     text = fieldfare(folder, "compare", *names, "--out", "both.html").out
     assert f"{second['final']['accuracy']:.4f}" in text
     fieldfare(folder, "compare", names[0]).refused("at least two")
+
+
+def test_runs_whose_folders_have_one_name_are_compared_under_names_of_their_own(done):
+    folder, outcome = done
+    second = fieldfare(folder, "run", "hello.py", "--json", "--seed", 5, "--runs", "third").result
+    for arm, run in (("wait", f"runs/{outcome.result['run']}"), ("go on", f"third/{second['run']}")):
+        (folder / "arms" / arm).mkdir(parents=True)
+        shutil.copytree(folder / run, folder / "arms" / arm / "0")
+    told = fieldfare(folder, "compare", "arms/wait/0", "arms/go on/0", "--out", "both.html", "--json").result
+    assert told["final"] == {"wait/0": outcome.result["final"], "go on/0": second["final"]}
+    assert "wait/0, go on/0" in (folder / "both.html").read_text()
 
 
 def test_a_comparison_shows_whole_run_ids_and_metrics_on_a_narrow_terminal(done, monkeypatch):

@@ -156,6 +156,7 @@ def report(which: str, out: Path | None, runs: Path, as_json: bool) -> None:
 @as_json_
 def compare(which: tuple[str, ...], out: Path, runs: Path, as_json: bool) -> None:
     """Lay runs over each other: one report, aligned curves."""
+    from fieldfare.report.arms import names_of
     from fieldfare.report.html import write_comparison
     from fieldfare.store.runs import RunFolder
 
@@ -163,8 +164,9 @@ def compare(which: tuple[str, ...], out: Path, runs: Path, as_json: bool) -> Non
         raise UsageError(f"compare got {len(which)} run: name at least two.")
     folders = [RunFolder.find(one, runs) for one in which]
     path = write_comparison([folder.path for folder in folders], out)
-    finals = {folder.id: folder.read_json("summary.json")["final"] for folder in folders if folder.complete}
-    incomplete = [folder.id for folder in folders if not folder.complete]
+    named = dict(zip(names_of([folder.path for folder in folders]), folders, strict=True))
+    finals = {name: one.read_json("summary.json")["final"] for name, one in named.items() if one.complete}
+    incomplete = [name for name, one in named.items() if not one.complete]
     if as_json:
         _print({"report": str(path), "final": finals, "incomplete": incomplete}, True, "")
         return
@@ -172,7 +174,8 @@ def compare(which: tuple[str, ...], out: Path, runs: Path, as_json: bool) -> Non
 
     finals_table(finals)
     for name in incomplete:
-        print(f"{name} is incomplete: `fieldfare resume {name}` goes on with it")
+        whole = named[name].path if "/" in name else name
+        print(f"{name} is incomplete: `fieldfare resume {whole}` goes on with it")
     print(path)
 
 

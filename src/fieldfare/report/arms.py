@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,22 @@ def _tail(arm: Arm) -> str:
             path = folder.parent
             break
     return path.name.rsplit("-", 1)[-1]
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """A name of each run folder: its own, and as much of the path to it as tells it from the others.
+
+    >>> names_of([Path("a/arms/wait/0"), Path("a/arms/go/0"), Path("b")])
+    ['wait/0', 'go/0', 'b']
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    depth = [1] * len(parts)
+    while True:
+        names = ["/".join(one[-n:]) for one, n in zip(parts, depth, strict=True)]
+        alike = [names.count(name) > 1 and n < len(one) for name, one, n in zip(names, parts, depth, strict=True)]
+        if not any(alike):
+            return names
+        depth = [n + more for n, more in zip(depth, alike, strict=True)]
 
 
 def shared_metrics(arms: Sequence[Arm]) -> list[str]:

@@ -72,7 +72,7 @@ def write_comparison(run_dirs: Sequence[str | Path], out: str | Path) -> Path:
             tiles=side_by_side.headline(arms, "run"),
             sections=_arm_sections(arms, draw=draw, word="run"),
             notes=[note for run in runs for note in _notes(run, named=True)] + ([] if draw else [NO_PLOTS]),
-            footer=f"Written by fieldfare {__version__} from {', '.join(run.path.name for run in runs)}.",
+            footer=f"Written by fieldfare {__version__} from {', '.join(side_by_side.names_of(folders))}.",
         )
     return _write(Path(out), text)
 
