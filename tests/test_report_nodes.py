@@ -204,6 +204,14 @@ sense = "<="
 target = 10
 
 [[claim]]
+name = "own best"
+measure = "paired"
+of = { measure = "best_at", arm = "slow", metric = "accuracy", axis = "virtual_s" }
+to = { measure = "best_at", arm = "fast", metric = "accuracy", axis = "virtual_s" }
+sense = ">="
+target = 1.5
+
+[[claim]]
 name = "idle"
 measure = "idle"
 arm = "fast"

@@ -56,6 +56,7 @@ _SIMPLE = {"measure", "arm", "metric", "aggregate", "seeds"}
 _NEEDS: Mapping[str, set[str]] = {
     "final": {"metric"},
     "best": {"metric"},
+    "best_at": {"metric"},
     "at": {"metric", "axis", "point"},
     "time_to": {"metric", "threshold"},
     "total": {"axis"},
@@ -72,6 +73,7 @@ _NEEDS: Mapping[str, set[str]] = {
 _MAY: Mapping[str, set[str]] = {
     "final": {"window"},
     "best": {"goal"},
+    "best_at": {"goal", "axis"},
     "at": set(),
     "time_to": {"axis", "reach", "between"},
     "total": set(),
@@ -106,6 +108,7 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
 
     - ``final``: the last value of ``metric``, or the mean of its last ``window`` values;
     - ``best``: its highest value; its lowest for a loss or with ``goal = "min"``;
+    - ``best_at``: the ``axis`` (default ``round``) at which it first was there, each run at a level of its own;
     - ``at``: its last value at or before ``point`` on ``axis``;
     - ``time_to``: the first ``axis`` (default ``round``) at which it is at least ``threshold``; at most for a loss or
       with ``reach = "<="``; with ``between = true`` where the line between two evaluations crosses it;
@@ -463,9 +466,10 @@ def _take(kind: str, measure: Mapping[str, Any], table: Table) -> float:
         return float(last.mean())
     if not y.size:
         raise _Missing(f"{arm} has no finite {metric} with {axis}")
-    if kind == "best":
+    if kind in ("best", "best_at"):
         goal = measure.get("goal", "min" if units.lower_is_better(metric) else "max")
-        return float(y.max() if goal == "max" else y.min())
+        at = int(np.argmax(y) if goal == "max" else np.argmin(y))
+        return float(y[at] if kind == "best" else x[at])
     if kind == "at":
         before = np.flatnonzero(x <= measure["point"])
         if not before.size or float(x[-1]) < measure["point"]:
@@ -489,7 +493,8 @@ def _unit(measure: Mapping[str, Any]) -> str:
     if kind in ("difference", "paired"):
         unit = _unit(measure["of"])
         return "points" if unit == "share" else unit
-    return units.unit_of(measure.get("axis", "round") if kind in ("time_to", "total") else measure["metric"])
+    on_axis = kind in ("time_to", "total", "best_at")
+    return units.unit_of(measure.get("axis", "round") if on_axis else measure["metric"])
 
 
 def in_words(measure: Mapping[str, Any]) -> str:
@@ -523,6 +528,9 @@ def in_words(measure: Mapping[str, Any]) -> str:
             level = float(measure["threshold"])
             told = f"{100 * level:g} %" if units.unit_of(metric) == "share" else units.measured(metric, level)
             return f"{words}{arm} to {plain} {'≥' if reach == '>=' else '≤'} {told}{taken}"
+        case "best_at":
+            words = "round" if axis == "round" else units.label(axis)
+            return f"{words}{arm} of its own best {plain}{taken}"
         case "total":
             return f"total {units.label(axis)}{arm}{taken}"
         case "at":

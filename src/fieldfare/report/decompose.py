@@ -220,7 +220,10 @@ def paired(of: Mapping[str, float], to: Mapping[str, float], *, ratio: bool = Tr
 def crossed_at(x: Sequence[float], y: Sequence[float], level: float) -> float:
     """Where a curve through points in order of `x` first comes to `level`, straight between points; inf if never.
 
-    >>> crossed_at([0.0, 2.0, 4.0], [1.0, 3.0, 5.0], 4.0)
-    3.0
+    Points that are not finite (one of two arms never came to its target there) are left out.
+
+    >>> crossed_at([0.0, 2.0, 4.0], [1.0, 3.0, 5.0], 4.0), crossed_at([0.0, 1.0], [math.inf, 1.0], 4.0)
+    (3.0, inf)
     """
-    return crossing(np.asarray(x, np.float64), np.asarray(y, np.float64), level)
+    kept = np.isfinite(y)
+    return crossing(np.asarray(x, np.float64)[kept], np.asarray(y, np.float64)[kept], level)
