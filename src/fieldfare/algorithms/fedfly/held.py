@@ -1,0 +1,153 @@
+"""What an edge holds: its state, one record per device, and the handovers under way.
+
+Here: the data, and the few functions all parts of an edge use on it. Not here: what is done with it (`serve`, `leave`,
+`arrive`). Invariant: an edge trains a session only while it is the owner and the session is not frozen.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from fieldfare.algorithms.fedfly.messages import Attach, Forward, Plan, Relay
+from fieldfare.algorithms.fedfly.policies import Settled
+from fieldfare.algorithms.fedfly.session import Session
+from fieldfare.algorithms.fedfly.tensors import Array
+from fieldfare.algorithms.fedfly.tickets import Ticket
+from fieldfare.core.effects import Effect, Send
+from fieldfare.core.params import Params
+
+Phase = Literal["prep", "pre", "stop", "final", "commit"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leave:
+    """A session goes to `to`: the source's side.
+
+    `phase`: "prep" (asked), "pre" (copy `number` is on its way), "stop" (to be frozen behind the next step), "final"
+    (frozen and sent), "commit" (the centre is asked; only it can end this). `copied`: the last copy that is there, or
+    on its way. `sent`: the session as the destination will have it. `withheld`: the last gradient has not gone down.
+    `ticket`: as asked for. `against`: the round of the destination's global model, 0: none in common. `relayed`: it
+    goes through the centre. `public`: the destination's key.
+    """
+
+    to: str
+    attempt: int
+    policy: Settled
+    deadline_s: float
+    phase: Phase = "prep"
+    number: int = 0
+    copied: Session | None = None
+    sent: Session | None = None
+    withheld: bool = False
+    ticket: Ticket | None = None
+    against: int = 0
+    relayed: bool = False
+    public: bytes = b""
+    timer: int = 0
+    tries: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrive:
+    """A session comes from `src`: the destination's side. `granted`: it may send; `ready`: it is here, whole.
+
+    `copied`: the last copy, number `number` (-1: none). `since_s`: when it was asked for.
+    """
+
+    src: str
+    epoch: int
+    attempt: int
+    round: int
+    size_bytes: int
+    deadline_s: float
+    since_s: float
+    granted: bool = False
+    number: int = -1
+    copied: Session | None = None
+    ready: Session | None = None
+    relayed: bool = False
+    timer: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """All an edge knows of one device.
+
+    `session`: its own while `owner`; else a copy, kept until it is released. `epoch`: the newest of ownership it knows.
+    `frozen`: no step is begun. `busy`: number of the step under way (0: none). `early`: a batch that came too soon.
+    `ticket`: the newest ownership it knows. `attached`: the device has come with it. `wants`: the edge where the device
+    is, and by when its session should be there. `attempt`: handovers begun so far; `refused`: in vain, in a row.
+    `waiting`: an `Attach` for which the session is still missing. `restore`: the ownership is a failover whose replica
+    has not come. `step_s`: how long the last batch took, from gradient to gradient; `last_s`: when it ended.
+    """
+
+    session: Session | None = None
+    owner: bool = False
+    epoch: int = 0
+    frozen: bool = False
+    busy: int = 0
+    early: Forward | None = None
+    ticket: Ticket | None = None
+    attached: bool = False
+    wants: str = ""
+    deadline_s: float = float("inf")
+    attempt: int = 0
+    leave: Leave | None = None
+    arrive: Arrive | None = None
+    waiting: Attach | None = None
+    restore: bool = False
+    step_s: float = 0.0
+    last_s: float = 0.0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """An edge: `model` fixes the layout; `base` is the global model of `round`, `plan` its cuts; `held` by device.
+
+    `running`: `{serial: (device, round, epoch, batch)}` of steps under way, `queue` devices that wait for one of the
+    lanes. `timer` numbers all timers.
+    """
+
+    model: Params
+    central: str = ""
+    edges: tuple[str, ...] = ()
+    round: int = 0
+    base: Params | None = None
+    plan: Mapping[str, Plan] = field(default_factory=dict[str, Plan])
+    held: Mapping[str, Held] = field(default_factory=dict[str, Held])
+    serial: int = 0
+    running: Mapping[int, tuple[str, int, int, int]] = field(default_factory=dict[int, tuple[str, int, int, int]])
+    queue: tuple[str, ...] = ()
+    timer: int = 0
+
+    def of(self, device: str) -> Held:
+        """What is held of `device`; an empty record where nothing is."""
+        return self.held.get(device) or Held()
+
+    def put(self, device: str, held: Held) -> State:
+        """The same edge with another record of `device`."""
+        return replace(self, held={**self.held, device: held})
+
+
+Out = tuple[State, Sequence[Effect]]
+
+
+def checksum(act: Array, y: Array) -> int:
+    """CRC-32 of a batch on its way up: a frame whose bytes do not fit is as good as lost."""
+    return zlib.crc32(np.ascontiguousarray(y).tobytes(), zlib.crc32(np.ascontiguousarray(act).tobytes()))
+
+
+def sound(forward: Forward) -> bool:
+    """Whether a batch came as it was sent."""
+    return checksum(forward.act, forward.y) == forward.crc
+
+
+def to_edge(state: State, me: str, to: str, body: object, relayed: bool) -> Effect:
+    """A message to another edge, or through the centre where edges cannot reach each other."""
+    return Send(state.central, Relay(me, to, body)) if relayed else Send(to, body)

@@ -1,0 +1,240 @@
+"""An edge trains: batches come up, one step each, gradients go down.
+
+Here: what an owner does with its sessions. Not here: moves (`leave`, `arrive`). Invariant: batch s of a session is
+applied once, after s - 1 and before s + 1; a batch that comes again is answered with the gradient kept of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fieldfare.algorithms.fedfly.held import Held, Out, State, sound
+from fieldfare.algorithms.fedfly.messages import (
+    Attached,
+    Backward,
+    Begin,
+    Closed,
+    Committed,
+    Finish,
+    Forward,
+    Plan,
+    Replica,
+    Unknown,
+    Update,
+)
+from fieldfare.algorithms.fedfly.session import halves, opened, reference, to_blob
+from fieldfare.core.algorithm import Context
+from fieldfare.core.effects import Effect, Run, Scalar, Send
+from fieldfare.core.events import Gathered
+from fieldfare.core.folds import Collect
+from fieldfare.core.params import Params
+
+if TYPE_CHECKING:
+    from fieldfare.algorithms.fedfly.edge import Edge
+
+
+def begin(edge: Edge, state: State, device: str) -> Out:
+    """Open the session of the edge's round if it is not open yet, and tell the device."""
+    held, plan = state.of(device), state.plan.get(device)
+    if not held.owner or held.frozen or state.base is None or plan is None:
+        return state, ()
+    session = held.session
+    if session is None or session.round < state.round:
+        session = opened(edge.job, device, state.round, held.epoch, state.base, plan)
+        held = replace(held, session=session, busy=0, early=None)
+        state = state.put(device, held)
+    elif session.round > state.round or session.next:
+        return state, ()
+    return state, (begun(state, held, device),)
+
+
+def begun(state: State, held: Held, device: str) -> Effect:
+    """What a device needs to train from the start of a round."""
+    session = held.session
+    assert state.base is not None
+    assert session is not None
+    lower = Params(state.base.vector[: session.size], halves(state.base.layout, session.size)[0])
+    return Send(device, Begin(session.round, held.epoch, lower, Plan(session.cut, session.size, session.steps)))
+
+
+def forward(edge: Edge, state: State, device: str, body: Forward, ctx: Context) -> Out:
+    """A batch came up."""
+    held = state.of(device)
+    session, arrive = held.session, held.arrive
+    if not sound(body):
+        return state, ()
+    if not held.owner or body.epoch > held.epoch:
+        coming = arrive is not None and arrive.epoch == body.epoch
+        if coming or body.epoch > held.epoch > 0:
+            return state.put(device, replace(held, early=body)), ()
+        return state, (redirect(held, device, body.round, body.epoch),)
+    if body.epoch < held.epoch and not _expected(held, body):
+        return state, (redirect(held, device, body.round, body.epoch),)
+    if held.waiting is not None or held.restore:
+        return state.put(device, replace(held, early=body)), ()
+    if session is None or body.round > session.round or ctx.now > session.expires_s:
+        return state, (Send(device, Unknown(body.round, body.epoch)),)
+    if body.round < session.round:
+        return begin(edge, state, device)
+    if body.seq == session.next and not session.finished:
+        if held.frozen or held.busy:
+            return state.put(device, replace(held, early=body) if held.frozen else held), ()
+        return step(edge, state.put(device, replace(held, early=body)), device, ctx)
+    if body.seq == session.next - 1 and session.grad is not None:
+        withheld = held.leave is not None and held.leave.withheld
+        down = Send(device, Backward(session.round, held.epoch, body.seq, session.grad))
+        return state, () if withheld else (down,)
+    return state, (Send(device, Unknown(body.round, body.epoch)),)
+
+
+def _expected(held: Held, body: Forward) -> bool:
+    """Whether a batch of the epoch before is the next one, sent ahead while the session was on its way here."""
+    ticket, session = held.ticket, held.session
+    ahead = ticket is not None and ticket.kind == "handover" and body.epoch == held.epoch - 1
+    return ahead and session is not None and (body.round, body.seq) == (session.round, session.next)
+
+
+def redirect(held: Held, device: str, round_: int, epoch: int) -> Effect:
+    """What a device is told whose owner this edge is not: who is, or to ask the centre."""
+    if held.ticket is not None and held.ticket.epoch > epoch:
+        return Send(device, Committed(held.ticket, round_))
+    return Send(device, Unknown(round_, epoch))
+
+
+def step(edge: Edge, state: State, device: str, ctx: Context) -> Out:
+    """Train the batch that waits in `early`, at once or when a lane is free."""
+    held = state.of(device)
+    session, batch = held.session, held.early
+    if session is None or batch is None or not held.owner or held.busy or held.frozen or session.finished:
+        return state, ()
+    if (batch.round, batch.seq) != (session.round, session.next):
+        return state.put(device, replace(held, early=None)), ()
+    if edge.lanes is not None and len(state.running) >= edge.lanes:
+        queue = state.queue if device in state.queue else (*state.queue, device)
+        return replace(state, queue=queue), ()
+    serial = state.serial + 1
+    config: dict[str, Scalar] = {
+        "seq": session.next, "round": session.position, "cut": session.cut, "count": len(batch.y),
+    }  # fmt: skip
+    config |= {"steps": session.steps} if session.steps else {}
+    inputs: dict[str, Any] = {"act": batch.act, "y": batch.y}
+    if session.slots.size:
+        inputs["slots"] = session.slots
+    run = Run(
+        "split/step", (ctx.me,), ("fedfly", serial), session.model(state.model.layout), config=config, inputs=inputs,
+        reduce={leaf: Collect() for leaf in ("model", "slots", "g")}, key=session.words,
+    )  # fmt: skip
+    held = replace(held, busy=serial, session=replace(session, steps=batch.steps))
+    running = {**state.running, serial: (device, session.round, held.epoch, session.next)}
+    queue = tuple(one for one in state.queue if one != device)
+    return replace(state.put(device, held), serial=serial, running=running, queue=queue), (run,)
+
+
+def stepped(edge: Edge, state: State, serial: int, event: Gathered, ctx: Context) -> tuple[State, str]:
+    """A step is over: the session after it; and the device, or "" where the result is not wanted any longer."""
+    device, round_, epoch, seq = state.running[serial]
+    running = {n: one for n, one in state.running.items() if n != serial}
+    state = replace(state, running=running)
+    held = state.of(device)
+    session = held.session
+    if held.busy != serial or session is None or (session.round, held.epoch, session.next) != (round_, epoch, seq):
+        return state, ""
+    held = replace(held, busy=0)
+    if not len(event.clients):
+        return state.put(device, held), ""
+    got = {name: next(iter(folded.value.values())) for name, folded in event.output.items()}
+    loss = event.metrics.get("loss_sum")
+    session = replace(
+        session, next=seq + 1, upper=np.asarray(got["model"], np.float32), slots=np.asarray(got["slots"], np.float32),
+        grad=got["g"], loss=session.loss + (0.0 if loss is None else float(loss[0])),
+        samples=session.samples + event.weight, expires_s=ctx.now + edge.ttl_s,
+    )  # fmt: skip
+    step_s = ctx.now - held.last_s if held.last_s else 0.0
+    held = replace(held, session=session, early=None, step_s=step_s, last_s=ctx.now)
+    return state.put(device, held), device
+
+
+def down(edge: Edge, state: State, device: str) -> Out:
+    """The last gradient goes to the device; every so often a replica goes to the centre."""
+    held = state.of(device)
+    session = held.session
+    assert session is not None
+    assert session.grad is not None
+    out: list[Effect] = [Send(device, Backward(session.round, held.epoch, session.next - 1, session.grad))]
+    if edge.replica_every and session.next % edge.replica_every == 0 and state.base is not None:
+        blob = to_blob(session, reference(state.base, session.size), gradient=False)
+        out.append(Send(state.central, Replica(device, session.round, held.epoch, session.next, blob)))
+    return state, out
+
+
+def next_lane(edge: Edge, state: State, ctx: Context) -> Out:
+    """A lane is free: whoever waits longest."""
+    out: list[Effect] = []
+    while state.queue and (edge.lanes is None or len(state.running) < edge.lanes):
+        device, rest = state.queue[0], state.queue[1:]
+        state, more = step(edge, replace(state, queue=rest), device, ctx)
+        out += more
+    return state, out
+
+
+def finish(edge: Edge, state: State, device: str, body: Finish) -> Out:
+    """The device is through: its half is part of the session, and both halves go to the centre."""
+    held = state.of(device)
+    session = held.session
+    if not held.owner or body.epoch != held.epoch or session is None:
+        return state, (redirect(held, device, body.round, body.epoch),)
+    if session.round > body.round:
+        return state, (Send(device, Closed(body.round, body.epoch)),)
+    if session.round < body.round or session.next != session.steps or body.lower.shape != (session.size,):
+        return state, (Send(device, Unknown(body.round, body.epoch)),)
+    if held.frozen:
+        return state, ()
+    if not session.finished:
+        session = replace(session, lower=body.lower, grad=None)
+        state = state.put(device, replace(held, session=session))
+    closed = Send(device, Closed(session.round, held.epoch))
+    return state, (closed, *told(state, device))
+
+
+def told(state: State, device: str) -> tuple[Effect, ...]:
+    """A finished session of the edge's round, for the centre."""
+    held = state.of(device)
+    session = held.session
+    if not held.owner or held.frozen or session is None or session.lower is None or session.round != state.round:
+        return ()
+    vector = np.concatenate([session.lower, session.upper])
+    update = Update(device, session.round, held.epoch, vector, session.samples, session.loss)
+    return (Send(state.central, update),)
+
+
+def part(state: State, device: str) -> tuple[Effect, ...]:
+    """What there is of a session whose device is not waited for: the server half, with the examples it has seen."""
+    held = state.of(device)
+    session = held.session
+    if not held.owner or session is None or session.round != state.round or not session.samples:
+        return ()
+    if session.finished:
+        return told(state, device)
+    vector = np.concatenate([np.zeros(session.size, np.float32), session.upper])
+    update = Update(device, session.round, held.epoch, vector, session.samples, session.loss, session.size)
+    return (Send(state.central, update),)
+
+
+def go_on(edge: Edge, state: State, device: str, ctx: Context) -> Out:
+    """An owner's session is free again: open the round if it is over, train the batch that waits, or tell its end."""
+    held = state.of(device)
+    session = held.session
+    if not held.owner or held.frozen:
+        return state, ()
+    if session is None or session.round < state.round:
+        return begin(edge, state, device)
+    if session.finished:
+        return state, told(state, device)
+    return step(edge, state, device, ctx)
+
+
+__all__ = ["Attached", "begin", "begun", "down", "finish", "forward", "go_on", "next_lane", "part", "redirect", "step",
+           "stepped", "told"]  # fmt: skip

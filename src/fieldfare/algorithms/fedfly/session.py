@@ -1,0 +1,188 @@
+"""A session: all that an edge knows of one device's training in a round, and its encoded form.
+
+Here: the state and its tensors. Not here: who owns it (`held`) and how it crosses (`leave`, `arrive`). Invariant: a
+session built from `blob` alone goes on to the same bits as the one it was made of; what training reads is in here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.algorithms.fedfly import tensors
+from fieldfare.algorithms.fedfly.messages import Plan
+from fieldfare.algorithms.fedfly.tensors import CAP_BYTES, Array, Lossy
+from fieldfare.core.errors import PeerError, UsageError
+from fieldfare.core.params import Layout, Params
+
+F32 = NDArray[np.float32]
+
+NO_SLOTS = np.zeros(0, np.float32)
+"""Optimiser slots of a session that has not taken a step: the work makes its own from nothing."""
+_TEXTS = ("job", "device", "model_hash", "cut", "key")
+_WHOLE = ("round", "epoch", "size", "steps", "next", "position")
+_REAL = ("loss", "samples", "expires_s")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """The server half of `device` in `round`, before batch number `next` of `steps`.
+
+    `model_hash`: of the layout of the whole model; `cut`: where it is cut, by name, behind `size` parameters; `steps`
+    is 0 until the device has said. `upper` float32 `[P - size]`; `slots` float32 `[S]`, the optimiser's (empty: none
+    yet); `position`: the round at which the schedule of the learning rate is; `key`: the randomness of the server half,
+    of which every batch uses its own part. `grad`: gradient of batch `next - 1` as it went down (None: none, or left
+    behind). `loss`: sum over the `samples` examples so far. `lower` float32 `[size]`: the device half, once the device
+    has finished. `epoch`: of ownership. `expires_s`: a parked session is dropped then (absolute seconds).
+    """
+
+    job: str
+    device: str
+    round: int
+    epoch: int
+    model_hash: str
+    cut: str
+    size: int
+    steps: int
+    next: int
+    upper: F32
+    slots: F32 = field(default_factory=lambda: NO_SLOTS)
+    position: int = 0
+    key: str = ""
+    grad: Array | None = None
+    loss: float = 0.0
+    samples: float = 0.0
+    lower: F32 | None = None
+    expires_s: float = float("inf")
+
+    @property
+    def finished(self) -> bool:
+        return self.lower is not None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The key of the randomness of the server half, as a `Run` takes it."""
+        return tuple(self.key.split("\x1f"))
+
+    def model(self, layout: Layout) -> Params:
+        """The server half as a model."""
+        return Params(self.upper, halves(layout, self.size)[1])
+
+
+def layout_hash(layout: Layout) -> str:
+    """16 hex digits of names and shapes: two nodes with the same have the same tensors at the same places."""
+    text = ";".join(f"{n}{s}" for n, s in zip(layout.names, layout.shapes, strict=True))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def halves(layout: Layout, size: int) -> tuple[Layout, Layout]:
+    """The layouts of the device half, the first `size` parameters, and of the server half.
+
+    Errors: `UsageError` where the cut is within a tensor, or one half is empty.
+    """
+    if size not in layout.offsets[1:-1]:
+        raise UsageError(
+            f"a cut behind {size} parameters is within a tensor, or leaves one side empty: use a legal one."
+        )
+    at = layout.offsets.index(size, 1)
+    return Layout(layout.names[:at], layout.shapes[:at]), Layout(layout.names[at:], layout.shapes[at:])
+
+
+def opened(job: str, device: str, round_: int, epoch: int, base: Params, plan: Plan) -> Session:
+    """A session at the start of a round, from the global model; the optimiser begins anew."""
+    key = "\x1f".join(("split", device, str(round_)))
+    return Session(
+        job, device, round_, epoch, layout_hash(base.layout), plan.cut, plan.size, plan.steps, 0,
+        base.vector[plan.size :], NO_SLOTS, round_, key,
+    )  # fmt: skip
+
+
+def fields(session: Session, gradient: bool = True) -> dict[str, Array]:
+    """Every field as a tensor, by name; absent where it is None, or where the `gradient` is to be left behind."""
+    out: dict[str, Array] = {}
+    for name in _TEXTS:
+        out[name] = np.frombuffer(str(getattr(session, name)).encode(), np.uint8)
+    for name in _WHOLE:
+        out[name] = np.array(getattr(session, name), np.int64)
+    for name in _REAL:
+        out[name] = np.array(getattr(session, name), np.float64)
+    out["upper"], out["slots"] = session.upper, session.slots
+    if session.lower is not None:
+        out["lower"] = session.lower
+    if gradient and session.grad is not None:
+        out["grad"] = session.grad
+    return out
+
+
+def reference(base: Params, size: int) -> dict[str, Array]:
+    """What both edges know of every session of a round with that cut: the server half it started from."""
+    return {"upper": base.vector[size:]}
+
+
+def to_blob(
+    session: Session, against: dict[str, Array] | None = None, lossy: Lossy = "none", gradient: bool = True,
+    level: int = 1,
+) -> bytes:  # fmt: skip
+    """The session as bytes, as a difference from `against` (tensors) where given; `level` as in `tensors.encode`."""
+    return tensors.encode(fields(session, gradient), against, lossy, level)
+
+
+def from_blob(
+    blob: bytes, layout: Layout, against: dict[str, Array] | None = None, cap_bytes: int = CAP_BYTES, src: str = "peer"
+) -> Session:
+    """The session behind `blob`, built from nothing else; `layout` is the job's whole model.
+
+    Errors: `PeerError` for bytes that are no session, or not one of this model.
+    """
+    found = tensors.decode(blob, against, cap_bytes, src)
+
+    def wrong(reason: str) -> PeerError:
+        return PeerError(src, "session", reason)
+
+    named = (*_TEXTS, *_WHOLE, *_REAL, "upper", "slots")
+    missing = [name for name in named if name not in found]
+    if missing or set(found) - {*named, "lower", "grad"}:
+        raise wrong(f"fields {', '.join(missing) or 'unknown'} are missing or too many")
+    values: dict[str, Any] = {}
+    try:
+        for name in _TEXTS:
+            values[name] = _of(found[name], np.uint8, 1).tobytes().decode()
+        for name in _WHOLE:
+            values[name] = int(_of(found[name], np.int64, 0))
+        for name in _REAL:
+            values[name] = float(_of(found[name], np.float64, 0))
+        for name in ("upper", "slots", "lower"):
+            if name in found:
+                values[name] = _of(found[name], np.float32, 1)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise wrong(str(error)) from None
+    session = Session(**values, grad=found.get("grad"))
+    if session.model_hash != layout_hash(layout):
+        raise wrong(f"it is of another model ({session.model_hash} is not {layout_hash(layout)})")
+    if session.size not in layout.offsets[1:-1] or session.upper.shape != (layout.size - session.size,):
+        raise wrong(f"a server half of {session.upper.shape} behind a cut at {session.size} of {layout.size}")
+    if session.lower is not None and session.lower.shape != (session.size,):
+        raise wrong(f"a device half of {session.lower.shape} before a cut at {session.size}")
+    if session.next < 0 or (session.steps and session.next > session.steps):
+        raise wrong(f"batch {session.next} of {session.steps}")
+    return session
+
+
+def digest(session: Session, gradient: bool = True) -> str:
+    """32 hex digits of every field of the session."""
+    return tensors.digest(fields(session, gradient)).hex()
+
+
+def owned(session: Session, epoch: int) -> Session:
+    """The same session under another epoch of ownership."""
+    return replace(session, epoch=epoch)
+
+
+def _of(value: Array, dtype: Any, ndim: int) -> Array:
+    if value.dtype != np.dtype(dtype) or value.ndim != ndim:
+        raise ValueError(f"{value.dtype} of {value.ndim} dimensions stands for {np.dtype(dtype)} of {ndim}")
+    return value
