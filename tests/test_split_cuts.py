@@ -123,6 +123,25 @@ def test_a_module_that_registers_layers_out_of_order_is_laid_out_as_it_is_execut
         np.testing.assert_array_equal(made.state_dict()[name].numpy(), value)
 
 
+def test_layers_that_write_over_their_input_train_split_as_they_do_whole() -> None:
+    from split_cases import SGD, by_hand, data, keys, whole
+
+    from fieldfare.work.split import split
+
+    net = split_net(Odd, example=columns(2))
+    expected, _ = whole(net, data(), keys(4), 0, SGD)
+    for cut in net.cuts:
+        np.testing.assert_array_equal(by_hand(split(net, cut, SGD), data(), keys(4), 0)[0], expected)
+
+
+def test_nothing_of_torch_is_loaded_before_a_net_is_made() -> None:
+    import subprocess
+    import sys
+
+    told = "import sys, fieldfare.work.split, fieldfare.models; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 0
+
+
 class Branching(nn.Module):
     """Asks for a shape, which torch.fx cannot follow and torch.export can."""
 
@@ -222,3 +241,37 @@ def test_a_net_survives_a_trip_to_another_process() -> None:
     again = pickle.loads(pickle.dumps(split_net(small_vgg(), example=columns(2))))
     assert again.layout == net.layout
     assert [cut.name for cut in again.cuts] == [cut.name for cut in net.cuts]
+
+
+def test_a_net_that_can_be_cut_is_trained_and_measured_whole_like_any_other() -> None:
+    import fieldfare as ff
+
+    data = ff.federate(columns(96), ff.iid(clients=4), test=columns(40))
+    training = Training(lr=0.1, batch_size=8, momentum=0.9)
+    job = ff.Job(split_net(small_vgg, example=columns(2)), data, ff.FedAvg(rounds=2, cohort=4), training, seed=3)
+    result = job.run(runs=None, progress=False)
+    tensors = result.model.tensors()
+    assert tensors["norm1.num_batches_tracked"] == 6.0
+    module = split_net(small_vgg).module(result.model)
+    with torch.no_grad():
+        output, y = module(torch.from_numpy(data.test["x"])), torch.from_numpy(data.test["y"])
+    assert result.final["loss"] == pytest.approx(float(F.cross_entropy(output, y)), rel=1e-5)
+
+
+def test_augmentation_is_one_operation_on_the_device_and_the_same_split_and_whole() -> None:
+    from split_cases import by_hand, keys, whole
+
+    from fieldfare.core.block import Block
+    from fieldfare.work.split import split
+
+    made = np.random.default_rng(0)
+    x, y = made.integers(0, 256, (24, 3, 32, 32), np.uint8), made.integers(0, 10, 24)
+    net = split_net(
+        lambda: vgg5(widths=(8, 8, 8, 16), augment=True), transform="unit", example={"x": x[:2], "y": y[:2]}
+    )
+    assert net.cuts[0].name == "conv1"
+    block, training = Block({"x": x, "y": y}, np.arange(24), np.array([0, 24])), Training(lr=0.1, batch_size=8)
+    expected, loss = whole(net, block, keys(1), 0, training)
+    found, told = by_hand(split(net, "pool2", training), block, keys(1), 0)
+    np.testing.assert_array_equal(found, expected)
+    assert told == loss

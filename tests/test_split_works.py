@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from split_cases import MODULES, SGD, SIZES, by_hand, cohort, data, dense, keys, make, net_of, nn, torch, whole
 
+from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.work import Cohort
+from fieldfare.models import resnet, vgg5
 from fieldfare.work.net import Training
 from fieldfare.work.plan import make_plan
 from fieldfare.work.split import split, split_net, split_works
@@ -154,6 +160,62 @@ def test_running_statistics_count_every_batch_once() -> None:
     steps = len(make_plan(block.part(0, 1), key[:1], SGD).step_bounds(0)) - 1
     assert [tensors[f"norm{n}.num_batches_tracked"].item() for n in (1, 2, 3)] == [steps] * 3
     assert (tensors["norm1.running_var"] != 1).all()
+
+
+def test_counters_of_batches_are_named_for_who_averages() -> None:
+    net = net_of("vgg")
+    names = [name for name, at, _ in net.layout.items() if net.counters[at].all()]
+    assert names == [f"norm{n}.num_batches_tracked" for n in (1, 2, 3)]
+    assert net.counters.sum() == 3
+    assert not net_of("vgg_group").counters.any()
+
+
+def test_a_module_that_calls_view_behind_a_convolution_is_cut_all_the_same() -> None:
+    from split_cases import columns
+
+    class Viewer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.mid, self.last = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 4, 3), nn.Linear(64, 10)
+
+        def forward(self, x):
+            h = torch.relu(self.mid(torch.relu(self.conv(x.unflatten(1, (1, 8, 8))))))
+            return self.last(h.view(h.size(0), -1))
+
+    net, block, key = split_net(Viewer, example=columns(2)), data(), keys(4)
+    for cut in net.cuts:
+        found, _ = by_hand(split(net, cut, SGD), block, key, 0)
+        np.testing.assert_array_equal(found, whole(net, block, key, 0, SGD)[0])
+    assert not net._held().channels_last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make_net", [vgg5, resnet])
+def test_at_the_size_of_the_paper_split_training_has_the_bits_of_the_whole(make_net) -> None:
+    made = np.random.default_rng(0)
+    columns = {"x": made.standard_normal((250, 3, 32, 32), dtype=np.float32), "y": made.integers(0, 10, 250)}
+    net = split_net(make_net, example={name: column[:2] for name, column in columns.items()})
+    block = Block(columns, np.arange(250), np.array([0, 250]))
+    training = Training(lr=0.01, momentum=0.9, batch_size=100)
+    expected, _ = whole(net, block, keys(1), 0, training)
+    for cut in (net.cuts[3], net.cuts[7], net.cuts[10]):
+        np.testing.assert_array_equal(by_hand(split(net, cut, training), block, keys(1), 0)[0], expected)
+
+
+FRESH = """
+from split_cases import SGD, by_hand, data, keys, make, split
+import hashlib
+end, _ = by_hand(split(make("vgg"), "pool2", SGD), data(), keys(4), 0)
+print(hashlib.sha256(end.tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_computes_the_same_bits() -> None:
+    end, _ = by_hand(split(net_of("vgg"), "pool2", SGD), data(), keys(4), 0)
+    here = Path(__file__).parent
+    out = subprocess.run([sys.executable, "-c", FRESH], cwd=here, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == hashlib.sha256(end.tobytes()).hexdigest()
 
 
 def test_chance_is_drawn_alike_forward_and_backward_and_anew_for_every_batch() -> None:

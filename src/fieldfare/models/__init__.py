@@ -19,14 +19,16 @@ Norm = Literal["batch", "batch_alone", "group"]
 
 def vgg5(
     image: tuple[int, int, int] = (3, 32, 32), classes: int = 10, norm: Norm = "batch",
-    widths: tuple[int, int, int, int] = (32, 64, 64, 128), unflatten: bool = False,
+    widths: tuple[int, int, int, int] = (32, 64, 64, 128), unflatten: bool = False, augment: bool = False,
 ) -> nn.Module:  # fmt: skip
     """VGG-5 as in FedFly (arXiv 2111.01516) and FedAdapt: three 3x3 convolutions, two pools, two dense layers.
 
     582,346 parameters and 8,488,192 multiply-adds for `image` (3, 32, 32); `image` is (channels, height, width), both
     divisible by 4; digits are (1, 8, 8). `norm`: "batch" (the paper's, with running statistics), "batch_alone" (of the
     batch, without them) or "group" (8 channels each). ReLU between the dense layers is our reading. `unflatten`:
-    examples come as vectors.
+    examples come as vectors. `augment`: crop, flip (in training) and normalise, as the paper does with CIFAR-10 in
+    [0, 1] (`transform="unit"`). Its settings: `Training(lr=0.01, momentum=0.9, batch_size=100, schedule="step",
+    schedule_rounds=50, decay=0.1)`, 100 rounds of one epoch.
     """
     need_torch()
     from torch import nn
@@ -34,9 +36,7 @@ def vgg5(
     channels, height, width = image
     if height % 4 or width % 4 or min(image) < 1:
         raise UsageError(f"vgg5(image={image}): (channels, height, width) with height and width divisible by 4.")
-    layers: OrderedDict[str, Any] = OrderedDict()
-    if unflatten:
-        layers["image"] = nn.Unflatten(1, image)
+    layers = preparation(image, unflatten, augment)
     for at, wide in enumerate(widths[:3], 1):
         layers[f"conv{at}"] = nn.Conv2d(channels, wide, 3, padding=1)
         layers[f"norm{at}"] = normalisation(norm, wide)
@@ -53,7 +53,7 @@ def vgg5(
 
 def resnet(
     image: tuple[int, int, int] = (3, 32, 32), classes: int = 10, norm: Norm = "batch", blocks: int = 3,
-    width: int = 16, unflatten: bool = False,
+    width: int = 16, unflatten: bool = False, augment: bool = False,
 ) -> nn.Module:  # fmt: skip
     """A residual net for small images (He et al., CVPR 2016, section 4.2): 6 `blocks` + 2 layers, three stages.
 
@@ -65,7 +65,23 @@ def resnet(
 
     if blocks < 1 or width < 1 or min(image) < 1:
         raise UsageError(f"resnet(image={image}, blocks={blocks}, width={width}): use numbers >= 1.")
-    return build(image, classes, norm, blocks, width, unflatten)
+    return build(image, classes, norm, blocks, width, preparation(image, unflatten, augment))
+
+
+def preparation(image: tuple[int, int, int], unflatten: bool, augment: bool) -> OrderedDict[str, Any]:
+    """Layers before the first one that is trained: vectors to images, augmentation."""
+    from torch import nn
+
+    layers: OrderedDict[str, Any] = OrderedDict()
+    if unflatten:
+        layers["image"] = nn.Unflatten(1, image)
+    if augment:
+        from fieldfare.models.images import CIFAR10, CropFlip, Normalise
+
+        if image[0] != len(CIFAR10[0]):
+            raise UsageError(f"augment=True is for images of three channels such as CIFAR-10's, not image={image}.")
+        layers["normalise"], layers["augment"] = Normalise(*CIFAR10), CropFlip()
+    return layers
 
 
 def normalisation(norm: Norm, channels: int) -> nn.Module:

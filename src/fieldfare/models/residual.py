@@ -30,11 +30,10 @@ class Block(nn.Module):
         return self.relu2(h + (x if self.short is None else self.short(x)))
 
 
-def build(image: tuple[int, int, int], classes: int, norm: Norm, blocks: int, width: int, unflatten: bool) -> nn.Module:
-    """See `fieldfare.models.resnet`."""
-    layers: OrderedDict[str, Any] = OrderedDict()
-    if unflatten:
-        layers["image"] = nn.Unflatten(1, image)
+def build(
+    image: tuple[int, int, int], classes: int, norm: Norm, blocks: int, width: int, layers: OrderedDict[str, Any]
+) -> nn.Module:
+    """See `fieldfare.models.resnet`; behind `layers`."""
     layers["conv"] = nn.Conv2d(image[0], width, 3, 1, 1, bias=False)
     layers["norm"] = normalisation(norm, width)
     layers["relu"] = nn.ReLU()

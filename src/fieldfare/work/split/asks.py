@@ -60,6 +60,10 @@ class Side:
     in the batch, where only the asker knows (cost of what a server does); and the tensors that each work names.
     The randomness of the ask (`Run.key`) must be that of the device's round: it fixes order and chance of all batches.
     Nothing travels for these works, since nodes ask themselves: bytes are those of messages.
+
+    Clients of a stack are computed one after the other, each on one core. Measured on a CPU against `torch.func.vmap`,
+    which cannot lay convolutions out channels last: VGG-5 behind pool2, 32x32, batch 100, server's step 19 against 17
+    ms of CPU time per client, device's 45 against 96; 8x8, batch 20, 0.84 against 0.60 and 0.82 against 1.06.
     """
 
     net: SplitNet

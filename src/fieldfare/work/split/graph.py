@@ -123,9 +123,16 @@ def tensors(module: nn.Module) -> dict[str, Any]:
 def _symbolic(module: nn.Module) -> GraphModule:
     from torch import fx
 
+    class Tracer(fx.Tracer):
+        """A module without tensors of its own is one operation, whatever it does."""
+
+        def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
+            bare = next(m.parameters(), None) is None and next(m.buffers(), None) is None
+            return bare or super().is_leaf_module(m, module_qualified_name)
+
     given = inspect.signature(module.forward).parameters.values()
     fixed = {p.name: p.default for p in given if p.default is not p.empty}
-    return fx.symbolic_trace(module, concrete_args=fixed or None)
+    return fx.GraphModule(module, Tracer().trace(module, concrete_args=fixed or None))
 
 
 def _exported(module: nn.Module, example: Sequence[Any]) -> GraphModule:

@@ -107,6 +107,14 @@ class SplitNet(TorchNet):
         told = [traced.graph.code, repr(self._module), self.loss, *traced.layout.names, *map(str, traced.layout.shapes)]
         return hashlib.blake2b("\x1f".join(told).encode(), digest_size=8).hexdigest()
 
+    @property
+    def counters(self) -> NDArray[np.bool_]:
+        """Bool `[P]`: counters of batches, of which an aggregate takes the largest; all else is averaged."""
+        out = np.zeros(self.layout.size, np.bool_)
+        for name, where, _ in self.layout.items():
+            out[where] = name.endswith("num_batches_tracked")
+        return out
+
     def cut(self, which: int | str | Cut) -> Cut:
         """A legal cut by number or by name; errors: `UsageError` with those there are."""
         if isinstance(which, Cut):
