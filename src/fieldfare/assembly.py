@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def assemble(job: Job) -> Assembly:
         )
     placement: Mapping[str, int] = {}
     if several(job.algorithm):
-        works = works if job.simulated.train else {name: Still(work) for name, work in works.items()}
+        works = works if job.simulated.train else {**works, "train": Still(cast(Train, works["train"]))}
         made = job.algorithm.nodes(job.data.n_clients, job.training)
         nodes = {name: (role, _watched(job, algorithm)) for name, (role, algorithm) in made.items()}
         placement = job.algorithm.placement(job.data.n_clients)
@@ -144,15 +144,18 @@ def _check_several(job: Job, net: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Still:
-    """A work that costs what `work` costs and gives back the model it was sent, for `Simulated(train=False)`."""
+    """A training that costs what `work` costs and gives back the model it was sent, for `Simulated(train=False)`."""
 
-    work: Any
+    work: Train
 
     def __call__(self, cohort: Cohort) -> Output:
         return Output({"model": cohort.models[cohort.row]}, cohort.data.sizes.astype(np.float64))
 
     def cost(self, examples: Any, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
         return self.work.cost(examples, layout, config)
+
+    def steps(self, examples: Any, config: Mapping[str, Scalar]) -> Any:
+        return self.work.steps(examples, config)
 
     def slots(self, layout: Layout) -> Mapping[str, int]:
         return {}
