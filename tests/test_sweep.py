@@ -197,6 +197,83 @@ def test_a_trained_sweep_keeps_every_point_as_a_run_and_can_be_gone_on_with_by_t
     assert told(after) == told(map(json.loads, rows))
 
 
+HOPELESS = ff.Sweep(job(), {"algorithm.timeout_s": (0.5, "none", 60.0)}, seeds=(0, 1), system_only=True)
+"""No task of these phones is over in half a second, so with that no version would ever come."""
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_point_that_cannot_be_run_ends_no_other(jobs, tmp_path, capsys):
+    done = HOPELESS.run(tmp_path, progress=False, jobs=jobs)
+    assert [row.get("failed", False) for row in done.rows] == [True, True, False, False, False, False]
+    assert all("the tasks are too long" in row["stopped"] for row in done.rows[:2])
+    assert done.summary["failed"] == 2
+    alone = replace(HOPELESS, over={"algorithm.timeout_s": ("none", 60.0)}).run(tmp_path, progress=False, jobs=1)
+    drop = ("wall_s", "point")
+    assert [{k: v for k, v in row.items() if k not in drop} for row in done.rows[2:]] == [
+        {k: v for k, v in row.items() if k not in drop} for row in alone.rows
+    ]
+    assert capsys.readouterr().err.count("point timeout_s=0.5, seed") == 2
+    text = (done.path / "report.html").read_text()
+    assert "could not be run, and is left out below: timeout_s=0.5, seed 0; timeout_s=0.5, seed 1" in text
+    assert "A gap is a point without this number" in text
+
+
+def test_resuming_goes_past_a_point_that_cannot_be_run(tmp_path, monkeypatch):
+    done = HOPELESS.run(tmp_path / "whole", progress=False, jobs=1)
+    import fieldfare.sweep as module
+
+    real, seen = module.system_row, []
+
+    def stop(one, hours):
+        seen.append(one)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(one, hours)
+
+    monkeypatch.setattr(module, "system_row", stop)
+    with pytest.raises(KeyboardInterrupt):
+        HOPELESS.run(tmp_path / "runs", progress=False, jobs=1)
+    monkeypatch.setattr(module, "system_row", real)
+    folder = RunFolder.open(RunFolder.find("latest", tmp_path / "runs").path)
+    assert told(HOPELESS.run(folder=folder, progress=False, jobs=1).rows) == told(done.rows)
+
+
+def test_a_trained_sweep_goes_past_a_point_whose_training_fails(tmp_path):
+    sweep = ff.Sweep(job(bad_updates="stop"), {"training.lr": (0.1, 1e30)})
+    done = sweep.run(tmp_path, progress=False)
+    assert [row.get("failed", False) for row in done.rows] == [False, True]
+    assert "not finite" in done.rows[1]["stopped"]
+
+
+def test_a_sweep_of_which_no_point_can_be_run_says_why(tmp_path):
+    hopeless = replace(HOPELESS, over={"algorithm.timeout_s": (0.5, 0.4)})
+    with pytest.raises(ff.UsageError, match=r"no point of this sweep can be run; the first, timeout_s=0.5: .*too long"):
+        hopeless.run(tmp_path, progress=False)
+
+
+def test_the_command_ends_with_code_7_where_points_could_not_be_run(tmp_path):
+    (tmp_path / "a.py").write_text(ASYNC)
+    words = ("a.py", "--over", "algorithm.timeout_s=0.5,none", "--system-only", "-q")
+    done = fieldfare(tmp_path, "sweep", *words)
+    assert done.code == 7
+    assert "1 of 2 points could not be run" in done.out
+    assert "timeout_s=0.5, seed" in done.err
+    assert fieldfare(tmp_path, "sweep", *words, "--json").code == 7
+    assert fieldfare(tmp_path, "resume", "-q", "--json").result["failed"] == 1
+
+
+def test_a_gap_in_a_curve_is_where_a_point_could_not_be_run():
+    rows = [system_row(job(**{"simulated.train": False, "algorithm.buffer": n})) for n in (2, 3, 4)]
+    for number, row in enumerate(rows):
+        row |= {"point": number, "settings": {"algorithm.buffer": 2 + number}, "seed": 0}
+    rows[1] = {"point": 1, "settings": {"algorithm.buffer": 3}, "seed": 0, "failed": True, "stopped": "no", "wall_s": 0}
+    grid = grid_of({"algorithm.buffer": (2, 3, 4)}, rows)
+    assert [place.values for place in grid.places] == [(2,), (4,)]
+    with style.drawing():
+        drawn = [one for one in plots_sweep.sweep_pictures(grid) if one is not None]
+    assert sum("A gap is a point" in one.note for one in drawn) == len(drawn) - 1 > 2
+
+
 @pytest.mark.slow
 def test_an_interrupted_sweep_keeps_its_points_and_resume_ends_with_the_same_rows(tmp_path):
     job_file(tmp_path, ASYNC.replace("rounds=12", "rounds=3000"))

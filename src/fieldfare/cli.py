@@ -32,6 +32,7 @@ EXIT = {
     4: "`fieldfare claims`: a claim that is not preliminary does not hold, or `claims.toml` was changed since the run",
     5: "the disk is full: nothing is lost but the round; free space and `fieldfare resume`",
     6: "a worker process was killed, or ran out of memory: `fieldfare resume` with fewer workers or a smaller chunk",
+    7: "a sweep is done but for points that could not be run: the report, and a line each, say why",
     130: "interrupted (Ctrl-C or SIGTERM): `fieldfare resume` goes on",
 }
 
@@ -316,16 +317,19 @@ def _changes(pairs: tuple[str, ...], **short: Any) -> dict[str, Any]:
 def _show_result(summary: Any, path: Path | None, as_json: bool) -> None:
     if as_json:
         _print(dict(summary), True, "")  # the object of summary.json: `report` stays relative to the run folder
-        return
-    if summary.get("sweep"):
+    elif summary.get("sweep"):
         from fieldfare.cli_sweep import show_sweep
         from fieldfare.store.lines import read_lines
 
         show_sweep([] if path is None else read_lines(path / summary["table"]), summary, path)
-        return
-    from fieldfare.show import show_summary
+    else:
+        from fieldfare.show import show_summary
 
-    show_summary(summary, path)
+        show_summary(summary, path)
+    if summary.get("sweep"):
+        from fieldfare.cli_sweep import refuse_failed
+
+        refuse_failed(summary)
 
 
 def _print(value: Any, as_json: bool, text: str) -> None:

@@ -68,8 +68,15 @@ def sweep(
         from fieldfare.store.text import dumps
 
         print(dumps(done.summary).decode())
-        return
-    show_sweep(done.rows, done.summary, done.path)
+    else:
+        show_sweep(done.rows, done.summary, done.path)
+    refuse_failed(done.summary)
+
+
+def refuse_failed(summary: Mapping[str, Any]) -> None:
+    """End with exit code 7 where points of a sweep could not be run."""
+    if summary.get("failed"):
+        raise click.exceptions.Exit(7)
 
 
 def show_sweep(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], path: Path | None) -> None:
@@ -97,6 +104,8 @@ def show_sweep(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], pa
     console.print(table)
     if (left := len(grid.places) - MOST_SHOWN) > 0:
         console.print(f"and {left} more: see the report")
+    if count := summary.get("failed", 0):
+        console.print(f"{count} of {summary['points']} points could not be run: see the report")
     if path is not None:
         console.print(f"report: {path / 'report.html'}", soft_wrap=True, markup=False)
 

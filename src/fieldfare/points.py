@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldfare.core.errors import UsageError
+from fieldfare.core.errors import MissingExtra, PeerError, UsageError
 from fieldfare.job import Job
-from fieldfare.record import Recorder
+from fieldfare.record import Recorder, running
 from fieldfare.run import assemble
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.observe import Answered, Observation
 from fieldfare.sim.simulator import Simulator
 from fieldfare.sim.stream import StreamAsk
 from fieldfare.store.lines import read_lines
+from fieldfare.store.snapshot import Torn
 
 I64 = NDArray[np.int64]
 Row = dict[str, Any]
@@ -73,7 +74,7 @@ def system_row(job: Job, hours: float | None = None) -> Row:
     totals: Row = {k: recorder.totals[k] for k in ("tasks", "device_s", "compute_s", "energy_j")}
     totals |= {"virtual_s": p.now, "bytes_down": p.bytes_down, "bytes_up": p.bytes_up, "final": {}, "stopped": stopped}
     totals |= {"bytes_between": p.bytes_between} if assembly.several else {}
-    totals |= {"running": sum(len(stream.heap) for stream in p.streams.values())}
+    totals |= {"running": running(p)}
     return _row(totals, np.array(versions), ages.counts, time.perf_counter() - began)
 
 
@@ -88,6 +89,16 @@ def trained_row(folder: Path) -> Row:
             for line in lines:
                 ages.add(np.array(json.loads(line).get("staleness", ()), np.int64))
     return _row(summary, versions, ages.counts, float(summary["wall_s"]))
+
+
+def refused_row(error: UsageError | PeerError, wall_s: float) -> Row:
+    """The row of a job that cannot be run: why, and no numbers.
+
+    Raises `error` again where it says nothing of the job: a full disk, a damaged file, a library that is not there.
+    """
+    if isinstance(error, MissingExtra | OSError | Torn):
+        raise error
+    return {"failed": True, "stopped": str(error), "tasks": {}, "tasks_over": 0, "final": {}, "wall_s": wall_s}
 
 
 class _Ages:

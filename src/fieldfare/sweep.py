@@ -1,8 +1,8 @@
 """A sweep: one job at every point of a grid of settings, and for every seed; one table, one report.
 
 Here: which points there are, and the folder they are kept in. Not here: what one point tells (`points`), how points
-share the cores (`side_by_side`), the report (`report.sweep`). Invariant: a point that is done is on the disk; which
-are done, in which order or process, changes no number but `wall_s`.
+share the cores (`side_by_side`), the report (`report.sweep`). Invariants: a point that is done is on the disk; which
+are done, in which order or process, changes no number but `wall_s`. A point that cannot be run ends no other.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from __future__ import annotations
 import itertools
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fieldfare import __version__
 from fieldfare.config import describe_data, describe_job, plain
-from fieldfare.core.errors import UsageError
+from fieldfare.core.errors import PeerError, UsageError
 from fieldfare.core.settings import settings
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.job import Job
 from fieldfare.overrides import SHORT, meant
-from fieldfare.points import Row, system_row, trained_row
+from fieldfare.points import Row, refused_row, system_row, trained_row
 from fieldfare.progress import display_of_points
 from fieldfare.report.settings import short_names
 from fieldfare.run import assemble, refuse_while_loading, running_file, source_of
@@ -133,6 +135,8 @@ class Sweep:
 
         `folder`: an open one to go on in. `jobs`: processes for points of a system-only sweep (None: as many as
         cores); trained points are run one after the other, each with the job's own workers. `runs=None` keeps nothing.
+        A point that cannot be run has a row that says why, `failed` and without numbers, and the sweep goes on; an
+        error only where none can.
         """
         refuse_while_loading("sweep")
         if jobs is not None and jobs < 1:
@@ -141,7 +145,7 @@ class Sweep:
         for point in points:
             self.job_at(point)
         ground = _Ground()
-        assembly = assemble(ground.of(self.job_at(points[0])))
+        assembly = self._assembly(points, ground)
         if runs is None and folder is None:
             with tempfile.TemporaryDirectory() as place:
                 done = self.run(place, progress=progress, source=source, jobs=jobs)
@@ -168,6 +172,17 @@ class Sweep:
         write_sweep_report(folder.path)
         return Swept(rows, summary, folder.path)
 
+    def _assembly(self, points: Sequence[Point], ground: _Ground) -> Any:
+        """The first job of a point that can be assembled at all."""
+        first: UsageError | None = None
+        for point in points:
+            try:
+                return assemble(ground.of(self.job_at(point)))
+            except UsageError as error:
+                first = first or type(error)(f"point {point.label}: {error}")
+        assert first is not None
+        raise first
+
     def _all(
         self, folder: RunFolder, points: list[Point], ground: _Ground, jobs: int | None, progress: bool | None
     ) -> list[Row]:
@@ -184,7 +199,13 @@ class Sweep:
                 folder.append(TABLE, row)
                 folder.flush()
                 rows[point.number] = row
-                shown.row({"round": len(rows), "clients": row["tasks_over"], **row["final"], **row})
+                if row.get("failed"):
+                    shown.note(f"point {point.label}, seed {point.seed}: {row['stopped']}")
+                    shown.row({"round": len(rows)})
+                else:
+                    shown.row({"round": len(rows), "clients": row["tasks_over"], **row["final"], **row})
+        if all(row.get("failed") for row in rows.values()):
+            raise UsageError(f"no point of this sweep can be run; the first, {points[0].label}: {rows[0]['stopped']}")
         ordered = [rows[number] for number in sorted(rows)]
         write_atomic(folder.file(TABLE), [dumps(row) + b"\n" for row in ordered])
         return folder.read_lines(TABLE)
@@ -193,24 +214,30 @@ class Sweep:
         """Points of which nothing is trained, seed by seed: those of one seed share a fleet."""
 
         def work(point: Point) -> Row:
-            job = self.job_at(point)
+            began = time.perf_counter()
             try:
-                return system_row(ground.of(job), self.hours)
-            except UsageError as error:
-                raise type(error)(f"point {point.label}: {error}") from error
+                return system_row(ground.of(self.job_at(point)), self.hours)
+            except (UsageError, PeerError) as error:
+                return refused_row(error, time.perf_counter() - began)
 
         for seed in self.seeds:
             mine = [point for point in todo if point.seed == seed]
             if mine:
-                ground.of(self.job_at(mine[0]))
+                with suppress(UsageError):
+                    ground.of(self.job_at(mine[0]))
                 yield from side_by_side(work, mine, min(allowed_workers(jobs), len(mine)))
 
     def _trained(self, folder: RunFolder, todo: Sequence[Point]) -> Iterator[tuple[Point, Row]]:
         """Points that are trained, each a complete run in a folder of its own, gone on with where it was stopped."""
         for point in todo:
             name = f"{_folder_name(point)}/{point.seed}"
-            run_arm(folder, name, self.job_at(point), False)
-            yield point, trained_row(folder.path / "arms" / name)
+            began = time.perf_counter()
+            try:
+                run_arm(folder, name, self.job_at(point), False)
+                row = trained_row(folder.path / "arms" / name)
+            except (UsageError, PeerError) as error:
+                row = refused_row(error, time.perf_counter() - began)
+            yield point, row
 
     def _told(self) -> dict[str, Any]:
         """What a folder keeps of the sweep."""
@@ -235,11 +262,12 @@ class Sweep:
         for row in rows:
             for name, count in row["tasks"].items():
                 tasks[name] = tasks.get(name, 0) + count
+        good = [row for row in rows if not row.get("failed")]
         return {
             "format": 1, "fieldfare": __version__, "run": folder.id, "name": self.name, "sweep": True,
             "over": plain(self.over), "seeds": list(self.seeds), "system_only": self.system_only, "points": len(rows),
-            "tasks": tasks, "final": rows[0]["final"], "table": TABLE, "wall_s": sum(row["wall_s"] for row in rows),
-            "report": "report.html",
+            "failed": len(rows) - len(good), "tasks": tasks, "final": good[0]["final"], "table": TABLE,
+            "wall_s": sum(row["wall_s"] for row in rows), "report": "report.html",
         }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Here: functions from a `Grid` to a `Picture`. Call them inside `style.drawing`. 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,18 +65,18 @@ def sweep_pictures(grid: Grid) -> list[Picture | None]:
 
 def outcomes(grid: Grid) -> Picture | None:
     """Tasks by how they ended, stacked, one bar per setting: the mean over seeds; None for more than 32 settings."""
-    names = outcomes_of(grid)
-    if not names or len(grid.places) > MOST_BARS:
+    names, places = outcomes_of(grid), _all_places(grid)
+    if not names or len(places) > MOST_BARS:
         return None
     counts = np.array(
-        [[np.mean([row["tasks"].get(name, 0) for row in place.rows]) for name in names] for place in grid.places]
+        [[np.mean([row["tasks"].get(name, 0) for row in place.rows] or [0]) for name in names] for place in places]
     )
-    words = [word_of(place.values[-1]) for place in grid.places]
+    words = [word_of(place.values[-1]) for place in places]
     several = len(grid.axes) > 1
     wide = len(words) > 12
     figure, axes = canvas(width=11.6 if wide else 5.6, height=3.4, right=1.1, bottom=0.75 if several else 0.5)
     scale, unit = (1e3, "thousand ") if counts.sum(axis=1).max() >= 2e4 else (1.0, "")
-    gap = np.cumsum([0, *(a.values[:-1] != b.values[:-1] for a, b in zip(grid.places, grid.places[1:], strict=False))])
+    gap = np.cumsum([0, *(a.values[:-1] != b.values[:-1] for a, b in itertools.pairwise(places))])
     x, base = np.arange(len(words)) + 0.8 * gap, np.zeros(len(words))
     labels = []
     for rank, name in enumerate(names):
@@ -90,7 +91,7 @@ def outcomes(grid: Grid) -> Picture | None:
         for group in range(int(gap[-1]) + 1):
             at = np.flatnonzero(gap == group)
             told = ", ".join(
-                f"{n}={word_of(v)}" for n, v in zip(grid.names[:-1], grid.places[at[0]].values[:-1], strict=True)
+                f"{n}={word_of(v)}" for n, v in zip(grid.names[:-1], places[at[0]].values[:-1], strict=True)
             )
             axes.annotate(told, (float(x[at].mean()), 0), xycoords=("data", "axes fraction"), xytext=(0, -24),
                           textcoords="offset points", ha="center", fontsize=8.5, color=style.MUTED)  # fmt: skip
@@ -100,12 +101,20 @@ def outcomes(grid: Grid) -> Picture | None:
     label_ends(axes, labels)
     told = "; ".join(
         f"{', '.join(place.words)}: " + ", ".join(f"{n} {units.number(c, 3)}" for n, c in zip(names, row, strict=True))
-        for place, row in zip(grid.places, counts, strict=True)
+        for place, row in zip(places, counts, strict=True)
+        if place.rows
     )
     return picture(
         figure, name="sweep-outcomes", title="Tasks by how they ended", wide=wide, alt=f"Tasks: {told}.",
         note="One bar per setting" + (", the mean over seeds." if grid.seeds > 1 else "."),
     )  # fmt: skip
+
+
+def _all_places(grid: Grid) -> list[Place]:
+    """Every combination of the axes; those without a number have no rows."""
+    held = {repr(place.values): place for place in grid.places}
+    every = itertools.product(*grid.axes)
+    return [held.get(repr(values)) or Place(values, ()) for values in every]
 
 
 def _lines(grid: Grid) -> list[_Line]:
@@ -139,14 +148,15 @@ def _curves(grid: Grid, column: Column, note: str) -> Picture | None:
     lines, (at, numeric) = _lines(grid), _along(grid)
     drawn: list[tuple[_Line, F64, F64, F64, F64]] = []
     for line in lines:
-        places = [place for place in line.places if column.values(place)]
-        if places:
-            found = [column.values(place) for place in places]
+        held = {repr(place.values[0]): column.values(place) for place in line.places}
+        if any(held.values()):
+            found = [held.get(name) or [np.nan] for name in at]
             ends = [np.array([f(values) for values in found], np.float64) for f in (np.median, min, max)]
-            x = np.array([at[repr(place.values[0])] for place in places])
+            x = np.array(list(at.values()))
             order = np.argsort(x)
             drawn.append((line, x[order], *(one[order] for one in ends)))  # type: ignore[arg-type]
     everything = np.concatenate([v for _, _, *v3 in drawn for v in v3]) if drawn else np.empty(0)
+    everything = everything[np.isfinite(everything)]
     if not everything.size or len(grid.axes[0]) < 2 or not everything.any():
         return None
     several = len(drawn) > 1
@@ -158,7 +168,8 @@ def _curves(grid: Grid, column: Column, note: str) -> Picture | None:
         if np.any(high > low):
             axes.fill_between(x, low / scale.divisor, high / scale.divisor, color=colour, alpha=0.13, linewidth=0)
         axes.plot(x, middle / scale.divisor, color=colour, linestyle=style.DASHES[dash], marker="o", markersize=3.6)
-        labels.append(Label(float(x[-1]), float(middle[-1] / scale.divisor), line.name, colour))
+        last = np.flatnonzero(np.isfinite(middle))[-1]
+        labels.append(Label(float(x[last]), float(middle[last] / scale.divisor), line.name, colour))
     if column.unit == "seconds":
         _plain_axis(axes, everything / scale.divisor)
     else:
@@ -170,10 +181,13 @@ def _curves(grid: Grid, column: Column, note: str) -> Picture | None:
     band = ""
     if len(lines) == 1 and len(grid.axes) > 1:
         band = f" Over all of {', '.join(grid.names[1:])}: line the median, band the whole range."
+    ends = [(line.name, middle[np.isfinite(middle)]) for line, _, middle, *_ in drawn]
     told = "; ".join(
-        f"{line.name + ': ' if line.name else ''}{column.write(float(middle[0]))} to {column.write(float(middle[-1]))}"
-        for line, _, middle, *_ in drawn
+        f"{name + ': ' if name else ''}{column.write(float(found[0]))} to {column.write(float(found[-1]))}"
+        for name, found in ends
     )
+    if any(np.isnan(middle).any() for _, _, middle, *_ in drawn):
+        band += " A gap is a point without this number."
     return picture(
         figure, name=f"sweep-{column.name.replace('_', '-')}",
         title=f"{column.words[0].upper() + column.words[1:]} against {grid.names[0]}", note=note + band,

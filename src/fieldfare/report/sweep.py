@@ -72,13 +72,33 @@ class Column:
 
 
 def grid_of(over: Mapping[str, Sequence[Any]], rows: Sequence[Mapping[str, Any]]) -> Grid:
-    """The grid of a sweep from its settings and rows; places without a row yet are left out."""
+    """The grid of a sweep from its settings and rows; places without a row yet, or that cannot be, are left out."""
     found: dict[str, tuple[tuple[Any, ...], list[Mapping[str, Any]]]] = {}
-    for row in sorted(rows, key=lambda row: row["point"]):
+    for row in sorted(run_of(rows), key=lambda row: row["point"]):
         values = tuple(row["settings"][key] for key in over)
         found.setdefault(repr(values), (values, []))[1].append(row)
     places = tuple(Place(values, tuple(mine)) for values, mine in found.values())
     return Grid(tuple(settings.short_names(list(over))), tuple(map(tuple, over.values())), places)
+
+
+def run_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of points that could be run."""
+    return [row for row in rows if not row.get("failed")]
+
+
+def _failures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is told of the points that could not be run: a line for each reason."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("failed"):
+            names = zip(settings.short_names(list(row["settings"])), row["settings"].values(), strict=True)
+            place = ", ".join(f"{name}={word_of(value)}" for name, value in names)
+            found.setdefault(row["stopped"], []).append(f"{place}, seed {row['seed']}")
+    notes: list[str] = []
+    for why, places in found.items():
+        more = f" and {len(places) - 8} more" if len(places) > 8 else ""
+        notes.append(f"could not be run, and is left out below: {'; '.join(places[:8])}{more}. {why}")
+    return notes
 
 
 def word_of(value: Any) -> str:
@@ -150,9 +170,12 @@ def write_sweep_report(run_dir: str | Path, out: str | Path | None = None) -> Pa
     config, rows = folder.read_json("config.json"), folder.read_lines("sweep.jsonl")
     if not rows:
         raise UsageError(f"the sweep {folder.id} has no point that is done: `fieldfare resume {folder.id}` goes on.")
+    if not run_of(rows):
+        raise UsageError(f"no point of the sweep {folder.id} could be run: {rows[0]['stopped']}")
     grid = grid_of(config["over"], rows)
     whole = len(config["seeds"]) * int(np.prod([len(values) for values in config["over"].values()]))
     notes = [] if len(rows) == whole else [f"this sweep has not ended: {len(rows)} of {whole} points are done."]
+    notes += _failures(rows)
     with _drawing() as draw:
         pictures = ""
         if draw:
@@ -163,7 +186,7 @@ def write_sweep_report(run_dir: str | Path, out: str | Path | None = None) -> Pa
             title=str(config["sweep"]),
             eyebrow=f"Sweep · {folder.id}",
             subtitle=_subtitle(config, grid),
-            tiles=_tiles(grid, rows),
+            tiles=_tiles(grid, run_of(rows)),
             sections=[one for one in (_shapes(pictures, grid), _table(grid), _settings(config)) if one is not None],
             notes=notes + ([] if draw else [NO_PLOTS]),
             footer=f"Written by fieldfare {__version__} from the files of {folder.id}; nothing else.",
