@@ -16,8 +16,8 @@ import numpy as np
 from fieldfare.report import units
 from fieldfare.report.decompose import crossed_at, estimate, paired
 from fieldfare.report.read import read_run
-from fieldfare.report.read_nodes import Nodes, draws_of, idle_shares
-from fieldfare.report.speedups import gain, nodes_at, told_of
+from fieldfare.report.read_nodes import Nodes, draws_of, idle_shares, read_nodes
+from fieldfare.report.speedups import gain, told_of
 from fieldfare.report.table import load, read_table
 
 TAKEN = ("median", "low", "high")
@@ -110,7 +110,7 @@ def _each(arm: str, folders: Folders) -> list[Nodes]:
     """The nodes of an arm's runs."""
     found = []
     for path in folders(arm):
-        nodes = nodes_at(path, read_table(path).total("virtual_s"))
+        nodes = read_nodes(path, read_table(path).total("virtual_s"))
         if nodes is None:
             raise Missing(f"{arm} keeps no nodes: {path.name} is a run of one")
         if not load(path / "summary.json"):

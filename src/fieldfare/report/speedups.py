@@ -31,8 +31,9 @@ from fieldfare.report.decompose import (
 )
 from fieldfare.report.page import Section
 from fieldfare.report.read import Run
-from fieldfare.report.read_nodes import Nodes, busy_s, read_nodes, traffic
+from fieldfare.report.read_nodes import busy_s, read_nodes, traffic
 from fieldfare.report.table import Floats, is_number
+from fieldfare.store.nodes import MESSAGES, NODES, WORK
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,39 @@ def told_of(label: str, runs: Sequence[Run], metric: str, target: float) -> Told
     finals = {seed: last for seed, run in by_seed.items() if (last := run.table.last(metric)) is not None}
     courses, idle, rates = {}, [], []
     for seed, run in by_seed.items():
-        nodes = nodes_at(run.path, run.table.total("virtual_s"))
-        if nodes is None:
-            continue
-        until = times[seed] if math.isfinite(times[seed]) else nodes.span_s
-        idle.append(1.0 - busy_s(nodes, until)[nodes.placed] / max(until, 1e-300))
-        moved = traffic(nodes)
-        rates.append((moved.model_out + moved.control_out)[nodes.placed] / max(nodes.span_s, 1e-300))
-        if math.isfinite(times[seed]):
-            courses[seed] = course(nodes, until, batch_of(run))
+        found = _spent(run.path, _stamp(run.path), run.table.total("virtual_s"), times[seed], batch_of(run))
+        if found is not None:
+            idle.append(found[1])
+            rates.append(found[2])
+            if found[0] is not None:
+                courses[seed] = found[0]
     none = np.empty(0)
     return Told(label, by_seed, times, finals, courses, np.median(idle, axis=0) if idle else none,
                 np.median(rates, axis=0) if rates else none)  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _spent(
+    path: Path, stamp: tuple[int, ...], span_s: float | None, time_s: float, batch: float
+) -> tuple[Course | None, Floats, Floats] | None:
+    """(course to the target, idle shares until then, bytes sent per second), remembered: runs stand in several panels.
+
+    A run that was never there has no course, and idle shares of all of it.
+    """
+    nodes = read_nodes(path, span_s)
+    if nodes is None or not nodes.placed:
+        return None
+    until = time_s if math.isfinite(time_s) else nodes.span_s
+    moved = traffic(nodes)
+    sent = (moved.model_out + moved.control_out)[nodes.placed] / max(nodes.span_s, 1e-300)
+    there = course(nodes, until, batch) if math.isfinite(time_s) else None
+    return there, 1.0 - busy_s(nodes, until)[nodes.placed] / max(until, 1e-300), sent
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when the records of a run's nodes do."""
+    files = (path / name for name in (NODES, MESSAGES, WORK))
+    return tuple(n for file in files if file.is_file() for n in (file.stat().st_mtime_ns, file.stat().st_size))
 
 
 def batch_of(run: Run) -> float:
@@ -74,12 +96,6 @@ def batch_of(run: Run) -> float:
     training = run.job.get("training")
     batch = training.get("batch_size") if isinstance(training, Mapping) else None
     return float(batch) if is_number(batch) and batch > 0 else 1.0
-
-
-@lru_cache(maxsize=64)
-def nodes_at(path: Path, span_s: float | None) -> Nodes | None:
-    """`read_nodes`, remembered: a run stands in several panels and claims."""
-    return read_nodes(path, span_s)
 
 
 @dataclass(frozen=True)
