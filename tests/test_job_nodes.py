@@ -15,6 +15,7 @@ from command_line import PROGRAM, environment, fieldfare, job_file
 
 import fieldfare as ff
 from fieldfare.algorithms.catalogue import DECENTRALISED, build
+from fieldfare.algorithms.evaluate import StopAt
 from fieldfare.core.errors import UsageError
 from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet
@@ -336,6 +337,7 @@ def test_a_sweep_without_training_has_a_row_per_point():
         ({"algorithm": ff.PairGossip(3), "training": ff.Training(optimizer="adam")}, "keeps no moments"),
         ({"stop_at": ff.StopAt(patience=3)}, "publishes from several: use at_least= or at_most="),
         ({"evaluate": ff.Evaluation(clients=2, personal=True)}, "has no server: leave it out"),
+        ({"algorithm": StopAt(ff.HADFL(3), at_least=0.5)}, r"StopAt\(HADFL\(\.\.\.\)\).*use Job\(stop_at"),
         ({"model": "opaque"}, "averages vectors among devices"),
     ],
 )

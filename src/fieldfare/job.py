@@ -137,6 +137,11 @@ class Job:
     def __post_init__(self) -> None:
         if several(self.algorithm):
             self.algorithm.nodes(self.data.n_clients, self.training)
+        elif several(innermost(self.algorithm)):
+            raise UsageError(
+                f"{type(self.algorithm).__name__}({type(innermost(self.algorithm)).__name__}(...)): what stands around "
+                "several nodes is the job's: use Job(stop_at=..., evaluate=...)."
+            )
         elif not hasattr(self.algorithm, "step") or not hasattr(self.algorithm, "init"):
             raise UsageError(
                 f"Job(algorithm={self.algorithm!r}): an algorithm has init and step; `fieldfare algorithms` lists them."

@@ -18,6 +18,7 @@ from fieldfare.core.settings import accepts, hints_of, needed, unknown_key
 
 SHORT = {
     "rounds": "algorithm.rounds",
+    "cycles": "algorithm.cycles",
     "cohort": "algorithm.cohort",
     "lr": "training.lr",
     "workers": "simulated.workers",

@@ -18,7 +18,9 @@ from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.tasks import OK, REFUSED, Tasks
 from fieldfare.report import units
 from fieldfare.report.table import RUNNING, SUMMED, summed
+from fieldfare.sim.asks import Ask
 from fieldfare.sim.observe import Answered, Measured, Observation, Progressed, Published, Sent, Stopped
+from fieldfare.sim.simulator import Progress
 from fieldfare.store.runs import RunFolder
 from fieldfare.store.tasks import TASK, TASKS
 
@@ -329,6 +331,12 @@ _NOT_METRICS = {
     "round", "version", "virtual_s", "wall_s", "bytes_down", "bytes_up", "clients", "missing", "staleness", "energy_j",
     "compute_s", "at_work", "bytes_between",
 }  # fmt: skip
+
+
+def running(progress: Progress) -> int:
+    """Tasks at work: of streams, and of nodes on their own devices."""
+    own = sum(isinstance(ask, Ask) and ask.own for ask in progress.asks.values())
+    return own + sum(len(stream.heap) for stream in progress.streams.values())
 
 
 def after_last(rows: Sequence[Row], ended: Mapping[str, Any]) -> Row:

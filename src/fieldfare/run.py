@@ -26,7 +26,7 @@ from fieldfare.devices import keep_fleet, keep_fleet_over
 from fieldfare.job import Job
 from fieldfare.nodes_log import NodesLog
 from fieldfare.progress import Display, display
-from fieldfare.record import Recorder, after_last
+from fieldfare.record import Recorder, after_last, running
 from fieldfare.saver import Saver
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.observe import Observation
@@ -202,7 +202,7 @@ def _finish(
         "stopped": p.stopped, "virtual_s": p.now, "bytes_down": p.bytes_down, "bytes_up": p.bytes_up,
         **({"bytes_between": p.bytes_between} if recorder.several else {}),
         **{name: recorder.totals[name] for name in ("tasks", "device_s", "compute_s", "energy_j")},
-        "running": sum(len(stream.heap) for stream in p.streams.values()), "wall_s": wall,
+        "running": running(p), "wall_s": wall,
         "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0,
         "report": report if isinstance(report, str) else "report.html",
     }  # fmt: skip
