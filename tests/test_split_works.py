@@ -239,6 +239,31 @@ def test_chance_is_drawn_alike_forward_and_backward_and_anew_for_every_batch() -
     assert not moved[dead].any()
 
 
+def test_the_middle_of_a_u_draws_the_same_chance_when_it_is_computed_again() -> None:
+    from split_cases import columns
+
+    made = nn.Sequential(nn.Linear(64, 12), nn.Linear(12, 12), nn.Dropout(0.5), nn.Linear(12, 10))
+    net, block, key = split_net(made, example=columns(2)), data(), keys(4)
+    works, one = split_works(net, Training(lr=1.0), "0", "2"), split(net, "0", tail="2")
+    server = one.halves(net.init(0))[1].vector
+    act, config = np.ones((7, 12), np.float32), {"seq": 2}
+    mid = works["split/middle"](cohort(server, block, key, config=config, inputs={"act": act})).leaves["act"][0]
+    inputs = {"act": act, "g": np.ones((7, 12), np.float32)}
+    done = works["split/step"](cohort(server, block, key, config=config, inputs=inputs)).leaves["model"][0]
+    kept = 2.0 * (mid != 0).sum(axis=0)
+    assert 0 < kept.sum() < 2 * mid.size
+    np.testing.assert_allclose((server - done)[-12:], kept, atol=1e-5)
+
+
+def test_slots_are_zero_where_a_number_is_a_statistic() -> None:
+    _, cohorts = stacked("vgg", 7, SGD)
+    net, works = net_of("vgg"), split_works(net_of("vgg"), SGD, 7)
+    slots = works["split/step"](cohorts["split/step"][1]).leaves["slots"][0]
+    layout = split(net, 7).layouts[1]
+    for name, at, _ in layout.items():
+        assert slots[at].any() != (".running" in name or ".num_" in name), name
+
+
 def test_halves_and_slots_join_to_what_was_cut() -> None:
     net = net_of("vgg")
     for training in (Training(), Training(momentum=0.9), Training(optimizer="adam")):
