@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldfare.algorithms.hadfl.draw import chances, draw, inclusion, logits, probabilities
+from fieldfare.algorithms.hadfl.draw import Table, chances, draw, inclusion, inclusion_of, logits, probabilities
 from fieldfare.algorithms.hadfl.messages import Decided, Select
 from fieldfare.algorithms.hadfl.periods import deadline, drifted, hyperperiod, plan, utilisation_bound
 from fieldfare.algorithms.hadfl.versions import Brown, steady
 from fieldfare.core.errors import UsageError
+
+
+def table(versions, count, cycle=1, ages=(), turns=False):
+    return Table(cycle, count, tuple(versions), tuple(versions.values()), tuple(ages), turns)
+
 
 times = st.lists(st.floats(0.01, 100.0), min_size=1, max_size=8)
 versions = st.lists(st.floats(0.0, 1e6), min_size=1, max_size=8).map(np.array)
@@ -115,8 +120,8 @@ def test_one_device_far_away_in_a_large_fleet_is_still_drawn_in_logarithms():
     v = np.concatenate([np.zeros(1), np.full(5000, 1e6)])
     assert probabilities(v)[0] == 0.0
     assert np.isfinite(logits(v)).all()
-    table = {f"p{i}": x for i, x in enumerate(v)}
-    assert len(set(draw(0, 1, table, 5001))) == 5001
+    everybody = table({f"p{i}": x for i, x in enumerate(v)}, 5001)
+    assert len(set(draw(0, everybody))) == 5001
 
 
 @given(versions, st.integers(1, 4))
@@ -144,46 +149,72 @@ def test_chances_of_many_names_are_near_the_exact_ones():
 def test_what_a_run_keeps_of_a_draw_names_the_chances_of_all():
     kept = Select(3, 0, ("b", "a"), ("a", "b", "c"), (66.0, 66.0, 22.0), 1.0, 1.0, False, ages=(1.0, 1.0, 9.0)).record()
     assert (kept["cycle"], kept["epoch"], kept["members"]) == (3, 0, ["b", "a"])
-    assert kept["chance"] == chances({"a": 66.0, "b": 66.0, "c": 22.0}, 2, {"c": 9.0})
+    versions = {"a": 66.0, "b": 66.0, "c": 22.0}
+    assert kept["chance"] == chances(table(versions, 2, ages=(1.0, 1.0, 9.0)))
     assert sum(kept["chance"].values()) == pytest.approx(2.0)
-    assert kept["chance"]["c"] > chances({"a": 66.0, "b": 66.0, "c": 22.0}, 2)["c"]
+    assert kept["chance"]["c"] > chances(table(versions, 2))["c"]
     assert Decided(3, 1, "x", ()).record() == {"cycle": 3, "epoch": 1}
 
 
 def test_draws_come_as_often_as_their_probabilities_say():
-    table = {"a": 66.0, "b": 60.0, "c": 22.0, "d": 30.0}
-    cycles, seen = 4000, dict.fromkeys(table, 0)
-    first = dict.fromkeys(table, 0)
+    names = {"a": 66.0, "b": 60.0, "c": 22.0, "d": 30.0}
+    cycles, seen = 4000, dict.fromkeys(names, 0)
+    first = dict.fromkeys(names, 0)
     for cycle in range(cycles):
-        drawn = draw(7, cycle, table, 2)
+        drawn = draw(7, table(names, 2, cycle))
         first[drawn[0]] += 1
         for name in drawn:
             seen[name] += 1
-    v = np.array(list(table.values()))
+    v = np.array(list(names.values()))
     expected = probabilities(v) * cycles
-    chi = sum((first[name] - e) ** 2 / e for name, e in zip(table, expected, strict=True))
+    chi = sum((first[name] - e) ** 2 / e for name, e in zip(names, expected, strict=True))
     assert chi < 16.27  # 3 degrees of freedom, p = 0.001; the draws are fixed by the seed
-    for name, q in zip(table, inclusion(v, 2), strict=True):
+    for name, q in zip(names, inclusion(v, 2), strict=True):
         assert abs(seen[name] - cycles * q) < 4.0 * math.sqrt(cycles * q * (1 - q))
 
 
 @given(st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.floats(0, 100), max_size=6), st.integers(1, 8))
-def test_a_draw_is_of_different_known_names_and_anyone_can_redo_it(table, count):
-    drawn = draw(1, 2, table, count)
-    assert len(set(drawn)) == len(drawn) == min(count, len(table))
-    assert set(drawn) <= set(table)
-    assert draw(1, 2, dict(reversed(table.items())), count) == drawn
+def test_a_draw_is_of_different_known_names_and_anyone_can_redo_it(names, count):
+    drawn = draw(1, table(names, count, 2))
+    assert len(set(drawn)) == len(drawn) == min(count, len(names))
+    assert set(drawn) <= set(names)
+    assert draw(1, table(dict(reversed(names.items())), count, 2)) == drawn
 
 
 def test_by_age_the_slow_are_drawn_half_as_often_again_as_by_the_bell_alone():
-    table, last, seen = {"a": 66.0, "b": 66.0, "c": 22.0, "d": 22.0}, dict.fromkeys("abcd", 0), dict.fromkeys("abcd", 0)
+    names, last, seen = {"a": 66.0, "b": 66.0, "c": 22.0, "d": 22.0}, dict.fromkeys("abcd", 0), dict.fromkeys("abcd", 0)
     plain = dict.fromkeys("abcd", 0)
     for cycle in range(1, 601):
-        drawn = draw(3, cycle, table, 2, {name: cycle - last[name] for name in table})
+        drawn = draw(3, table(names, 2, cycle, [cycle - last[name] for name in names]))
         for name in drawn:
             last[name], seen[name] = cycle, seen[name] + 1
-        for name in draw(3, cycle, table, 2):
+        for name in draw(3, table(names, 2, cycle)):
             plain[name] += 1
     for slow in "cd":
         assert seen[slow] > 1.5 * plain[slow]
-    assert draw(3, 1, table, 2, dict.fromkeys(table, 1.0)) == draw(3, 1, table, 2)
+    assert draw(3, table(names, 2, 1, [1.0] * 4)) == draw(3, table(names, 2))
+
+
+@given(st.integers(2, 9), st.integers(1, 4), st.integers(0, 99))
+def test_by_turns_everybody_is_drawn_once_in_every_block_and_nobody_waits_for_two(k, count, seed):
+    names, last = {f"p{i}": float(3**i) for i in range(k)}, {}
+    block = math.ceil(k / count)
+    for start in range(1, 6 * block, block):
+        drawn = []
+        for cycle in range(start, start + block):
+            now = table(names, count, cycle, [cycle - last.get(name, 0) for name in names], turns=True)
+            here = draw(seed, now)
+            assert all(cycle - last.get(name, 0) < 2 * block for name in here)
+            sure = {name for name, chance in chances(now).items() if chance == 1.0}
+            assert sure <= set(here)
+            assert all(chances(now)[name] > 0.0 for name in here)
+            last |= dict.fromkeys(here, cycle)
+            drawn += here
+        assert set(drawn) == set(names)
+
+
+def test_a_race_of_far_apart_weights_still_sums_to_the_count():
+    weight = np.array([0.0, -700.0, 1000.0, 990.0, -3.0])
+    for count in range(1, 6):
+        assert inclusion_of(weight, count).sum() == pytest.approx(count)
+    assert inclusion_of(weight, 3)[2:4].tolist() == [1.0, 1.0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from node_folders import INTERRUPTED, make_ring_run, nodes_of, put_nodes
 from report_folders import make_run
 
-from fieldfare.algorithms.hadfl.draw import chances, draw
+from fieldfare.algorithms.hadfl.draw import Table, chances, draw
 from fieldfare.core.errors import UsageError
 from fieldfare.report.claims import compute_claims
 from fieldfare.report.html import write_report
@@ -54,11 +54,11 @@ def test_bytes_are_counted_by_direction_and_kind_and_what_was_lost_was_sent():
     assert moved.lost.tolist() == [0.0, 70.0]
 
 
-def said_of(cycles, table, count, seed=0, ages=None):
+def said_of(cycles, versions, count, seed=0):
     """What is on record of that many draws from one table."""
-    chance = chances(table, count, ages)
-    return [{"cycle": c, "epoch": 0, "members": list(draw(seed, c, table, count, ages)), "chance": chance}
-            for c in range(1, cycles + 1)]  # fmt: skip
+    tables = [Table(c, count, tuple(versions), tuple(versions.values())) for c in range(1, cycles + 1)]
+    return [{"cycle": table.cycle, "epoch": 0, "members": list(draw(seed, table)), "chance": chances(table)}
+            for table in tables]  # fmt: skip
 
 
 def test_draws_are_counted_against_the_sum_of_their_chances():

@@ -1,16 +1,20 @@
-"""What every peer works out by itself and all agree on: the draw, who tells the others, how a mean is merged.
+"""What every peer works out by itself and all agree on: the draw, who tells the others, what each counts for.
 
 Invariant: pure functions of what all have heard and the run's seed.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
-from fieldfare.algorithms.hadfl.draw import draw
+from fieldfare.algorithms.hadfl.draw import chances, draw
 from fieldfare.algorithms.hadfl.messages import Select
 from fieldfare.algorithms.hadfl.ring import F32
 from fieldfare.core import rng
+
+Counting = Literal["once", "inverse"]
 
 
 def run_of(seed: int) -> int:
@@ -21,11 +25,11 @@ def run_of(seed: int) -> int:
 def drawn(select: Select, per_cycle: int, seed: int) -> bool:
     """Whether the members are those that the table gives: a coordinator cannot choose by its own will.
 
-    After a restart they are some of those drawn.
+    After a restart they are some of those drawn. Cycle 0, the common start, is everybody's.
     """
-    table = dict(zip(select.names, select.predicted, strict=True))
-    ages = dict(zip(select.names, select.ages, strict=True)) if select.ages else None
-    fair = draw(seed, select.cycle, table, per_cycle, ages)
+    if select.count != (per_cycle if select.cycle else len(select.names)):
+        return False
+    fair = draw(seed, select.table)
     if select.epoch > 0:
         return set(select.members) <= set(fair)
     return select.members == (fair if len(fair) > 1 else ())
@@ -49,25 +53,43 @@ def blend(mean: F32, mine: F32, share: float) -> F32:
     return out
 
 
-def contribution(mine: F32, base: F32, factor: float) -> F32:
-    """base + factor (mine - base), `[P]`: what enters the ring where deltas are rescaled; factor 1 gives `mine`.
+def shares(select: Select) -> dict[str, float]:
+    """What each name counts for, summing to 1: alike, or by its examples."""
+    weights = select.examples or (1.0,) * len(select.names)
+    total = sum(weights)
+    return {name: weight / total for name, weight in zip(select.names, weights, strict=True)}
 
-    >>> contribution(np.ones(1, np.float32), np.zeros(1, np.float32), 0.25).tolist()
-    [0.25]
+
+def model_weights(select: Select) -> dict[str, float]:
+    """The factor of each member's model in the ring's plain mean: 1, or n n_k / sum(n_k) over the members."""
+    if not select.examples:
+        return dict.fromkeys(select.members, 1.0)
+    share = shares(select)
+    total = sum(share[name] for name in select.members)
+    return {name: len(select.members) * share[name] / total for name in select.members}
+
+
+def delta_weights(select: Select, how: Counting) -> dict[str, float]:
+    """The factor of each member's delta, of one cycle at the mean number of steps, in the ring's plain mean.
+
+    "once": n b_k, b_k the share among all peers. Who is not drawn keeps its delta until it is, and then all of it
+    enters: over any draws whatever each local step of each peer enters once, by b_k (conserved, hence the mean over all
+    peers). "inverse": n b_k / P_k with P_k the chance of being drawn, for deltas per step that do not grow while they
+    wait: the expectation over the draw is the mean over all peers (Horvitz & Thompson, 1952).
     """
-    if factor == 1.0:
-        return mine
-    out: F32 = (base + np.float32(factor) * (mine - base)).astype(np.float32)
-    return out
+    share, n = shares(select), len(select.members)
+    if how == "once":
+        return {name: n * share[name] for name in select.members}
+    chance = chances(select.table)
+    return {name: n * share[name] / chance[name] for name in select.members}
 
 
-def step_factor(select: Select, steps: int, examples: float) -> float:
-    """What a delta of `steps` local steps on `examples` examples counts, e_bar / e_k times n_k / n_bar.
+def step_factor(select: Select, steps: int, cycles: int, how: Counting) -> float:
+    """What brings a delta of `steps` local steps in `cycles` cycles to the mean number of steps per cycle.
 
-    The mean of such contributions from one base is base + e_bar sum(n_k d_k / e_k) / sum(n_k): FedNova's normalised
-    average (Wang et al., NeurIPS 2020, equation 3) with plain SGD, in a ring.
+    FedNova's normalised average (Wang et al., NeurIPS 2020, equation 3) with plain SGD. "once" keeps the cycles.
     """
-    return select.mean_steps / max(steps, 1) * examples / select.mean_examples
+    return select.mean_steps / max(steps, 1) * (cycles if how == "once" else 1)
 
 
 def peak(vector: F32) -> float:

@@ -1,8 +1,7 @@
 """HADFL's coordinator: strategy generator, runtime supervisor and model manager; no model passes through it.
 
-Here: plans from profiles, the draw of every cycle from predicted versions, restarts of a ring around a dead member, the
-one decision per cycle, back-ups. Not here: models, but for the copies it keeps. Invariant: a cycle is decided once, and
-every answer about it afterwards is that decision.
+Here: plans from profiles, and the draw of every cycle from predicted versions. Not here: decisions, restarts, back-ups
+(`supervision`); models, but for the copies it keeps.
 
 The draw of cycle j + 1 is made when the reports of cycle j are in, while j's ring still runs: this is what versions are
 predicted for (our reading), and it keeps the coordinator out of everyone's way.
@@ -10,15 +9,17 @@ predicted for (our reading), and it keeps the coordinator out of everyone's way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import isfinite
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import numpy as np
+
+from fieldfare.algorithms.hadfl.agreed import Counting, delta_weights, model_weights
 from fieldfare.algorithms.hadfl.draw import draw
 from fieldfare.algorithms.hadfl.messages import (
     Backup,
-    Decided,
     Join,
     Message,
     Plan,
@@ -28,50 +29,27 @@ from fieldfare.algorithms.hadfl.messages import (
     Skip,
     Version,
     Welcome,
+)
+from fieldfare.algorithms.hadfl.periods import Mode, Period, drifted, plan, within
+from fieldfare.algorithms.hadfl.ring import Wire, levels, ring_seconds, step_of
+from fieldfare.algorithms.hadfl.supervision import (
+    State,
+    backed_up,
+    complete,
+    decide,
+    ended,
+    late,
+    reported,
+    skip,
 )  # fmt: skip
-from fieldfare.algorithms.hadfl.periods import Mode, Period, drifted, plan
-from fieldfare.algorithms.hadfl.ring import fingerprint, step_for
-from fieldfare.algorithms.hadfl.versions import Brown, steady
+from fieldfare.algorithms.hadfl.versions import steady
 from fieldfare.core.algorithm import Context
-from fieldfare.core.effects import Effect, Send, Stop, Wake
+from fieldfare.core.effects import Effect, Send, Wake
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Received, Started, Woke
 from fieldfare.core.params import Params
 
 _REMEMBERED = 8
-_PATIENCE = 3
-_SILENCE = 20
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class State:
-    """The supervisor in `cycle` (0: negotiation), with the peers that are `alive`.
-
-    `profiles` and the newest `reports` by peer; `paces`: seconds per step as planned with; `brown`: predictions;
-    `strayed`: cycles in a row a peer was off its pace. `rings`: the newest epoch of late cycles; `decisions` of them,
-    the last at `decided_s`. `waited`: how often this cycle's reports were waited for. `kept`: the last back-ups,
-    `model` the newest of them (at first, the start). `plans`: how many there were. `drawn`: in which cycle a
-    peer was last drawn.
-    """
-
-    model: Params
-    peers: tuple[str, ...] = ()
-    alive: tuple[str, ...] = ()
-    cycle: int = 0
-    profiles: Mapping[str, Profile] = field(default_factory=dict[str, Profile])
-    reports: Mapping[str, Version] = field(default_factory=dict[str, Version])
-    paces: Mapping[str, float] = field(default_factory=dict[str, float])
-    counts: Mapping[str, int] = field(default_factory=dict[str, int])
-    period_s: float = 0.0
-    brown: Mapping[str, Brown] = field(default_factory=dict[str, Brown])
-    strayed: Mapping[str, int] = field(default_factory=dict[str, int])
-    rings: Mapping[int, Select] = field(default_factory=dict[int, Select])
-    decisions: Mapping[int, Decided] = field(default_factory=dict[int, Decided])
-    kept: tuple[Backup, ...] = ()
-    plans: int = 0
-    waited: int = 0
-    decided_s: float = 0.0
-    drawn: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +58,15 @@ class Coordinator:
 
     `mode`: "deadline" (our default), "lcm" or "even", see `periods`; `steps` is taken for everyone's local epoch where
     given. With all peers per cycle "even" is decentralised FedAvg, and of one step lock-step all-reduce. `smoothing`:
-    Brown's s. A hop is waited for 3 (`latency_s` + M / (n `bytes_per_s`)) + `floor_s` before its sender is probed.
-    Whoever has not reported after `slack` periods is left out until it does. Every `backup_every` cycles the mean is
-    kept, the last `keep` of them. A pace off by more than `drift` in two cycles running makes a new plan.
-    `by_age` (ours, off in HADFL): who has not been drawn for long is drawn sooner.
+    Brown's s. Links are as probed, else of `latency_s` and `bytes_per_s`: a hop is waited for three times as long as
+    it takes, plus `floor_s`, before its sender is probed. Whoever has not reported after `slack` periods is left out
+    until it does. Every `backup_every` cycles the model is kept, the last `keep` of them. A pace off by more than
+    `drift` in two cycles running makes a new plan. `weigh`: b_k, alike as in HADFL or by examples.
+
+    Ours, off in HADFL: `by_age`, who has not been drawn for long is drawn sooner; `turns`, nobody is drawn twice before
+    everybody once (`draw.Table`). `pace`: a period is as short as lets the ring take this share of it, yet at least
+    `least` steps of the slowest (and at most the mode's). `wire`: what the ring's integers are of. `rule`, `counted`
+    and `keep_warmup` are the peers' (`nodes` sets them).
     """
 
     cycles: int
@@ -100,23 +83,38 @@ class Coordinator:
     drift: float = 0.2
     steps: int | None = None
     by_age: bool = False
-    messages: ClassVar[Message | None] = None
-    """For those who store what is under way: the types of all that is said."""
+    turns: bool = False
+    weigh: Literal["even", "examples"] = "even"
+    pace: float | None = None
+    least: int = 5
+    wire: Wire = "int32"
+    rule: Literal["models", "deltas"] = "models"
+    counted: Counting = "once"
+    keep_warmup: bool = False
+    messages: ClassVar[Message | State | None] = None
+    """For those who store what is under way: the types of all that is said and held."""
 
     def __post_init__(self) -> None:
         if (
-            min(self.cycles, self.backup_every, self.keep, 1 if self.steps is None else self.steps) < 1
+            min(self.cycles, self.backup_every, self.keep, self.least, 1 if self.steps is None else self.steps) < 1
             or self.per_cycle < 2
         ):
             raise UsageError(
                 f"Coordinator(cycles={self.cycles}, per_cycle={self.per_cycle}, backup_every={self.backup_every}, "
-                f"keep={self.keep}, steps={self.steps}): use per_cycle >= 2 and the others >= 1."
+                f"keep={self.keep}, steps={self.steps}, least={self.least}): use per_cycle >= 2 and the others >= 1."
             )
         if self.slack < 1.0 or not self.floor_s > 0.0 or not self.bytes_per_s > 0.0 or self.latency_s < 0.0:
             raise UsageError(
                 f"Coordinator(slack={self.slack}, floor_s={self.floor_s}, bytes_per_s={self.bytes_per_s}, "
                 f"latency_s={self.latency_s}): use slack >= 1, floor_s and bytes_per_s above 0, latency_s >= 0."
             )
+        if self.pace is not None and not 0.0 < self.pace <= 1.0:
+            raise UsageError(f"Coordinator(pace={self.pace}): the ring's share of a period is in (0, 1], or None.")
+        if self.wire != "int32" and self.rule == "models":
+            raise UsageError(f"Coordinator(wire={self.wire!r}, rule='models'): a model needs int32; use rule='deltas'.")
+        if self.turns and self.counted == "inverse":
+            raise UsageError("Coordinator(turns=True, counted='inverse'): a turn is no chance; use counted='once'.")
+        levels(self.wire, self.per_cycle)
 
     def init(self, model: Params) -> State:
         return State(model)
@@ -128,9 +126,11 @@ class Coordinator:
             case Woke(tag=("profiles",)) if state.cycle == 0 and len(state.profiles) > 1:
                 return self._plan(state, ctx)
             case Woke(tag=("cycle", int(cycle))) if cycle == state.cycle > 0:
-                return self._late(state, ctx)
+                state, out, on = late(state, self.slack * state.period_s, ctx.now)
+                state, more = self._turn(state, ctx) if on else (state, ())
+                return state, (*out, *more)
             case Woke(tag=("end",)) if state.cycle > self.cycles:
-                return state, (Stop("cycles"),)
+                return ended(state, self.slack * state.period_s)
             case Received(src, body) if src in state.peers:
                 return self._heard(state, src, body, ctx)
             case _:
@@ -144,33 +144,34 @@ class Coordinator:
             case Profile():
                 return self._admit(replace(state, profiles={**state.profiles, src: body}), src)
             case Version() if src in state.brown and isfinite(body.version):
-                return self._reported(state, src, body, ctx)
+                before, state = state, reported(state, src, body)
+                return self._turn(state, ctx) if state is not before and complete(state) else (state, ())
             case Skip(cycle=cycle) if cycle in state.rings:
-                return self._skip(state, src, body)
-            case Prepared(cycle, epoch, digest, versions) if cycle in state.rings:
-                known = state.decisions.get(cycle)
-                if known is None and epoch != state.rings[cycle].epoch:
-                    return state, (Send(src, state.rings[cycle]),)
-                decided = known or Decided(cycle, epoch, digest, versions)
-                state = state if known else replace(state, decided_s=ctx.now)
-                return replace(state, decisions={**state.decisions, cycle: decided}), (Send(src, decided),)
+                before, (state, out) = state.alive, skip(state, src, body)
+                state, more = self._turn(state, ctx) if state.alive != before and complete(state) else (state, ())
+                return state, (*out, *more)
+            case Prepared(cycle=cycle) if cycle in state.rings:
+                return decide(state, src, body, ctx.now)
             case Backup():
-                return self._keep(state, body), ()
+                return backed_up(state, body, self.rule == "deltas", self.keep), ()
             case Join() if src in state.brown:
-                return state, (self._welcome(state, src),)
+                return self._welcome(state, src)
             case _:
                 return state, ()
 
-    # Strategy
+    # Plans
 
     def _plan(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        """Negotiation is over: everyone's local steps, and the first draw."""
+        """Negotiation is over: everyone's local steps, and the first draw (or two, where the warm-up is averaged)."""
         names = tuple(name for name in state.peers if name in state.profiles)
         state = replace(state, alive=names, paces={name: state.profiles[name].step_s for name in names})
         state, period = self._periods(state)
         brown = {name: steady(0.0, float(period.counts[i]), self.smoothing) for i, name in enumerate(names)}
-        state, out = self._select(replace(state, brown=brown), ctx)
-        return state, (*(Send(name, Plan(state.counts[name], period.seconds)) for name in names), *out)
+        state, out = replace(state, brown=brown, cycle=-1 if self.keep_warmup else 0), ()
+        if self.keep_warmup:
+            state, out = self._select(state, ctx)
+        state, more = self._select(state, ctx)
+        return state, (*(Send(name, Plan(state.counts[name], period.seconds)) for name in names), *out, *more)
 
     def _admit(self, state: State, src: str) -> tuple[State, Sequence[Effect]]:
         """Somebody has profiled late: it gets the period there is, and its own count of steps in it."""
@@ -181,18 +182,35 @@ class Coordinator:
             state, paces={**state.paces, src: pace}, counts={**state.counts, src: steps},
             brown={**state.brown, src: steady(version, float(steps), self.smoothing)},
         )  # fmt: skip
-        return state, (self._welcome(state, src),)
+        return self._welcome(state, src)
 
-    def _welcome(self, state: State, src: str) -> Effect:
-        version = state.kept[-1].version if state.kept else 0.0
-        return Send(src, Welcome(state.cycle, state.counts[src], state.period_s, version, state.model))
+    def _welcome(self, state: State, src: str) -> tuple[State, Sequence[Effect]]:
+        version, serial = (state.kept[-1].version, state.kept[-1].serial) if state.kept else (0.0, 0)
+        told = Welcome(state.cycle, state.counts[src], state.period_s, version, state.model, serial)
+        return replace(state, drawn={**state.drawn, src: state.cycle}), (Send(src, told),)
 
     def _periods(self, state: State) -> tuple[State, Period]:
         names = tuple(state.paces)
-        epochs = [self.steps or state.profiles[name].epoch_steps for name in names]
-        period = plan(list(state.paces.values()), epochs, self.mode)
+        paces = list(state.paces.values())
+        period = plan(paces, [self.steps or state.profiles[name].epoch_steps for name in names], self.mode)
+        if self.pace is not None:
+            n, (latency_s, bytes_per_s) = min(self.per_cycle, len(names)), self._link(state)
+            ring_s = ring_seconds(n, self._bytes(state), latency_s, bytes_per_s) if n > 1 else 0.0
+            wanted = max(self.least * max(paces), ring_s / self.pace)
+            period = within(paces, wanted) if wanted < period.seconds else period
         counts = dict(zip(names, period.counts, strict=True))
         return replace(state, counts=counts, period_s=period.seconds, strayed={}, plans=state.plans + 1), period
+
+    def _link(self, state: State) -> tuple[float, float]:
+        """The slowest link that was probed: seconds, bytes per second."""
+        probed = [profile for profile in state.profiles.values() if profile.bytes_per_s > 0.0]
+        if not probed:
+            return self.latency_s, self.bytes_per_s
+        return max(profile.latency_s for profile in probed), min(profile.bytes_per_s for profile in probed)
+
+    def _bytes(self, state: State) -> int:
+        """A contribution's bytes."""
+        return state.model.size * np.dtype(self.wire).itemsize
 
     def _replan(self, state: State) -> tuple[State, Sequence[Effect]]:
         """A new plan when somebody's pace has drifted for two cycles; nobody stops for it."""
@@ -210,110 +228,58 @@ class Coordinator:
         changed = [name for name in state.alive if state.counts[name] != before.get(name)]
         return state, tuple(Send(name, Plan(state.counts[name], period.seconds)) for name in changed)
 
-    def _select(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        """Draw the ring of the next cycle among those alive, and tell everyone."""
-        cycle = state.cycle + 1
-        state = replace(state, cycle=cycle, waited=0)
-        if cycle > self.cycles:
-            return state, (Wake(self.slack * state.period_s, ("end",)),)
-        table = {name: state.brown[name].ahead(1.0) for name in state.alive}
-        ages = {name: float(cycle - state.drawn.get(name, 0)) for name in table} if self.by_age else {}
-        members = draw(ctx.seed, cycle, table, self.per_cycle, ages)
-        members = members if len(members) > 1 else ()
-        n = max(len(members), 1)
-        peaks = [state.reports[m].peak if m in state.reports else state.profiles[m].peak for m in state.alive]
-        peak = max((p for p in peaks if isfinite(p)), default=1.0)
-        hop_s = 3.0 * (self.latency_s + state.model.bytes / (n * self.bytes_per_s)) + self.floor_s
-        backup = cycle % self.backup_every == 0 or cycle == self.cycles
-        select = Select(
-            cycle, 0, members, tuple(table), tuple(table.values()), step_for(peak, n), hop_s, backup,
-            sum(state.counts[m] for m in table) / max(len(table), 1), _examples(state, members),
-            tuple(ages.values()), self.per_cycle,
-        )  # fmt: skip
-        rings = {c: r for c, r in state.rings.items() if c > cycle - _REMEMBERED} | {cycle: select}
-        decisions = {c: d for c, d in state.decisions.items() if c in rings}
-        wake = Wake(self.slack * state.period_s, ("cycle", cycle))
-        drawn = {**state.drawn, **dict.fromkeys(members, cycle)}
-        state = replace(state, rings=rings, decisions=decisions, drawn=drawn)
-        return state, (*(Send(name, select) for name in state.peers), wake)
-
-    # Supervision
-
-    def _reported(self, state: State, src: str, report: Version, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        if src in state.reports and report.cycle <= state.reports[src].cycle:
-            return state, ()
-        alive = state.alive if src in state.alive else tuple(p for p in state.peers if p in {*state.alive, src})
-        brown = {**state.brown, src: state.brown[src].report(report.version)}
-        state = replace(state, alive=alive, reports={**state.reports, src: report}, brown=brown)
-        return self._turn(state, ctx) if self._in_time(state) == set(state.alive) else (state, ())
-
-    def _in_time(self, state: State) -> set[str]:
-        return {name for name in state.alive if name in state.reports and state.reports[name].cycle >= state.cycle}
-
-    def _late(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        """The period is long over, and so is it since a ring was decided: go on with those who have reported.
-
-        But not while a ring holds somebody up. A ring open for `_PATIENCE` such waits is called off, so that nobody
-        stays in it for ever.
-        """
-        here = self._in_time(state)
-        rest = state.decided_s + self.slack * state.period_s - ctx.now
-        if rest > 0.0 and here < {*state.alive}:
-            return state, (Wake(rest, ("cycle", state.cycle)),)
-        held = {c: ring for c, ring in state.rings.items() if c < state.cycle and c not in state.decisions}
-        busy = {name for ring in held.values() for name in ring.members} - here
-        if not here and state.waited >= _SILENCE:
-            return state, (Stop("no peer reports any more"),)
-        if not here or (busy and state.waited < _PATIENCE):
-            wake = Wake(self.slack * state.period_s, ("cycle", state.cycle))
-            return replace(state, waited=state.waited + 1), (wake,)
-        off = {c: Decided(c, -1, "", ()) for c, ring in held.items() if {*ring.members} & busy}
-        told = [Send(name, off[c]) for c in off for name in held[c].members]
-        state = replace(state, decisions={**state.decisions, **off}, alive=tuple(p for p in state.alive if p in here))
-        state, out = self._turn(state, ctx)
-        return state, (*told, *out)
+    # Draws
 
     def _turn(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
+        """This cycle's reports are in: the next draw."""
         if not 0 < state.cycle <= self.cycles:
             return state, ()
         state, plans = self._replan(state)
         state, out = self._select(state, ctx)
         return state, (*plans, *out)
 
-    def _skip(self, state: State, src: str, skip: Skip) -> tuple[State, Sequence[Effect]]:
-        """Restart a ring without `dead` (or with coarser sums) under the next epoch; with one left, call it off."""
-        ring, known = state.rings[skip.cycle], state.decisions.get(skip.cycle)
-        if known is not None:
-            return state, (Send(src, known),)
-        if skip.epoch != ring.epoch or src not in ring.members:
-            return state, (Send(src, ring),)
-        step = ring.step
-        if isfinite(skip.peak) and skip.peak > 0.0:
-            members, step = ring.members, step_for(skip.peak, len(ring.members))
-        else:
-            members = tuple(name for name in ring.members if name != skip.dead)
-        if len(members) < 2:
-            none = Decided(skip.cycle, -1, "", ())
-            state = replace(state, decisions={**state.decisions, skip.cycle: none})
-            return state, tuple(Send(name, none) for name in ring.members)
-        ring = replace(
-            ring, epoch=ring.epoch + 1, members=members, step=step, mean_examples=_examples(state, members)
+    def _select(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
+        """Draw the ring of the next cycle among those alive, and tell everyone."""
+        cycle = state.cycle + 1
+        state = replace(state, cycle=cycle, waited=0)
+        if cycle > self.cycles:
+            return state, (Wake(self.slack * state.period_s, ("end",)),)
+        names = state.alive
+        ages = tuple(float(cycle - state.drawn.get(name, 0)) for name in names)
+        select = Select(
+            cycle, 0, (), names, tuple(state.brown[name].ahead(1.0) for name in names), 1.0, 1.0,
+            cycle > 0 and (cycle % self.backup_every == 0 or cycle == self.cycles),
+            sum(state.counts[name] for name in names) / max(len(names), 1),
+            ages if self.by_age or self.turns else (), self.per_cycle if cycle else len(names),
+            tuple(state.profiles[name].examples for name in names) if self.weigh == "examples" else (),
+            self.wire if cycle else "int32", self.turns,
         )  # fmt: skip
-        state = replace(state, rings={**state.rings, skip.cycle: ring})
-        return state, tuple(Send(name, ring) for name in state.peers)
+        members = draw(ctx.seed, select.table)
+        members = members if len(members) > 1 else ()
+        select = replace(select, members=members, hop_s=self._hop_s(state, len(members)))
+        select = replace(select, step=self._unit(state, select, dict(zip(names, ages, strict=True))))
+        rings = {c: r for c, r in state.rings.items() if c > cycle - _REMEMBERED} | {cycle: select}
+        decisions = {c: d for c, d in state.decisions.items() if c in rings}
+        drawn = {**state.drawn, **dict.fromkeys(members, cycle)} if cycle else state.drawn
+        state = replace(state, rings=rings, decisions=decisions, drawn=drawn)
+        wake = Wake(self.slack * state.period_s, ("cycle", cycle))
+        return state, (*(Send(name, select) for name in state.peers), wake)
 
-    # Model manager
+    def _hop_s(self, state: State, n: int) -> float:
+        """Patience with a hop; what the last ring's herald still sends to the others comes first on its link."""
+        latency_s, bytes_per_s = self._link(state)
+        queued_s = (self._bytes(state) * (len(state.alive) - n) + state.model.bytes) / bytes_per_s - state.period_s
+        return 3.0 * (latency_s + self._bytes(state) / (max(n, 1) * bytes_per_s)) + self.floor_s + max(queued_s, 0.0)
 
-    def _keep(self, state: State, backup: Backup) -> State:
-        """Keep a mean, if it is the one that was decided."""
-        decided = state.decisions.get(backup.cycle)
-        right = backup.vector.shape == state.model.vector.shape and fingerprint(backup.vector) == backup.digest
-        if not right or decided is None or decided.digest != backup.digest:
-            return state
-        kept = tuple(sorted((*state.kept, backup), key=lambda one: one.cycle))[-self.keep :]
-        return replace(state, kept=kept, model=state.model.replace(kept[-1].vector))
-
-
-def _examples(state: State, members: Sequence[str]) -> float:
-    """Examples per member, in the mean."""
-    return sum(state.profiles[name].examples for name in members) / max(len(members), 1) or 1.0
+    def _unit(self, state: State, select: Select, ages: dict[str, float]) -> float:
+        """The unit of the sums, from the largest that anybody told: of weights, or of changes per step."""
+        n, largest = max(len(select.members), 1), 0.0
+        deltas = self.rule == "deltas"
+        weights = delta_weights(select, self.counted) if deltas else model_weights(select)
+        for name in select.names if not deltas else select.members:
+            told = state.reports[name].peak if name in state.reports else state.profiles[name].peak
+            times = weights.get(name, 1.0)
+            if deltas:
+                times *= select.mean_steps * (ages[name] if self.counted == "once" else 1.0)
+            largest = max(largest, told * times if isfinite(told) else 0.0)
+        return step_of(select.wire, largest or 1.0, n)

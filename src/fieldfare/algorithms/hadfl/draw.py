@@ -7,7 +7,8 @@ often it takes whom. Invariant: a draw depends on (seed, cycle, the table of nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from fieldfare.core.errors import UsageError
 F64 = NDArray[np.float64]
 
 _FAINT, _STRIDE, _EXACT = -60.0, 0.1, 64
+_TURN = 1000.0
+"""Added to the log-weight of who is due: more than luck and the bell ever are."""
 
 
 def logits(versions: F64) -> F64:
@@ -41,40 +44,53 @@ def probabilities(versions: F64) -> F64:
     return weight / weight.sum()
 
 
-def luck(versions: Mapping[str, float], ages: Mapping[str, float] | None = None) -> tuple[list[str], F64]:
-    """The names in order and their log-weights `[K]`: the bell, and the age where that counts."""
-    names = sorted(versions)
-    weight = logits(np.array([versions[name] for name in names], np.float64))
-    if ages:
-        weight = weight + np.log([max(ages.get(name, 1.0), 1.0) for name in names])
-    return names, weight
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All that a draw of `count` among `names` in `cycle` goes by: their `predicted` versions, and further, if any:
 
-
-def draw(
-    seed: int, cycle: int, versions: Mapping[str, float], count: int, ages: Mapping[str, float] | None = None
-) -> tuple[str, ...]:
-    """`count` names without replacement, in the order drawn, by Gumbel top-k over `logits`; all if there are fewer.
-
-    Each name has its own stream, so that a name more or less in the table moves nobody else's luck. `ages`: cycles
-    since each was last drawn, at least 1, by which its weight is multiplied (ours): who is starved comes up.
+    `ages`: cycles since each was last drawn, at least 1, by which its weight is multiplied (ours): who is starved comes
+    up. `turns` (ours): cycles come in blocks of ceil(K / count), and who has not been drawn in this block comes before
+    who has, so that nobody waits for 2 ceil(K / count) cycles; within either by luck as ever.
     """
-    if count < 1:
-        raise UsageError(f"draw(count={count}): at least one peer is drawn; use count >= 1.")
-    if not versions:
+
+    cycle: int
+    count: int
+    names: tuple[str, ...]
+    predicted: tuple[float, ...]
+    ages: tuple[float, ...] = ()
+    turns: bool = False
+
+    @property
+    def weights(self) -> F64:
+        """Log-weights `[K]` in the order of `names`."""
+        out = logits(np.array(self.predicted, np.float64))
+        if not self.ages:
+            return out
+        ages = np.array(self.ages, np.float64)
+        if self.turns:
+            into_block = (self.cycle - 1) % math.ceil(len(self.names) / self.count)
+            return np.maximum(out, -_TURN / 4.0) + np.where(ages > into_block, _TURN, 0.0)
+        return out + np.log(np.maximum(ages, 1.0))
+
+
+def draw(seed: int, table: Table) -> tuple[str, ...]:
+    """`count` names without replacement, in the order drawn, by Gumbel top-k over their weights; or all.
+
+    Each name has its own stream, so that a name more or less in the table moves nobody else's luck.
+    """
+    if table.count < 1:
+        raise UsageError(f"draw(count={table.count}): at least one peer is drawn; use count >= 1.")
+    if not table.names:
         return ()
-    names, weight = luck(versions, ages)
-    key = np.array([rng.derive(seed, "hadfl", "draw", cycle, name) for name in names], np.uint64)
-    u = np.maximum(rng.uniforms(key, np.zeros(len(names), np.int64)), 2.0**-54)
-    best: list[int] = np.argsort(-(weight - np.log(-np.log(u))), kind="stable")[:count].tolist()
-    return tuple(names[i] for i in best)
+    key = np.array([rng.derive(seed, "hadfl", "draw", table.cycle, name) for name in table.names], np.uint64)
+    u = np.maximum(rng.uniforms(key, np.zeros(len(key), np.int64)), 2.0**-54)
+    luck = dict(zip(table.names, (table.weights - np.log(-np.log(u))).tolist(), strict=True))
+    return tuple(sorted(table.names, key=lambda name: (-luck[name], name))[: table.count])
 
 
-def chances(versions: Mapping[str, float], count: int, ages: Mapping[str, float] | None = None) -> dict[str, float]:
+def chances(table: Table) -> dict[str, float]:
     """The probability that `draw` takes each name."""
-    if not versions:
-        return {}
-    names, weight = luck(versions, ages)
-    return dict(zip(names, inclusion_of(weight, count).tolist(), strict=True))
+    return dict(zip(table.names, inclusion_of(table.weights, table.count).tolist(), strict=True))
 
 
 def inclusion(versions: F64, count: int) -> F64:
@@ -98,6 +114,11 @@ def inclusion_of(weight: F64, count: int) -> F64:
     k = len(weight)
     if count >= k:
         return np.ones(k)
+    due = weight > weight.max() - _TURN / 2.0
+    if (ahead := int(due.sum())) <= count and ahead < k:
+        out = np.ones(k)
+        out[~due] = inclusion_of(weight[~due], count - ahead) if count > ahead else 0.0
+        return out
     rate = np.exp(np.maximum(weight - weight.max(), _FAINT))
     if k > _EXACT:
         low, high = -40.0, 5.0 - float(np.log(rate.min()))

@@ -62,8 +62,8 @@ Moved = tuple[Member, Sequence[Effect]]
 def enter(
     run: int, ring: Select, me: str, vector: F32, version: float, arbiter: str, timer: int, early: Sequence[Frame]
 ) -> Moved | tuple[None, Sequence[Effect]]:
-    """Enter `ring` with the model `vector`, and take the frames that came `early`; or say why it cannot be."""
-    if not fits(vector, ring.step, len(ring.members)):
+    """Enter `ring` with the contribution `vector` and take the frames that came `early`; or say why it cannot be."""
+    if not fits(vector, ring.step, len(ring.members), ring.wire):
         peak = float(abs(vector).max(initial=0.0))
         return None, (Send(arbiter, Skip(ring.cycle, ring.epoch, me, peak)),)
     session, frames = begin(run, ring, me, vector)
@@ -96,7 +96,7 @@ def on_done(member: Member, done: Done) -> Moved:
         member, out = _pass_on(replace(member, token=done))
         return _wait(member, out) if out else (member, ())
     if done.turn == 1 and member.told:
-        return on_decided(member, Decided(done.cycle, done.epoch, done.digest, done.versions))
+        return on_decided(member, Decided(done.cycle, done.epoch, done.digest, done.versions, done.serial))
     return member, ()
 
 
@@ -108,7 +108,7 @@ def on_decided(member: Member, decided: Decided) -> Moved:
     last = member.session.place == member.session.n - 1
     if not member.committed or last:
         return member, ()
-    done = Done(decided.cycle, decided.epoch, 1, decided.digest, decided.versions)
+    done = Done(decided.cycle, decided.epoch, 1, decided.digest, decided.versions, decided.serial)
     return replace(member, told=(*member.told, done)), (Send(member.session.after, done),)
 
 

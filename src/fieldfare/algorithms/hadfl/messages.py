@@ -1,4 +1,4 @@
-"""What coordinator and peers say to each other. All but `Frame` (in `ring`), `Broadcast` and `Backup` is control.
+"""What coordinator and peers say to each other: `Frame` (in `ring`), `Broadcast`, models for some, the rest is control.
 
 Here: the messages, as data. Not here: who answers what. Invariant: each can be lost in the sense that nothing breaks if
 it comes late, twice or never: what it says is told again when somebody asks.
@@ -12,18 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldfare.algorithms.hadfl.draw import chances
-from fieldfare.algorithms.hadfl.ring import Frame
+from fieldfare.algorithms.hadfl.draw import Table, chances
+from fieldfare.algorithms.hadfl.ring import F32, Frame, Ints, Wire
 from fieldfare.core.params import Params
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Profile:
     """A peer's warm-up: median seconds per local step and median absolute deviation over `samples` timings.
 
-    `epoch_steps`: local steps of one pass over its data, of `examples` examples. `peak`: its largest weight.
+    `epoch_steps`: local steps of one pass over its data, of `examples` examples. `peak`: its largest weight; where
+    deltas travel the largest change of one step. `latency_s`, `bytes_per_s`: its link, where probed (0: it was not).
     """
 
     step_s: float
@@ -32,6 +31,24 @@ class Profile:
     epoch_steps: int
     peak: float
     examples: float = 1.0
+    latency_s: float = 0.0
+    bytes_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ping:
+    """To a neighbour, to time the link both ways: send `payload` back."""
+
+    serial: int
+    payload: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pong:
+    """A `Ping`'s payload, back."""
+
+    serial: int
+    payload: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +61,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """A peer has trained for `cycle`: its version, seconds per step as measured, largest weight."""
+    """A peer has trained for `cycle`: its version, seconds per step as measured, `peak` as in `Profile`."""
 
     cycle: int
     version: float
@@ -56,10 +73,11 @@ class Version:
 class Select:
     """Who forms the ring of `cycle`, in order; a higher `epoch` of the same cycle restarts it.
 
-    `names` and `predicted` are the table drawn from, so that everyone can redo the draw. `step`: unit of the sums.
-    `hop_s`: patience with one hop. `backup`: whether the result also goes to the coordinator. `mean_steps`: local steps
-    per cycle, mean over all; `mean_examples`: over the members. `ages`: cycles since each name
-    was last drawn, where that counts. `count`: how many were to be drawn.
+    `names` and `predicted` are the table drawn from, so that everyone can redo the draw. `step`: unit of the sums, and
+    `wire` their type. `hop_s`: patience with one hop. `backup`: whether the result also goes to the coordinator.
+    `mean_steps`: local steps per cycle, mean over all. `ages`: cycles since each name was last drawn, where that
+    counts; `turns`: whoever has not had its turn comes first. `count`: how many were to be drawn. `examples` of each
+    name, where they weigh.
     """
 
     cycle: int
@@ -71,15 +89,20 @@ class Select:
     hop_s: float
     backup: bool
     mean_steps: float = 1.0
-    mean_examples: float = 1.0
     ages: tuple[float, ...] = ()
     count: int = 2
+    examples: tuple[float, ...] = ()
+    wire: Wire = "int32"
+    turns: bool = False
+
+    @property
+    def table(self) -> Table:
+        """What the draw goes by."""
+        return Table(self.cycle, self.count, self.names, self.predicted, self.ages, self.turns)
 
     def record(self) -> dict[str, Any]:
         """What a run keeps of this: who was drawn, and the chance that each name had."""
-        table = dict(zip(self.names, self.predicted, strict=True))
-        ages = dict(zip(self.names, self.ages, strict=True)) if self.ages else None
-        chance = chances(table, self.count, ages)
+        chance = chances(self.table)
         return {"cycle": self.cycle, "epoch": self.epoch, "members": list(self.members), "chance": chance}
 
 
@@ -119,6 +142,7 @@ class Done:
     turn: int
     digest: str
     versions: tuple[float, ...]
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,12 +157,13 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decided:
-    """The one decision about a cycle: `epoch` is committed, or nothing (`epoch` -1)."""
+    """The one decision about a cycle: `epoch` is committed, as the `serial`-th of all; or nothing (`epoch` -1)."""
 
     cycle: int
     epoch: int
     digest: str
     versions: tuple[float, ...]
+    serial: int = 0
 
     def record(self) -> dict[str, Any]:
         """What a run keeps of this."""
@@ -147,21 +172,29 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Broadcast:
-    """The committed mean of a cycle, for those who were not in its ring."""
+    """The committed mean of a cycle, for those who were not in its ring.
+
+    Where deltas travel: the sum over `members` members, in units of `step`, of what was committed as the `serial`-th.
+    """
 
     cycle: int
     version: float
-    vector: F32
+    vector: F32 | Ints
+    serial: int = 0
+    step: float = 0.0
+    members: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backup:
-    """The committed mean of a cycle for the coordinator to keep; `digest` as in `Done`."""
+    """The model after a cycle for the coordinator to keep; `digest` as decided, `check` the model's own."""
 
     cycle: int
     digest: str
     version: float
     vector: F32
+    check: str
+    serial: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,16 +204,33 @@ class Join:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Welcome:
-    """The last model kept, for one who is back: train `steps` from it in `cycle`."""
+    """The last model kept, for one who is back: train `steps` from it in `cycle`. It holds `serial` commits."""
 
     cycle: int
     steps: int
     period_s: float
     version: float
     model: Params
+    serial: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """To a peer: I hold all commits up to `serial` and have missed the next; please send me yours."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Whole:
+    """The model after `serial` commits, the last in `cycle`: for one that is behind."""
+
+    serial: int
+    cycle: int
+    vector: F32
 
 
 Message: TypeAlias = (
-    Profile | Plan | Version | Select | Frame | Probe | Ack | Skip | Done | Prepared | Decided | Broadcast | Backup
-    | Join | Welcome
+    Profile | Ping | Pong | Plan | Version | Select | Frame | Probe | Ack | Skip | Done | Prepared | Decided | Broadcast
+    | Backup | Join | Welcome | Behind | Whole
 )  # fmt: skip

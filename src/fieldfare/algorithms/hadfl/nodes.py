@@ -28,7 +28,8 @@ def nodes(peers: int, peer: Peer, coordinator: Coordinator) -> Nodes:
             f"Peer(cycles={peer.cycles}, per_cycle={peer.per_cycle}) and Coordinator(cycles={coordinator.cycles}, "
             f"per_cycle={coordinator.per_cycle}) are of two runs: give both the same numbers."
         )
-    made: Nodes = {"coordinator": ("coordinator", coordinator)}
+    shared = {"rule": peer.rule, "counted": peer.counted, "keep_warmup": peer.keep_warmup}
+    made: Nodes = {"coordinator": ("coordinator", replace(coordinator, **shared))}
     return made | {f"peer/{i}": ("peer", peer) for i in range(peers)}
 
 

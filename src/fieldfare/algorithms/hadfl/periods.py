@@ -72,7 +72,16 @@ def deadline(step_s: Sequence[float], epoch_steps: Sequence[int]) -> Period:
     (66, 22)
     """
     _check(step_s)
-    seconds = max(c * max(n, 1) for c, n in zip(step_s, epoch_steps, strict=True))
+    return within(step_s, max(c * max(n, 1) for c, n in zip(step_s, epoch_steps, strict=True)))
+
+
+def within(step_s: Sequence[float], seconds: float) -> Period:
+    """As many steps of each device as end within `seconds`.
+
+    >>> within([1.0, 3.0], 10.0).counts
+    (10, 3)
+    """
+    _check(step_s)
     return Period(seconds, tuple(max(1, math.floor(seconds / c * (1.0 + 1e-12))) for c in step_s), "deadline")
 
 

@@ -1,13 +1,15 @@
-"""The arithmetic of a ring: chunks, who sends which at which hop, exact sums of 32 bits, and frames.
+"""The arithmetic of a ring: chunks, who sends which at which hop, exact sums of integers, and frames.
 
 n members cut their models in n chunks; n - 1 hops of reduce-scatter leave member i with the sum of chunk i + 1, and
-n - 1 of all-gather hand the means on. Here: all of that as functions. Not here: waiting, faults, agreement (`session`).
+n - 1 of all-gather hand the sums on. Here: all of that as functions. Not here: waiting, faults, agreement (`session`).
 Invariant: sums are of integers in units of one `step` that all members share, so the mean depends on the members alone,
 not on their order, the number of chunks, or who added first.
 
-On integers: as many bytes as float32, and finer than it for the larger weights. The step is a power of two, chosen so
-that no sum can overflow (`step_for`). The paper's ring adds floats; ours is exact, which is what lets survivors of a
-restarted ring compare one checksum.
+On integers: of 32 bits as many bytes as float32, and finer than it for the larger weights; the step is a power of two,
+chosen so that no sum can overflow (`step_for`). The paper's ring adds floats; ours is exact, which is what lets
+survivors of a restarted ring compare one checksum. Of 16 or 8 bits (ours) a value is one of 2 floor(most / n) + 1
+levels, so that sums fit as well and both phases carry 2 or 1 bytes a value; what rounding and clipping leave out stays
+with the member, for its next contribution.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import hashlib
 import math
 import zlib
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldfare.core.errors import UsageError
+
 F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
+Ints = NDArray[np.signedinteger[Any]]
+Wire = Literal["int32", "int16", "int8"]
 
 _ROOM = 4.0
 _LEAST, _MOST = -60, 60
@@ -30,7 +35,7 @@ _LEAST, _MOST = -60, 60
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One chunk on its way to the next member: `reduce` carries int32 sums, `gather` float32 means.
+    """One chunk on its way to the next member: `reduce` carries sums of some members, `gather` those of all.
 
     `run` and `cycle` name the ring, `epoch` its restart, `hop` counts 0 .. 2 (n - 1) - 1 over both phases.
     `contributors`: bitmap over the ring's members whose shares are in. `checksum` covers all of it; the length is the
@@ -84,27 +89,53 @@ def step_for(peak: float, members: int) -> float:
     return 2.0 ** min(max(power, _LEAST), _MOST)
 
 
-def fits(vector: F32, step: float, members: int) -> bool:
-    """Whether `members` vectors of this peak (no NaN, no infinity) can be summed in units of `step`."""
+def levels(wire: Wire, members: int) -> int:
+    """The largest integer that each of `members` may contribute, so that any sum fits in `wire`.
+
+    >>> levels("int8", 2), levels("int8", 8), levels("int16", 8)
+    (63, 15, 4095)
+    """
+    most = int(np.iinfo(wire).max) // members
+    if most < 3:
+        raise UsageError(f"{wire} for a ring of {members}: at most {int(np.iinfo(wire).max) // 3} members; use int16.")
+    return most
+
+
+def step_of(wire: Wire, peak: float, members: int) -> float:
+    """The unit of the sums: `step_for` of 32 bits, and of fewer as coarse as takes `peak` to the last level."""
+    if wire == "int32":
+        return step_for(peak, members)
+    return max(peak, 2.0**_LEAST) / levels(wire, members)
+
+
+def fits(vector: F32, step: float, members: int, wire: Wire = "int32") -> bool:
+    """Whether `members` vectors of this peak can be summed in units of `step`; fewer bits than 32 clip what cannot.
+
+    No vector with a NaN or an infinity fits.
+    """
     peak = float(np.abs(vector).max(initial=np.float32(0)))
-    return math.isfinite(peak) and (peak / step + 1.0) * members < 2.0**31
+    return math.isfinite(peak) and (wire != "int32" or (peak / step + 1.0) * members < 2.0**31)
 
 
-def quantise(vector: F32, step: float) -> I32:
-    """Whole multiples of `step` `[P]`, each value rounded by at most half of it; see `fits`."""
-    return np.rint(vector.astype(np.float64) / step).astype(np.int32)
+def quantise(vector: F32, step: float, wire: Wire = "int32", members: int = 1) -> Ints:
+    """Whole multiples of `step` `[P]`, each value rounded by at most half of it, and clipped below 32 bits."""
+    whole = np.rint(vector.astype(np.float64) / step)
+    if wire != "int32":
+        most = levels(wire, members)
+        whole = np.clip(whole, -most, most)
+    return whole.astype(wire)
 
 
-def mean_of(total: I32, step: float, members: int) -> F32:
+def mean_of(total: Ints, step: float, members: int) -> F32:
     """The mean `[P]` behind a sum of `members` quantised vectors."""
     return (total.astype(np.float64) * step / members).astype(np.float32)
 
 
-def serial_mean(vectors: list[F32], step: float) -> F32:
+def serial_mean(vectors: list[F32], step: float, wire: Wire = "int32") -> F32:
     """What a ring of these members gives, bit for bit, computed in one place."""
-    total = np.zeros(len(vectors[0]), np.int32)
+    total = np.zeros(len(vectors[0]), wire)
     for vector in vectors:
-        total += quantise(vector, step)
+        total += quantise(vector, step, wire, len(vectors))
     return mean_of(total, step, len(vectors))
 
 

@@ -1,7 +1,7 @@
 """One ring as one member lives it: frames in, frames out, restarts, until it holds the mean and passes the token.
 
 Here: a state machine without time and without the coordinator. Not here: probes' timing (`peer`), who is in the ring
-and what is decided (`coordinator`). Invariants: the model given is never changed; frames of another run, cycle or
+and what is decided (`coordinator`). Invariants: the vector given is never changed; frames of another run, cycle or
 older epoch, unsound ones and repeats change nothing; what was sent can be sent again.
 """
 
@@ -17,6 +17,7 @@ from fieldfare.algorithms.hadfl.messages import Select
 from fieldfare.algorithms.hadfl.ring import (
     F32,
     Frame,
+    Ints,
     cuts,
     fingerprint,
     hops,
@@ -31,16 +32,16 @@ from fieldfare.algorithms.hadfl.ring import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
-    """Member `place` of `ring`, after `hop` frames received: `parts` n chunks, sums at first and means in the end.
+    """Member `place` of `ring`, after `hop` frames received: `parts` n chunks, integers of the ring's `wire`.
 
     `held[c]`: bitmap of the members in chunk c. `sent`: every frame sent in this epoch, by hop. `inbox`: frames that
-    came before their turn. `result` `[P]` and its `digest` once all chunks are means.
+    came before their turn. `result`: the mean `[P]`, and its `digest`, once all members are in all chunks.
     """
 
     run: int
     ring: Select
     place: int
-    parts: tuple[np.ndarray, ...]
+    parts: tuple[Ints, ...]
     held: tuple[int, ...]
     hop: int = 0
     sent: tuple[Frame, ...] = ()
@@ -51,6 +52,11 @@ class Session:
     @property
     def n(self) -> int:
         return len(self.ring.members)
+
+    @property
+    def total(self) -> Ints:
+        """The sums `[P]`: of all members once there is a `result`."""
+        return np.concatenate(self.parts)
 
     @property
     def before(self) -> str:
@@ -64,9 +70,9 @@ class Session:
 
 
 def begin(run: int, ring: Select, me: str, vector: F32) -> tuple[Session, list[Frame]]:
-    """Enter `ring` with the model `vector` `[P]`; the frames to send to the next member."""
+    """Enter `ring` with the contribution `vector` `[P]`; the frames to send to the next member."""
     n, place = len(ring.members), ring.members.index(me)
-    bounds, whole = cuts(len(vector), n), quantise(vector, ring.step)
+    bounds, whole = cuts(len(vector), n), quantise(vector, ring.step, ring.wire, n)
     parts = tuple(whole[a:b] for a, b in pairwise(bounds))
     session = Session(run, ring, place, parts, (1 << place,) * n)
     if n == 1:
@@ -106,7 +112,7 @@ def _fitting(session: Session, frame: Frame) -> bool:
     return (
         (frame.chunk, frame.phase, frame.contributors) == (chunk, phase, owed)
         and frame.payload.shape == session.parts[chunk].shape
-        and frame.payload.dtype == (np.int32 if phase == "reduce" else np.float32)
+        and frame.payload.dtype == np.dtype(session.ring.wire)
     )
 
 
@@ -117,14 +123,12 @@ def _take(session: Session) -> tuple[Session, list[Frame]]:
     at, payload, held = frame.chunk, frame.payload, frame.contributors
     if frame.phase == "reduce":
         payload, held = session.parts[at] + payload, held | session.held[at]
-    if session.hop == n - 2:
-        payload = mean_of(payload, session.ring.step, n)
     parts = (*session.parts[:at], payload, *session.parts[at + 1 :])
     holds = (*session.held[:at], held, *session.held[at + 1 :])
     session = replace(session, parts=parts, held=holds, hop=session.hop + 1, inbox=inbox)
     if session.hop < hops(n):
         return _send(session)
-    result = np.concatenate(session.parts)
+    result = mean_of(session.total, session.ring.step, n)
     return replace(session, result=result, digest=fingerprint(result)), []
 
 
