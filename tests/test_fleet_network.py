@@ -137,6 +137,18 @@ def test_the_parts_of_a_task_use_the_link_at_their_own_time():
     assert phases(fleet, ONE, Cost(np.array([7e9]), 2e6, 1e6, 0.0), 0.0).up[0] == 2.0  # from second 10, at half
 
 
+def test_estimates_over_changing_links_go_by_their_mean_rates_unless_columns_are_given():
+    network = Network.of([([0, 10], [1e6, 3e6], [5e5, 1e5]), ([0], [4e5], [2e5])], 20.0)
+    cost, who = Cost(np.zeros(2), 6e6, 6e5), np.arange(2)
+    fleet = Fleet(network=network, overhead_s=0.0)
+    assert fleet.downlink_bytes_per_s.tolist() == [2e6, 4e5]
+    assert fleet.uplink_bytes_per_s.tolist() == [3e5, 2e5]
+    assert fleet.durations(who, cost).tolist() == [5.0, 18.0]
+    assert phases(fleet, who, cost, 0.0).down.tolist() == [6.0, 15.0]
+    given = Fleet(network=network, downlink_bytes_per_s=np.array([1e4, 2e4], np.float32))
+    assert given.downlink_bytes_per_s.tolist() == [1e4, 2e4]
+
+
 def test_an_uplink_that_was_not_measured_is_refused_or_a_share_of_the_downlink():
     trace = ([0, 1], [1e6, 2e6], [np.nan, 3e5])
     with pytest.raises(UsageError, match=r"trace 0 has no uplink \(NaN\).*uplink_ratio="):

@@ -56,7 +56,8 @@ def CutOff(
     """FedAvg whose clients stop training in time: each does the steps that fit into `budget_s`, at least one.
 
     The cut-off tau per class of processor of Beutel et al., "Flower", 2020, section 5.3: `by_class` gives classes of
-    the fleet budgets of their own. Ours counts transfers into the budget, and stops at whole steps.
+    the fleet budgets of their own. Ours counts transfers into the budget (over links that change at
+    their mean rate, so a task may take longer or shorter), and stops at whole steps.
     """
     given = dict(by_class or {})
     for what, seconds in [("budget_s", budget_s), *given.items()]:

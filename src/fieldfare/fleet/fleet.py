@@ -27,7 +27,8 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 Column = F32 | float
 
-_SPEEDS = ("flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "memory_bytes")
+_LINKS = ("downlink_bytes_per_s", "uplink_bytes_per_s")
+_SPEEDS = ("flops_per_s", *_LINKS, "memory_bytes")
 _REST = ("latency_s", "overhead_s", "compute_w", "radio_w", "timezone_s")
 _COLUMNS = (*_SPEEDS, *_REST)
 
@@ -43,7 +44,8 @@ class Fleet:
     an asked device never replies (a `Run` without a deadline waits for it as long as it would have taken). `noise`:
     sigma of a task's own log-normal factor, of mean 1, on its computing time. `flags`: named bool columns for
     `Sample(where=...)`. `kind` int `[n]`: the device's class, an index into `kinds`. `availability`: when devices may
-    work (None: always). `network`: links that change in time; where there is one, it stands for the two link columns.
+    work (None: always). `network`: links that change in time; where there is one, tasks go by it, and a link column
+    that is one number becomes its mean rates `[n]`, by which estimates go.
     `note`: how the fleet was made. `drift`: what speeds are multiplied by as time goes by; estimates do not know of it.
     """
 
@@ -68,6 +70,10 @@ class Fleet:
     drift: Drift | DriftTable | None = None
 
     def __post_init__(self) -> None:
+        if self.network is not None:
+            for column, mean in zip(_LINKS, self.network.means(), strict=True):
+                if not np.ndim(getattr(self, column)):
+                    object.__setattr__(self, column, mean.astype(np.float32))
         if not 0.0 <= self.noise < 10.0:
             raise UsageError(f"Fleet(noise={self.noise}): the sigma of a log-normal factor is a number from 0 to 10.")
         if self.kind is not None:
