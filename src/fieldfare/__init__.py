@@ -15,7 +15,8 @@ _WHERE = {
     "Result": "run", "resume_run": "resume", "UsageError": "core.errors", "PeerError": "core.errors",
     "Sample": "core.quorum", "Everyone": "core.quorum", "Quorum": "core.quorum", "Params": "core.params",
     "Training": "work.net", "mlp": "work.dense", "DenseNet": "work.dense", "torch_net": "work.torch_net",
-    "jax_net": "work.jax_net", "opaque": "work.opaque", "flower_client": "work.flower_client",
+    "jax_net": "work.jax_net", "split_net": "work.split.net",
+    "opaque": "work.opaque", "flower_client": "work.flower_client",
     "FedAvg": "algorithms.fedavg",
     "FedBuff": "algorithms.fedbuff", "FedAsync": "algorithms.fedasync", "SemiSync": "algorithms.deadline",
     "TiFL": "algorithms.deadline", "CutOff": "algorithms.deadline", "Staleness": "core.quorum",
@@ -31,7 +32,7 @@ _WHERE = {
     "shards": "data", "labels_per_client": "data", "lognormal_quantity": "data", "dirichlet_quantity": "data",
     "natural": "data", "joint": "data",
 }  # fmt: skip
-_MODULES = ("aggregate", "algorithms", "core", "data", "fleet", "report", "sim", "store", "testing", "work")
+_MODULES = ("aggregate", "algorithms", "core", "data", "fleet", "models", "report", "sim", "store", "testing", "work")
 
 __all__ = sorted([*_WHERE, "__version__"])
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from fieldfare import core as core
     from fieldfare import data as data
     from fieldfare import fleet as fleet
+    from fieldfare import models as models
     from fieldfare import report as report
     from fieldfare import sim as sim
     from fieldfare import store as store
@@ -109,6 +111,7 @@ if TYPE_CHECKING:
     from fieldfare.work.jax_net import jax_net as jax_net
     from fieldfare.work.net import Training as Training
     from fieldfare.work.opaque import opaque as opaque
+    from fieldfare.work.split.net import split_net as split_net
     from fieldfare.work.torch_net import torch_net as torch_net
 
 

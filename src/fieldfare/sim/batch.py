@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.aggregate.gather import Gather
+from fieldfare.core.effects import Run
 from fieldfare.core.events import Gathered
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Work
@@ -129,7 +130,7 @@ def gather_all(pending: Mapping[int, Ask], executor: Executor, seed: int) -> dic
     groups: dict[Any, list[Share1]] = {}
     for number, ask in pending.items():
         for share in _shares(number, ask):
-            groups.setdefault(_kind(share), []).append(share)
+            groups.setdefault(_kind(share, executor.works.get(ask.run.work)), []).append(share)
     parts: dict[int, list[tuple[I64, Any, Any, Any]]] = {number: [] for number in pending}
     gathers = {number: Gather(ask.run.reduce, ask.asked) for number, ask in pending.items()}
     for shares in groups.values():
@@ -145,8 +146,22 @@ def _shares(number: int, ask: Ask) -> list[Share1]:
     return [Share1(number, ask, at, level) for level, at in levels(ask.run, ask.clients)]
 
 
-def _kind(share: Share1) -> Any:
+def _stacks(run: Run, work: Any) -> bool:
+    """Whether `work` takes what it is told client by client (`stacks = True`), so that asks with inputs go together."""
+    plain = run.model is not None and not run.model.opaque and not run.model.sides
+    return plain and getattr(work, "stacks", False) and run.view is None and run.state is None
+
+
+def _told(run: Run, clients: I64) -> list[dict[str, Any]]:
+    """All that each client is told, `[n]`: config, inputs and what is its own."""
+    return [{**run.config, **run.inputs, **run.each.get(client, {})} for client in clients.tolist()]
+
+
+def _kind(share: Share1, work: Any) -> Any:
     run = share.ask.run
+    if _stacks(run, work):
+        assert run.model is not None
+        return (run.work, run.model.layout, share.ask.steps is None)
     layout = 0 if run.model is None else (id(run.model.layout), id(run.model.sides) if run.model.sides else 0)
     if run.inputs or run.each or run.view is not None or (run.model is not None and run.model.opaque):
         return (share.number, share.level)
@@ -199,13 +214,17 @@ def _compute(
     state, fresh = None, None
     if run.state and executor.slots is not None:  # read piece by piece, where the slots can
         state, fresh = getattr(executor.slots, "get_lazily", executor.slots.get)(run.state, ids)
+    config, inputs = run.config, run.inputs
+    each = {i: run.each[c] for i, c in enumerate(ids.tolist()) if c in run.each} if run.each else {}
+    if len(shares) > 1 and _stacks(run, executor.works.get(run.work)):
+        told = [one for share, own in zip(shares, clients, strict=True) for one in _told(share.ask.run, own)]
+        config, inputs, each = {}, {}, dict(enumerate(told))
     request = Request(
         run.work,
         vectors[0][None] if len(vectors) == 1 else np.stack(vectors),
         row[0] if len(row) == 1 else np.concatenate(row), layout, ids,
         keys[0] if len(keys) == 1 else np.concatenate(keys),
-        tuple(segments), run.config, run.inputs,
-        {i: run.each[c] for i, c in enumerate(ids.tolist()) if c in run.each} if run.each else {},
+        tuple(segments), config, inputs, each,
         state, fresh, run.model.opaque if run.model is not None else b"", np.concatenate(steps) if steps else None,
         sides={} if run.model is None else run.model.sides,
     )  # fmt: skip
