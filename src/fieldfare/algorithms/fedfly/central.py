@@ -52,7 +52,7 @@ class State:
 
     `owners` by device; `updates` of this round; `replicas`, the newest by device; `away`: devices not waited for, since
     they did not come in time; `closing`: the round's time is over, what there is is being collected. `tries`: how often
-    the edges were asked again without an update coming in.
+    the edges were asked again without an update coming in; `silent`: and how often each has not answered.
     """
 
     model: Params
@@ -66,6 +66,7 @@ class State:
     closing: bool = False
     timer: int = 0
     tries: int = 0
+    silent: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 Out = tuple[State, Sequence[Effect]]
@@ -126,6 +127,8 @@ class Central:
             case _ if not state.round:
                 return state, ()
             case Received(src, body):
+                if src in state.silent:
+                    state = replace(state, silent={edge: n for edge, n in state.silent.items() if edge != src})
                 return self._heard(state, src, body, ctx)
             case Left(str() as node) if node in state.edges:
                 return self._edge_died(state, node, ctx)
@@ -227,9 +230,16 @@ class Central:
         missing = self._missing(state)
         edges = sorted({state.owners[device].edge for device in missing if device in state.owners})
         out: list[Effect] = [Send(edge, self._round(state, edge)) for edge in edges]
+        tickets = [(device, state.owners[device].ticket) for device in missing if device in state.owners]
+        out += [Send(device, Committed(t, state.round)) for device, t in tickets if t is not None]
         whole = [device for device in missing if device in self.whole]
         out += [Send(device, Train(state.round, state.model, self.whole[device])) for device in whole]
-        state, more = self._timed(replace(state, tries=state.tries + 1))
+        silent = {edge: state.silent.get(edge, 0) + 1 for edge in edges}
+        state, more = self._timed(replace(state, tries=state.tries + 1, silent=silent))
+        for edge in edges:
+            if silent[edge] > self.tries:
+                state, given = self._edge_died(state, edge, ctx)
+                out += given
         return state, (*out, *more)
 
     # Owners

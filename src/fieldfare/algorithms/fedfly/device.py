@@ -47,6 +47,7 @@ from fieldfare.core.params import Params
 
 F32 = NDArray[np.float32]
 Stage = Literal["idle", "forward", "up", "backward", "finish", "attach"]
+Lack = Literal["silent", "unknown", "reboot"]
 Mark = tuple[F32, F32]
 _MOST_TRIES = 40
 _NO_PLAN = Plan("", 0)
@@ -83,7 +84,7 @@ class State:
     ticket: Ticket | None = None
     attached: bool = True
     carried: bytes = b""
-    lost: str = ""
+    lost: Lack | Literal[""] = ""
     away: bool = False
     dead: bool = False
     serial: int = 0
@@ -128,14 +129,12 @@ class Device:
     def step(self, state: State, event: Event, ctx: Context) -> Out:
         match event:
             case Started(roster=roster):
-                again = bool(state.central)
-                state = State(roster["central"][0], serial=state.serial, timer=state.timer + 1, near=state.near)
-                return self._ask_owner(state, "reboot", ctx) if again else (state, ())
+                return replace(state, central=roster["central"][0]), ()
             case _ if not state.central:
                 return state, ()
             case Left(node) if node == ctx.me:
                 return replace(state, away=True), ()
-            case Joined(node) if node == ctx.me and state.away:
+            case Joined(node) if node == ctx.me and (state.away or not state.round):
                 return self._back(replace(state, away=False), ctx)
             case Moved(device, to) if device == ctx.me:
                 return self._moved(state, to, ctx)
@@ -175,6 +174,8 @@ class Device:
                 return replace(state, carried=blob), ()
             case Committed(ticket) if ticket.device == ctx.me and ticket.epoch > state.epoch:
                 return self._owned(state, ticket, ctx)
+            case Committed(ticket) if ticket == state.ticket and state.stage == "idle":
+                return self._attach(replace(state, attached=False, tries=0), ctx)
             case Attached(_, epoch) if epoch == state.epoch and not state.attached:
                 return self._attached(state, body, ctx)
             case Unknown(_, epoch) if epoch == state.epoch and src == state.edge:
@@ -333,13 +334,13 @@ class Device:
             return self._ask_owner(state, "silent", ctx)
         return self._offer(replace(state, to=""), ctx)
 
-    def _ask_owner(self, state: State, reason: Literal["silent", "unknown", "reboot"], ctx: Context) -> Out:
+    def _ask_owner(self, state: State, reason: Lack, ctx: Context) -> Out:
         body = Lost(state.round, state.epoch, state.edge, state.near, reason)
         state, out = self._wait(replace(state, lost=reason))
         return state, (Send(state.central, body), *out)
 
     def _back(self, state: State, ctx: Context) -> Out:
-        if self.forgets:
+        if self.forgets or not state.round:
             state = State(state.central, serial=state.serial + 1, timer=state.timer, near=state.near)
             return self._ask_owner(state, "reboot", ctx)
         if state.stage == "forward":

@@ -15,6 +15,7 @@ from fieldfare.algorithms.fedfly.held import Held, Out, State
 from fieldfare.algorithms.fedfly.messages import (
     Abort,
     Accept,
+    Alive,
     Attach,
     Close,
     Committed,
@@ -195,13 +196,14 @@ class Edge:
         """A round opens; or the centre asks again about one that is open."""
         if body.round < state.round or body.model.layout != state.model.layout:
             return state, ()
-        if body.round > state.round:
+        again = body.round == state.round
+        if not again:
             held = {
-                device: held if held.owner or held.ticket is not None else replace(held, session=None)
+                device: held if held.owner else replace(held, session=None, early=None)
                 for device, held in state.held.items()
             }
             state = replace(state, round=body.round, base=body.model, plan=body.plan, held=held)
-        out: list[Effect] = []
+        out: list[Effect] = [Send(state.central, Alive(body.round))] if again else []
         for device, epoch in body.owners.items():
             if epoch > state.of(device).epoch:
                 out.append(Send(state.central, Fetch(device, body.round, epoch)))

@@ -151,12 +151,12 @@ def _copy(edge: Edge, state: State, device: str, ctx: Context) -> Out:
 def got(edge: Edge, state: State, device: str, body: Got, ctx: Context) -> Out:
     """A copy is there: another one, if the session has gone on since and the policy wants it; else the last."""
     held, leave = _leave(state, device)
-    if leave.phase != "pre" or body.number != leave.number or held.session is None or leave.copied is None:
+    session, before = held.session, leave.copied
+    if leave.phase != "pre" or body.number != leave.number or session is None or before is None:
         return state, ()
     leave = replace(leave, tries=0)
     passes = leave.policy.passes if isinstance(leave.policy, PreCopy) else 0
-    more = leave.number + 1 < passes and held.session.next > leave.copied.next
-    if more and held.session.round == leave.copied.round:
+    if leave.number + 1 < passes and session.next > before.next and session.round == before.round:
         leave = replace(leave, number=leave.number + 1)
         return _copy(edge, state.put(device, replace(held, leave=leave)), device, ctx)
     return _stop(edge, state.put(device, replace(held, leave=leave)), device, ctx)
@@ -295,8 +295,7 @@ def late(edge: Edge, state: State, device: str, timer: int, ctx: Context) -> Out
         state, wake = _timed(edge, state, device, leave)
         return state, (Send(state.central, Commit(leave.ticket)), *wake)
     if leave.phase == "stop":
-        done = held.session is not None and held.session.next == held.session.steps
-        if done:
+        if held.session is not None and held.session.next == held.session.steps:
             return cancel(edge, state, device, ctx)
         return _timed(edge, state, device, leave) if held.busy else _freeze(edge, state, device, False, ctx)
     if leave.tries > edge.tries and not leave.relayed and edge.relays and leave.phase == "prep":

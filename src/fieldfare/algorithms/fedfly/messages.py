@@ -71,6 +71,13 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Alive:
+    """Edge to centre, asked again about `round`: I am here, and have nothing to tell yet."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Close:
     """Centre to the owner: `device` is not waited for any longer in `round`; send what there is of it."""
 
@@ -383,7 +390,7 @@ class Relay:
 
 
 Message: TypeAlias = (
-    Round | Train | Update | Close | Begin | Forward | Backward | Finish | Closed | Unknown | Move | Prep | Accept
-    | Reject | Pre | Got | Freeze | Resume | Final | Ready | Abort | Commit | Committed | Denied | Carry | Attach
-    | Attached | Release | Lost | Replica | Fetch | Stored | Relay
+    Round | Train | Update | Alive | Close | Begin | Forward | Backward | Finish | Closed | Unknown | Move | Prep
+    | Accept | Reject | Pre | Got | Freeze | Resume | Final | Ready | Abort | Commit | Committed | Denied | Carry
+    | Attach | Attached | Release | Lost | Replica | Fetch | Stored | Relay
 )  # fmt: skip

@@ -79,6 +79,9 @@ def forward(edge: Edge, state: State, device: str, body: Forward, ctx: Context) 
         return state, (Send(device, Unknown(body.round, body.epoch)),)
     if body.round < session.round:
         return begin(edge, state, device)
+    if body.epoch == held.epoch and not held.attached:
+        held = replace(held, attached=True)
+        state = state.put(device, held)
     if body.seq == session.next and not session.finished:
         if held.frozen or held.busy:
             return state.put(device, replace(held, early=body) if held.frozen else held), ()
@@ -194,7 +197,7 @@ def finish(edge: Edge, state: State, device: str, body: Finish) -> Out:
         return state, ()
     if not session.finished:
         session = replace(session, lower=body.lower, grad=None)
-        state = state.put(device, replace(held, session=session))
+        state = state.put(device, replace(held, session=session, attached=True))
     closed = Send(device, Closed(session.round, held.epoch))
     return state, (closed, *told(state, device))
 
