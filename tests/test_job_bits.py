@@ -21,6 +21,8 @@ ALGORITHMS = {
     "fedadam": lambda: ff.FedAdam(rounds=3, cohort=7),
     "ditto": lambda: ff.Ditto(rounds=3, cohort=7, lam=0.5),
     "median": lambda: ff.FedMedian(rounds=3, cohort=7),
+    "fedbuff": lambda: ff.FedBuff(rounds=8, cohort=7, buffer=3),
+    "fedasync": lambda: ff.FedAsync(rounds=12, cohort=7),
 }
 
 

@@ -71,9 +71,12 @@ def killing(job, pools, at=2):
     return replace(job, callbacks=(kill,)), seen
 
 
-def test_two_ray_workers_of_which_one_is_killed_give_the_bits_of_one_process(pools, capfd):
-    expected = vector(make(ff.Scaffold(rounds=4, cohort=7), workers=1))
-    job, seen = killing(make(ff.Scaffold(rounds=4, cohort=7), workers=2, on="ray"), pools)
+@pytest.mark.parametrize(
+    "algorithm", [ff.Scaffold(rounds=4, cohort=7), ff.FedBuff(rounds=9, cohort=12, buffer=3)], ids=lambda one: one.name
+)
+def test_two_ray_workers_of_which_one_is_killed_give_the_bits_of_one_process(algorithm, pools, capfd):
+    expected = vector(make(algorithm, workers=1))
+    job, seen = killing(make(algorithm, workers=2, on="ray"), pools)
     assert vector(job) == expected
     assert len({*seen[0], os.getpid()}) == 3
     assert pools[-1].deaths == 1
