@@ -19,6 +19,7 @@ from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.generate import generate
 from fieldfare.fleet.tasks import DROP_OUT, INTERRUPTED, LATE, OK, STALE, TIMEOUT
 from fieldfare.report import arms as side_by_side
+from fieldfare.report import plots, plots_time, style
 from fieldfare.report.claims import compute_claims
 from fieldfare.report.groups import by_class, by_examples, gini, groups_of
 from fieldfare.report.html import write_comparison, write_report
@@ -450,6 +451,9 @@ def test_what_tasks_took_is_an_axis_and_no_metric(tmp_path):
     assert table.axis("energy_j").tolist() == [3.0, 6.0, 9.0]
     assert table.total("device_s") == 300.0
     assert np.isnan(Table(2).axis("device_s")).all()
+    with style.drawing():
+        drawn = plots_time.costs(table, plots.ACCURACY, what="Accuracy")
+    assert "A task counts whole when its round is over, also where it goes on" in drawn.note
 
 
 def test_every_way_a_task_may_end_has_its_words_and_colour(folder, tmp_path):

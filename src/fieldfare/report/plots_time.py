@@ -83,7 +83,10 @@ def costs(table: Table, lines: Sequence[Line], *, what: str) -> Picture | None:
     )  # fmt: skip
     names = {"virtual_s": "virtual time", "device_s": "device-hours", "bytes": "bytes", "energy_j": "joules"}
     listed = _listed([names[axis] for axis in against])
-    note = "The same values by what had been spent until then; a task's share counts once it is over."
+    note = (
+        "The same values by what had been spent until then. A task counts whole when its round is over, also where it "
+        "goes on; without rounds when it is over itself."
+    )
     if reached is not None:
         spent = _listed([units.measured(axis, reached[2][axis]) for axis in against if axis in reached[2]])
         note = f"The circle: {reached[0]} first at {units.measured(reached[3], reached[1])}, after {spent}. " + note

@@ -64,7 +64,7 @@ class Table:
         """Give what a curve is drawn against, ``[n]``: a running total, or ``bytes``, the sum of both directions.
 
         A round that moved nothing has no bytes of its own and stands where the one before it stood. ``device_s`` and
-        ``energy_j`` are summed up; a task counts there once it is over.
+        ``energy_j`` are summed up; a task counts there, whole, once its gather is over, late ones too.
         """
         if name == "bytes":
             moved = self.axis("bytes_up") + self.axis("bytes_down")
