@@ -74,8 +74,8 @@ class Edge:
     replica_every: int = 0
     ttl_s: float = 86400.0
     cap_bytes: int = CAP_BYTES
-    messages: ClassVar[Message | None] = None
-    """For those who store what is under way: the types of all that is said."""
+    messages: ClassVar[Message | State | None] = None
+    """For those who store what is under way: the types of all that is said and held."""
 
     def __post_init__(self) -> None:
         for name in ("patience_s", "retry_s", "grant_s", "ttl_s"):
