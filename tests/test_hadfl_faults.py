@@ -14,6 +14,7 @@ from fieldfare.algorithms.hadfl.peer import Peer
 from fieldfare.algorithms.hadfl.ring import Frame, hops, sound
 from fieldfare.core.effects import Publish, Send
 from fieldfare.core.events import Gathered, Joined, Left, Received
+from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.simulator import Links
 from fieldfare.testing import Crash, Fault, loop, quadratics, simulate
 from fieldfare.testing.checks import Checked
@@ -51,6 +52,7 @@ def world(peers=4, per_cycle=3, cycles=3, watch=None, **more):
     nodes = {"coordinator": ("coordinator", Coordinator(cycles, per_cycle, floor_s=0.2))}
     nodes |= dict.fromkeys(names, ("peer", peer))
     more.setdefault("links", Links(0.01, 1e4))
+    more.setdefault("fleet", Fleet(flops_per_s=np.array([440, 450, 445, 455, 442, 448], np.float32)))
     return PROBLEM.world(nodes, placement={name: i for i, name in enumerate(names)}, **more)
 
 

@@ -173,6 +173,10 @@ def begin(
     selected: Selected, streaming: bool = False, busy: AtWork = NOBODY,
 ) -> Begun:  # fmt: skip
     """The tasks of a `Run` as they would go: who, from when, how long, how each ends."""
+    if own is not None:
+        from fieldfare.sim.own import begin_own
+
+        return begin_own(run, now, population, works, seed, own)
     if run.work not in works:
         raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(works) or 'none'}.")
     if run.quorum.late == "next" and not streaming:

@@ -42,9 +42,13 @@ def budgets(config: Mapping[str, Scalar], fleet: Fleet, devices: I64) -> F64 | N
 
 
 def steps_within(
-    config: Mapping[str, Scalar], fleet: Fleet, devices: I64, work: Work, examples: I64, cost: Cost
-) -> tuple[I64, Cost] | None:
-    """(most local steps of each device `[n]`, the cost with so many); None where the config gives no budget."""
+    config: Mapping[str, Scalar], fleet: Fleet, devices: I64, work: Work, examples: I64, cost: Cost,
+    travels: bool = True,
+) -> tuple[I64, Cost] | None:  # fmt: skip
+    """(most local steps of each device `[n]`, the cost with so many); None where the config gives no budget.
+
+    `travels`: whether the model is sent there and back, so that transfers and overhead count.
+    """
     budget = budgets(config, fleet, devices)
     if budget is None:
         return None
@@ -55,7 +59,9 @@ def steps_within(
             "the budget out, or train by Training(...)."
         )
     full: I64 = counted(examples, config)
-    moved = fleet.durations(devices, replace(cost, flops=0.0))
+    moved: Any = 0.0
+    if travels:
+        moved = fleet.durations(devices, replace(cost, flops=0.0))
     each = cost.flops / take(fleet.flops_per_s, devices) / np.maximum(full, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         fit = np.where(each > 0, np.floor((budget - moved) / each), np.inf)

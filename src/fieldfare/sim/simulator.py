@@ -9,80 +9,31 @@ it depend on (algorithms, model, population, works, seed) only.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from math import isnan
 from typing import Any
 
 import numpy as np
 
-from fieldfare.core.algorithm import Algorithm, Context
+from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Answer, Publish, Run, Send, Stop, Wake
 from fieldfare.core.errors import UsageError
-from fieldfare.core.events import Evaluated, Event, Gathered, Received, Started, Woke
+from fieldfare.core.events import Asked, Evaluated, Event, Gathered, Joined, Left, Received, Started, Woke
 from fieldfare.core.params import Params
-from fieldfare.core.work import Work
-from fieldfare.fleet.tasks import LATE, OK, REFUSED
 from fieldfare.sim.ahead import Ahead
 from fieldfare.sim.asks import Ask, at_work_after, resolve
-from fieldfare.sim.at_work import NOBODY, AtWork
 from fieldfare.sim.batch import Executor, gather_all
-from fieldfare.sim.draw import Selected
+from fieldfare.sim.carry import Carrier
 from fieldfare.sim.hosted import MOST_NODES, Deadline, Hosted, asked_of, check_nodes
-from fieldfare.sim.links import FREE
 from fieldfare.sim.links import Links as Links
-from fieldfare.sim.observe import Answered, Measured, Observer, Progressed, Published, Sent, Stopped, Worked
+from fieldfare.sim.observe import Answered, Came, Measured, Observer, Progressed, Published, Sent, Stopped
+from fieldfare.sim.own import begin_own, own_ask, worked
 from fieldfare.sim.population import Population
+from fieldfare.sim.sessions import Sessions
+from fieldfare.sim.sizes import size_of as size_of
 from fieldfare.sim.stream import Stream, StreamAsk, second
-
-Evaluation = Callable[[Params], Mapping[str, float]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class World:
-    """What a run happens in: fixed before it starts.
-
-    `nodes`: `{node: (role, algorithm)}`. `placement`: `{node: device}` for nodes that have a device of their own.
-    `evaluations`: `{name: (function, seconds)}`. `happenings`: scripted fleet events `(time, event, nodes)`.
-    """
-
-    nodes: Mapping[str, tuple[str, Algorithm]]
-    model: Params
-    population: Population
-    works: Mapping[str, Work]
-    seed: int = 0
-    evaluations: Mapping[str, tuple[Evaluation, float]] = field(default_factory=dict)
-    placement: Mapping[str, int] = field(default_factory=dict)
-    happenings: Sequence[tuple[float, Event, tuple[str, ...]]] = ()
-    links: Links = FREE
-
-
-@dataclass(slots=True, eq=False)
-class Progress:
-    """All of a run that changes: the clock, the heap, the nodes' states, what is outstanding, bytes by direction.
-
-    `bytes_down` counts when clients are asked, everyone asked, drop-outs too. `bytes_up` counts when a gather is over:
-    the replies of all who answer, late ones too (sent, then dropped); what is outstanding at `Stop` is cancelled. Where
-    late replies count in the next gather both count when a task is over, in whatever way. A
-    node's `Answer` counts when it is sent, none to a gather that is over. `bytes_between`: sent from node to node.
-    `streams` by "node work": the clients at work from gather to gather. `asked`: `Run`s on devices so far. `at_work`:
-    the devices of other `Run`s that are at work.
-    """
-
-    now: float = 0.0
-    seq: int = 0
-    states: dict[str, Any] = field(default_factory=dict[str, Any])
-    heap: list[tuple[float, int, str, Any]] = field(default_factory=list[tuple[float, int, str, Any]])
-    asks: dict[int, Ask | StreamAsk] = field(default_factory=dict[int, Any])
-    hosted: dict[int, Hosted] = field(default_factory=dict[int, Hosted])
-    streams: dict[str, Stream] = field(default_factory=dict[str, Stream])
-    selected: Selected = field(default_factory=Selected)
-    at_work: AtWork = NOBODY
-    asked: int = 0
-    steps: int = 0
-    bytes_down: float = 0.0
-    bytes_up: float = 0.0
-    bytes_between: float = 0.0
-    stopped: str = ""
+from fieldfare.sim.world import Progress as Progress
+from fieldfare.sim.world import World as World
 
 
 class Simulator:
@@ -99,16 +50,27 @@ class Simulator:
         self.progress = Progress()
         self._results: dict[int, Gathered] = {}
         self._ahead: dict[str, Ahead] = {}
+        fleet = world.population.fleet
+        self._sessions = Sessions(fleet.availability if world.placement else None)
+        self._carrier = Carrier(world.links, world.placement, fleet, self._sessions, world.nodes)
 
     def start(self) -> None:
-        """Give every node its state and its `Started`."""
+        """Give every node its state, and its `Started` when its device is there for the first time."""
         world, roster = self.world, dict[str, tuple[str, ...]]()
         for node, (role, _) in world.nodes.items():
             roster[role] = (*roster.get(role, ()), node)
         for node, (_, algorithm) in world.nodes.items():
             self.progress.states[node] = algorithm.init(world.model)
         for node in world.nodes:
-            self._push(0.0, node, Started(roster, world.population.size))
+            begin, end = self._session(node)
+            if begin < np.inf:
+                number = self._push(max(begin, 0.0), node, Started(roster, world.population.size))
+            if begin > 0.0:
+                self._tell(Came(0.0, node, False))
+                if begin < np.inf:
+                    self.progress.turns[node] = number
+            elif end < np.inf:
+                self.progress.turns[node] = self._push(end, node, Left(node))
         for at, event, nodes in world.happenings:
             for node in nodes:
                 self._live(node)
@@ -118,12 +80,20 @@ class Simulator:
         """Go on until an algorithm stops or nothing is left to happen; returns the reason."""
         if not self.progress.states:
             self.start()
-        while not self.progress.stopped and self.progress.heap:
+        p = self.progress
+        while not p.stopped and (len(p.heap) > len(p.turns) or 0 < len(p.heap) >= p.quiet / 2):
             self.advance()
-        if not self.progress.stopped:
-            self.progress.stopped = "nothing left to happen"
-            self._tell(Stopped(self.progress.now, self.progress.stopped))
-        return self.progress.stopped
+        if not p.stopped:
+            self._stop("nothing left to happen")
+        return p.stopped
+
+    def _stop(self, reason: str) -> None:
+        """The run is over: what still waits for a link is told to be on its way."""
+        p = self.progress
+        p.stopped = reason
+        for _, _, dst, event in sorted((one for one in p.heap if isinstance(one[3], tuple)), key=lambda one: one[1]):
+            self._sent(*event, dst, np.inf)
+        self._tell(Stopped(p.now, reason))
 
     def advance(self) -> None:
         """Take the next event off the heap and perform what the step returns."""
@@ -132,9 +102,16 @@ class Simulator:
         if isinstance(event, Deadline) and event.gather not in p.hosted:
             return
         p.now = at
+        turn = p.turns.get(node) == seq
+        p.quiet = p.quiet + 1 if turn else 0
+        if turn:
+            self._turn(node, event)
         match event:
             case None:
                 event = self._gathered(seq)
+            case tuple():
+                self._land(seq, node, at, event)
+                return
             case Deadline(gather):
                 event = p.hosted.pop(gather).finish()
             case Answer():
@@ -155,26 +132,23 @@ class Simulator:
         p.steps += 1
         for effect in effects:
             match effect:
+                case Send(to, body):
+                    self._live(to)
+                    size = size_of(body)
+                    p.bytes_between += size
+                    self._carry(node, to, size, Received(node, body))
                 case Run():
                     self._ask(node, effect)
                 case Publish(model, version, evaluate):
                     self._tell(Published(p.now, node, model, version, evaluate))
                     for name in evaluate:
                         self._evaluate(node, model, version, name)
-                case Send(to, body):
-                    self._live(to)
-                    size = size_of(body)
-                    p.bytes_between += size
-                    arrives = p.now + self.world.links.seconds(size)
-                    self._push(arrives, to, Received(node, body))
-                    self._tell(Sent(p.now, arrives, node, to, type(body).__name__, size, body))
                 case Answer():
                     self._answer(node, effect)
                 case Wake(after, tag):
                     self._push(p.now + max(after, 0.0), node, Woke(tag))
                 case Stop(reason):
-                    p.stopped = reason
-                    self._tell(Stopped(p.now, reason))
+                    self._stop(reason)
                     return
         self._tell(Progressed(p.now, p.steps))
 
@@ -184,21 +158,63 @@ class Simulator:
         heapq.heappush(p.heap, (at, p.seq, node, event))
         return p.seq
 
+    def _session(self, node: str) -> tuple[float, float]:
+        """The session of the node's device that covers now, or the next one; (-inf, inf) without a device."""
+        device = self.world.placement.get(node)
+        return (-np.inf, np.inf) if device is None else self._sessions.at(device, self.progress.now)
+
+    def _turn(self, node: str, event: Event) -> None:
+        """The device of `node` comes or goes; when it goes or comes next is known now."""
+        p, there = self.progress, not isinstance(event, Left)
+        self._tell(Came(p.now, node, there))
+        begin, end = self._session(node)
+        del p.turns[node]
+        if not there:
+            for free in (p.up_free, p.down_free):
+                free.pop(self.world.placement[node], None)
+        at, then = (end, Left(node)) if there else (begin, Joined(node))
+        if at < np.inf:
+            p.turns[node] = self._push(at, node, then)
+
+    def _carry(self, src: str, dst: str, size: int, event: Received | Asked | Answer) -> None:
+        """Put what `src` has sent on its way to `dst`."""
+        p = self.progress
+        p.seq += 1
+        first, last = self._carrier.send(p.now, src, dst, size, p.up_free)
+        way = (event, size, p.now, last, src)
+        if first > p.now and self._carrier.waits(src, dst):
+            heapq.heappush(p.heap, (first, p.seq, dst, way))
+        else:
+            self._land(p.seq, dst, first, way)
+
+    def _land(self, number: int, dst: str, first: float, way: tuple[Any, int, float, float, str]) -> None:
+        """The first byte of a message is at the link of `dst`."""
+        p, (event, size, _, last, src) = self.progress, way
+        arrives = self._carrier.land(first, last, src, dst, size, p.down_free)
+        if not isnan(arrives):
+            heapq.heappush(p.heap, (arrives, number, dst, event))
+        self._sent(*way, dst, arrives)
+
+    def _sent(self, event: Any, size: int, now: float, _: float, src: str, dst: str, arrives: float) -> None:
+        if self.observer is not None and isinstance(event, Received):
+            body = event.body
+            self.observer(Sent(now, arrives, src, dst, type(body).__name__, size, body))
+
     def _ask(self, node: str, run: Run) -> None:
         p, world = self.progress, self.world
         if isinstance(run.on, tuple) and run.on != (node,):
             self._ask_nodes(node, run)
             return
-        own = None
         if isinstance(run.on, tuple):
             if node not in world.placement:
                 raise UsageError(f"node {node!r} runs {run.work!r} on itself but has no device: place it on one.")
-            own = world.placement[node]
-        if run.quorum.late == "next" and own is None:
+            begun = begin_own(run, p.now, world.population, world.works, world.seed, world.placement[node])
+            ask = own_ask(node, run, p.now, begun, p.asked)
+        elif run.quorum.late == "next":
             ask = self._stream(node, run.work).open(run, p.now, world.works, p.selected)
         else:
             busy = p.at_work.at(p.now)
-            ask = resolve(node, run, p.now, world.population, world.works, world.seed, own, p.selected, p.asked, busy)
+            ask = resolve(node, run, p.now, world.population, world.works, world.seed, None, p.selected, p.asked, busy)
             p.bytes_down += ask.bytes_down
             p.at_work = at_work_after(ask, busy)
         p.asked += 1
@@ -227,7 +243,7 @@ class Simulator:
             asked = asked_of(node, run, gather, at)
             size = size_of(asked.model) + size_of(tuple(asked.inputs.values()))
             p.bytes_down += size
-            self._push(p.now + self.world.links.seconds(size), to, asked)
+            self._carry(node, to, size, asked)
         if run.quorum.deadline_s is not None:
             self._push(p.now + run.quorum.deadline_s, node, Deadline(gather))
 
@@ -243,7 +259,7 @@ class Simulator:
             return
         size = size_of(tuple(answer.output.values()))
         p.bytes_up += size
-        self._push(p.now + self.world.links.seconds(size), hosted.node, answer)
+        self._carry(node, hosted.node, size, answer)
 
     def _arrived(self, answer: Answer) -> Gathered | None:
         """An answer has reached its asker: the gather's result, if that was all it waited for."""
@@ -285,7 +301,7 @@ class Simulator:
             ids, seconds = (ask.clients, ask.seconds) if isinstance(ask, StreamAsk) else ask.spent
             p.selected.observe(ask.run, ids, seconds, event, self.world.population, p.now)
         if isinstance(ask, Ask) and ask.own:
-            self._tell(worked(ask, event, self.world))
+            self._tell(worked(ask, event, self.world.population, self.world.works[ask.run.work]))
         self._tell(Answered(p.now, ask, event, p.bytes_down, p.bytes_up))
         return event
 
@@ -326,39 +342,3 @@ def _untrained(ask: Ask, population: Population) -> Gathered:
     """The answer to an ask of which nothing was computed: who replied, each with the weight of its examples."""
     weight = population.examples[ask.clients].astype(np.float64)
     return Gathered(ask.run.tag, {}, float(weight.sum()), ask.clients, weight, {}, ask.missing)
-
-
-def worked(ask: Ask, event: Gathered, world: World) -> Worked | None:
-    """What a node's `Run` on itself was; None where it never began."""
-    begun = ask.begun
-    if begun is None or not len(begun.clients):
-        return None
-    counted: Any = getattr(world.works[ask.run.work], "steps", None)
-    steps, outcome = begun.steps, int(begun.outcome[0])
-    if steps is None and counted is not None:
-        steps = counted(world.population.examples[begun.clients], ask.run.config)
-    if outcome == OK and not len(event.clients):
-        outcome = LATE if "late" in event.missing else REFUSED
-    begun_s, ended_s = float(begun.start[0]), ask.issued + float(begun.seconds[0])
-    return Worked(ask.node, begun_s, ended_s, 0 if steps is None else int(steps[0]), outcome, ask.run)
-
-
-def size_of(body: Any) -> int:
-    """Bytes of a message's payload: arrays, bytes and text at their length, numbers at 8."""
-    match body:
-        case np.ndarray():
-            return body.nbytes
-        case bytes() | str():
-            return len(body)
-        case Params():
-            return body.bytes
-        case Mapping():
-            return sum(size_of(k) + size_of(v) for k, v in body.items())
-        case tuple() | list():
-            return sum(size_of(v) for v in body)
-        case None:
-            return 0
-        case _ if hasattr(body, "__dataclass_fields__"):
-            return sum(size_of(getattr(body, name)) for name in body.__dataclass_fields__)
-        case _:
-            return 8

@@ -19,12 +19,14 @@ from fieldfare.core.effects import Answer, Effect, Publish, Run, Send, Stop, Tag
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Evaluated, Gathered, Received, Started, Woke
 from fieldfare.sim.at_work import NOBODY
+from fieldfare.sim.carry import Carrier
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.hosted import MOST_NODES, Hosted, asked_of, check_nodes
+from fieldfare.sim.sessions import Sessions
 from fieldfare.sim.simulator import World, size_of
 from fieldfare.sim.stream import StreamAsk, second
 from fieldfare.testing.device import LAST, Devices, EffectId, Gathering, gathering
-from fieldfare.testing.script import Crash, Fault, Issued, Message, Node
+from fieldfare.testing.script import Crash, Fault, Issued, Message, Node, Way
 from fieldfare.testing.streams import Streams
 from fieldfare.testing.toys import Ending, Slots, recorded
 from fieldfare.testing.transcript import Recorded, Transcript, digest
@@ -49,6 +51,15 @@ class Loopback:
         self.nodes: dict[str, Node] = {}
         self.gathers: dict[EffectId, Gathering] = {}
         self.hosted: dict[int, tuple[EffectId, Hosted]] = {}
+        self._carried: dict[EffectId, float | None] = {}
+        self._up_free, self._down_free = dict[int, float](), dict[int, float]()
+        fleet = world.population.fleet
+        if world.placement and fleet.availability is not None:
+            raise UsageError(
+                "a Loopback does not know the sessions of nodes' own devices: leave the availability out, and script "
+                "Left and Joined (World.happenings)."
+            )
+        self._carrier = Carrier(world.links, world.placement, fleet, Sessions(None), world.nodes)
         self._heap: list[tuple[float, int, int, int, Any]] = []
         self._unique = itertools.count()
         self._script = [[fault, fault.times] for fault in faults]
@@ -73,6 +84,8 @@ class Loopback:
                 self._close(item)
             case tuple() as id_, StreamAsk() as ask:
                 self._stream_over(id_, ask)
+            case Way():
+                self._land(item, self.now)
             case Gathering(), int(at), bool(copy_):
                 self._ask(item[0], at, copy_)
             case Message() if not self.nodes[item.node].up:
@@ -130,6 +143,27 @@ class Loopback:
         number = self._push(at if again else at + later, message, number, order)
         if again:
             self._push(at + later, message, number, order)
+
+    def _between(self, src: str, message: Message, size: int, number: int) -> None:
+        """Put a message from node to node on its way: over the links once, and again when it would have come."""
+        if message.id in self._carried:
+            arrives = self._carried[message.id]
+            if arrives is not None:
+                self._send(max(self.now, arrives), message, number)
+            return
+        self._carried[message.id] = None
+        first, last = self._carrier.send(self.now, src, message.node, size, self._up_free)
+        way = Way(message, size, src, number, last)
+        if first > self.now and self._carrier.waits(src, message.node):
+            self._push(first, way, number)
+        else:
+            self._land(way, first)
+
+    def _land(self, way: Way, first: float) -> None:
+        message = way.message
+        arrives = self._carrier.land(first, way.last, way.src, message.node, way.size, self._down_free)
+        self._carried[message.id] = arrives
+        self._send(arrives, message, way.number)
 
     def _ask(self, gather: Gathering, at: int, copy_: bool = False) -> None:
         """An ask (or the second `copy_` of one) reaches a client, unless it is lost; the client replies."""
@@ -304,16 +338,14 @@ class Loopback:
                     self._send(due(seconds), Message((*id_, name), node, event), next(number))
             case Send(to, body):
                 self._live(to)
-                self._send(
-                    due(world.links.seconds(size_of(body))), Message(id_, to, Received(node, body)), next(number)
-                )
+                self._between(node, Message(id_, to, Received(node, body)), size_of(body), next(number))
             case Answer(id=asked, output=output):
                 place, at = divmod(asked, MOST_NODES)
                 _, hosted = self.hosted.get(place, (None, None))
                 if hosted is not None and at < len(hosted.on) and hosted.on[at] == node:
                     size = size_of(tuple(output.values()))
                     self.bytes_up += size
-                    self._send(due(world.links.seconds(size)), Message(id_, hosted.node, effect), next(number))
+                    self._between(node, Message(id_, hosted.node, effect), size, next(number))
             case Wake(after, tag):
                 self._send(due(max(after, 0.0)), Message(id_, node, Woke(tag)), next(number))
             case Stop(reason):
@@ -379,8 +411,7 @@ class Loopback:
             asked = asked_of(id_[0], run, gather, at)
             size = size_of(asked.model) + size_of(tuple(asked.inputs.values()))
             self.bytes_down += size if first else 0
-            when = max(self.now, start + self.world.links.seconds(size))
-            self._send(when, Message((*id_, at), to, asked), next(number))
+            self._between(id_[0], Message((*id_, at), to, asked), size, next(number))
         if run.quorum.deadline_s is not None:
             expiry = max(self.now, start + run.quorum.deadline_s)
             self._push(expiry, Message(("deadline", gather), id_[0]), next(number))

@@ -55,6 +55,17 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Way:
+    """A message whose first byte is not at its receiver's link yet: its size, sender, number, and its last byte."""
+
+    message: Message
+    size: int
+    src: str
+    number: int
+    last: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Issued:
     """An effect: when it was issued, and the number its messages count from (None: not performed yet)."""
 
