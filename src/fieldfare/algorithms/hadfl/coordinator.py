@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import ceil, isfinite
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -110,10 +110,6 @@ class Coordinator:
             )
         if self.pace is not None and not 0.0 < self.pace <= 1.0:
             raise UsageError(f"Coordinator(pace={self.pace}): the ring's share of a period is in (0, 1], or None.")
-        if self.wire != "int32" and self.rule == "models":
-            raise UsageError(f"Coordinator(wire={self.wire!r}, rule='models'): a model needs int32; use rule='deltas'.")
-        if self.turns and self.counted == "inverse":
-            raise UsageError("Coordinator(turns=True, counted='inverse'): a turn is no chance; use counted='once'.")
         levels(self.wire, self.per_cycle)
 
     def init(self, model: Params) -> State:
@@ -130,7 +126,7 @@ class Coordinator:
                 state, more = self._turn(state, ctx) if on else (state, ())
                 return state, (*out, *more)
             case Woke(tag=("end",)) if state.cycle > self.cycles:
-                return ended(state, self.slack * state.period_s)
+                return ended(state, self.slack * state.period_s, ctx.now)
             case Received(src, body) if src in state.peers:
                 return self._heard(state, src, body, ctx)
             case _:
@@ -196,7 +192,7 @@ class Coordinator:
         if self.pace is not None:
             n, (latency_s, bytes_per_s) = min(self.per_cycle, len(names)), self._link(state)
             ring_s = ring_seconds(n, self._bytes(state), latency_s, bytes_per_s) if n > 1 else 0.0
-            wanted = max(self.least * max(paces), ring_s / self.pace)
+            wanted = max(self.least, ceil(ring_s / self.pace / max(paces))) * max(paces)
             period = within(paces, wanted) if wanted < period.seconds else period
         counts = dict(zip(names, period.counts, strict=True))
         return replace(state, counts=counts, period_s=period.seconds, strayed={}, plans=state.plans + 1), period

@@ -47,6 +47,8 @@ from fieldfare.core.params import Params
 
 _EARLY = 16
 """Frames kept of rings that this peer has not entered yet: what is dropped is sent again when it is missed."""
+_WAITS = 10.0
+"""Times the warm-up that a neighbour is waited for, when it does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,7 @@ class Peer:
             state = warmup.timed(state, seconds, steps, event.weight, model, self.keep_warmup)
             if len(state.pieces) < self.warmup:
                 return self._train(state, ctx, self.warmup_steps)
-            wait = Wake(sum(state.pieces) * self.warmup_steps, ("probe",))
+            wait = Wake(_WAITS * sum(state.pieces) * self.warmup_steps, ("probe",))
             return self._profiled(state) if warmup.probed(state, self.probe_bytes) else (state, (wait,))
         if model is not None:
             state = replace(state, model=model, version=state.version + steps, pending=state.pending + steps)

@@ -143,12 +143,13 @@ def late(state: State, wait_s: float, now: float) -> tuple[State, Sequence[Effec
     return state, told, True
 
 
-def ended(state: State, wait_s: float) -> Changed:
-    """After the last cycle: the end, unless a ring is still open and has not been for long."""
-    open_ = [c for c, ring in state.rings.items() if ring.members and c not in state.decisions]
-    if open_ and state.waited < _PATIENCE:
+def ended(state: State, wait_s: float, now: float) -> Changed:
+    """After the last cycle: the end, once all know the last decision; a ring still open is waited for a while."""
+    if any(ring.members and c not in state.decisions for c, ring in state.rings.items()) and state.waited < _PATIENCE:
         return replace(state, waited=state.waited + 1), (Wake(wait_s, ("end",)),)
-    return state, (Stop("cycles"),)
+    round_s = max((len(ring.members) * ring.hop_s for ring in state.rings.values()), default=0.0)
+    rest = state.decided_s + max(wait_s, round_s) - now
+    return state, (Wake(rest, ("end",)) if rest > 0.0 else Stop("cycles"),)
 
 
 def backed_up(state: State, backup: Backup, deltas: bool, most: int) -> State:
