@@ -499,9 +499,9 @@ def test_devices_that_come_and_go_are_on_record_and_the_run_goes_on(tmp_path, na
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_a_run_on_slow_links_with_devices_that_go_is_resumed_to_the_same_bits(tmp_path, share):
     fleet = replace(on().fleet, availability=sessions(), uplink_bytes_per_s=400.0)
-    job = make(ff.HADFL(cycles=8, bytes_per_s=40.0), simulated=on(fleet=fleet))
+    job = make(ff.HADFL(cycles=8, latency_s=0.0, bytes_per_s=40.0), simulated=on(fleet=fleet))
     whole = run(job, tmp_path / "whole")
-    assert whole.summary["tasks"]["interrupted"] > 1
+    assert np.isnan(messages(whole.path)["arrives_s"]).any()
     at = whole.rounds[int(share * (len(whole.rounds) - 1))]["round"]
 
     def stop(row):

@@ -138,7 +138,7 @@ ALGORITHMS: tuple[Entry, ...] = (
 DECENTRALISED: tuple[RolesEntry, ...] = (
     RolesEntry("hadfl", "devices train by their own speed; a few, drawn by version, average in a ring",
                "Cao et al., DAC 2021", HADFL, (_ASYNC,)),
-    RolesEntry("pacedring", "as HADFL, of changes per step, drawn by age: unlike data do not pull",
+    RolesEntry("pacedring", "rings as often as links allow, of what each learnt per step; nothing is lost",
                "ours, after Cao et al., DAC 2021, and Wang et al., NeurIPS 2020", PacedRing, (_ASYNC,)),
     RolesEntry("decentralisedfedavg", "equal local work, then all average in one ring", "McMahan et al., AISTATS 2017",
                DecentralisedFedAvg),

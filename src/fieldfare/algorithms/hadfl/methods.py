@@ -30,7 +30,8 @@ class HADFL:
     of the received mean outside the ring. `stride`: steps after which a received mean is merged; None: at a cycle's
     end. `smoothing`: Brown's, for predicted versions. `warmup` trainings of `warmup_steps` steps measure the pace.
     Every `backup_every` cycles the mean is backed up, the last `keep` stay. A pace off by `drift` makes a new plan.
-    `latency_s`, `bytes_per_s`: links as the coordinator expects them, for how long a hop is waited for.
+    `latency_s`, `bytes_per_s`: links as the coordinator expects them, for how long a hop is waited for; None: as probed
+    in the warm-up.
     """
 
     cycles: int
@@ -45,8 +46,8 @@ class HADFL:
     keep: int = 3
     drift: float = 0.2
     slack: float = 2.0
-    latency_s: float = 0.01
-    bytes_per_s: float = 1e7
+    latency_s: float | None = None
+    bytes_per_s: float | None = None
     name: ClassVar[str] = "hadfl"
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class HADFL:
             stride=self.stride,
         )  # fmt: skip
         boss = Coordinator(
-            self.cycles, per_cycle, self.mode, self.smoothing, self.latency_s, self.bytes_per_s, slack=self.slack,
+            self.cycles, per_cycle, self.mode, self.smoothing, *_expected(self), slack=self.slack,
             backup_every=self.backup_every, keep=self.keep, drift=self.drift, steps=_steps(training),
         )  # fmt: skip
         return nodes(devices, peer, boss)
@@ -76,15 +77,30 @@ class HADFL:
 @settings
 @dataclass(frozen=True, slots=True)
 class PacedRing:
-    """Ours: devices train by their own speed, and rings average what each learnt per step, drawn by age and unbiased.
+    """Ours: rings as often as links allow, of what every device has learnt per step, so that nothing is lost.
 
-    Local steps, rings, commits and faults as in `HADFL`. What differs: a contribution is the change since the last mean
-    per local step, so that fast devices do not pull the mean to their data; who has not been drawn for long is drawn
-    sooner; who is not in the ring keeps what it has learnt until it is. Settings as in `HADFL`.
+    Devices train by their own speed; rings, commits and faults are those of `HADFL`, and settings called alike are too.
+    What differs: a period is as short as lets the ring take the share `pace` of it (None: as long as in `HADFL`), yet
+    at least `least` steps of the slowest device. A contribution is the change since the last mean, per local step and
+    by examples (`weigh`), so that fast devices do not pull the mean to their data; who is not in the ring keeps what it
+    has learnt until it is: all of it counts "once", or the last cycle's by the "inverse" of its chance (`counted`; both
+    unbiased, see `agreed.delta_weights`). `per_cycle`: None for all, of up to 32. `draw`: by "turns", nobody twice
+    before everybody once; by "age", who has not been drawn for long is drawn sooner; by "version", as `HADFL`. `wire`:
+    integers that travel; what 16 or 8 bits leave out goes into the next ring (error feedback). `overlap`: the next
+    cycle's training begins while the ring runs, whose result is applied one cycle late. `keep_warmup`: warm-up is part
+    of the training.
     """
 
     cycles: int
-    per_cycle: int | None = 2
+    per_cycle: int | None = None
+    draw: Literal["turns", "age", "version"] = "turns"
+    counted: Literal["once", "inverse"] = "once"
+    weigh: Literal["even", "examples"] = "examples"
+    wire: Literal["int32", "int16", "int8"] = "int8"
+    overlap: bool = False
+    pace: float | None = 0.2
+    least: int = 5
+    keep_warmup: bool = False
     stride: int | None = None
     smoothing: float = 0.5
     warmup: int = 4
@@ -93,8 +109,8 @@ class PacedRing:
     keep: int = 3
     drift: float = 0.2
     slack: float = 2.0
-    latency_s: float = 0.01
-    bytes_per_s: float = 1e7
+    latency_s: float | None = None
+    bytes_per_s: float | None = None
     name: ClassVar[str] = "pacedring"
 
     def __post_init__(self) -> None:
@@ -106,14 +122,16 @@ class PacedRing:
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """One coordinator and `devices` peers."""
-        per_cycle = _drawn(self, devices)
+        per_cycle = _drawn(self, devices, _MOST_IN_TURN)
         peer = _peer(
             self, per_cycle, training, warmup=self.warmup, warmup_steps=self.warmup_steps, stride=self.stride,
-            rule="deltas",
+            rule="deltas", counted=self.counted, overlap=self.overlap, keep_warmup=self.keep_warmup,
         )  # fmt: skip
         boss = Coordinator(
-            self.cycles, per_cycle, "deadline", self.smoothing, self.latency_s, self.bytes_per_s, slack=self.slack,
-            backup_every=self.backup_every, keep=self.keep, drift=self.drift, steps=_steps(training), by_age=True,
+            self.cycles, per_cycle, "deadline", self.smoothing, *_expected(self), slack=self.slack,
+            backup_every=self.backup_every, keep=self.keep, drift=self.drift, steps=_steps(training),
+            by_age=self.draw == "age", turns=self.draw == "turns", weigh=self.weigh, pace=self.pace, least=self.least,
+            wire=self.wire,
         )  # fmt: skip
         return nodes(devices, peer, boss)
 
@@ -130,8 +148,8 @@ class DecentralisedFedAvg:
     """
 
     cycles: int
-    latency_s: float = 0.01
-    bytes_per_s: float = 1e7
+    latency_s: float | None = None
+    bytes_per_s: float | None = None
     name: ClassVar[str] = "decentralisedfedavg"
 
     def __post_init__(self) -> None:
@@ -145,7 +163,7 @@ class DecentralisedFedAvg:
         """One coordinator and `devices` peers."""
         _enough(self, devices)
         peer = _peer(self, devices, training)
-        return decentralised_fedavg(devices, self.cycles, _steps(training), peer, self.latency_s, self.bytes_per_s)
+        return decentralised_fedavg(devices, self.cycles, _steps(training), peer, *_expected(self))
 
     def placement(self, devices: int) -> dict[str, int]:
         return placed(devices)
@@ -161,8 +179,8 @@ class AllReduce:
     """
 
     cycles: int
-    latency_s: float = 0.01
-    bytes_per_s: float = 1e7
+    latency_s: float | None = None
+    bytes_per_s: float | None = None
     name: ClassVar[str] = "allreduce"
 
     def __post_init__(self) -> None:
@@ -177,7 +195,7 @@ class AllReduce:
         _enough(self, devices)
         _no_moments(self, training, 1)
         peer = _peer(self, devices, training)
-        return decentralised_fedavg(devices, self.cycles, 1, peer, self.latency_s, self.bytes_per_s)
+        return decentralised_fedavg(devices, self.cycles, 1, peer, *_expected(self))
 
     def placement(self, devices: int) -> dict[str, int]:
         return placed(devices)
@@ -261,7 +279,12 @@ class GraphGossip:
                 return edges
 
 
-Method = HADFL | PacedRing | DecentralisedFedAvg | AllReduce | PairGossip | GraphGossip
+InRings = HADFL | PacedRing | DecentralisedFedAvg | AllReduce
+Method = InRings | PairGossip | GraphGossip
+_PROBE_BYTES = 16_384
+"""What a link is probed with, there and back, unless it is said what to expect of it."""
+_MOST_IN_TURN = 32
+_LATENCY_S, _BYTES_PER_S = 0.01, 1e7
 
 
 def _called(method: Method) -> str:
@@ -273,10 +296,10 @@ def _enough(method: Method, devices: int) -> None:
         raise UsageError(f"{_called(method)} averages among devices and the data has {devices} client: use 2 or more.")
 
 
-def _drawn(method: HADFL | PacedRing, devices: int) -> int:
-    """How many devices form a ring."""
+def _drawn(method: HADFL | PacedRing, devices: int, most: int | None = None) -> int:
+    """How many devices form a ring; `most` where all would."""
     _enough(method, devices)
-    wanted = devices if method.per_cycle is None else method.per_cycle
+    wanted = min(devices, most or devices) if method.per_cycle is None else method.per_cycle
     if wanted < 2:
         raise UsageError(f"{_called(method)}(per_cycle={wanted}): a ring has 2 devices or more; use that, or None.")
     if wanted > devices:
@@ -312,8 +335,15 @@ def _no_moments(method: Method, training: LocalSteps | None, steps: int) -> None
         )
 
 
-def _peer(method: Method, per_cycle: int, training: LocalSteps | None, **more: object) -> Peer:
+def _expected(method: InRings) -> tuple[float, float]:
+    """A link's latency and bytes per second, as the coordinator expects them."""
+    latency_s = _LATENCY_S if method.latency_s is None else method.latency_s
+    return latency_s, _BYTES_PER_S if method.bytes_per_s is None else method.bytes_per_s
+
+
+def _peer(method: InRings, per_cycle: int, training: LocalSteps | None, **more: object) -> Peer:
     given: dict[str, object] = {} if training is None else {"batch_size": training.batch_size}
+    given["probe_bytes"] = _PROBE_BYTES if None in (method.latency_s, method.bytes_per_s) else 0
     return Peer(method.cycles, _lr(method, training), per_cycle=per_cycle, **given, **more)  # pyright: ignore[reportArgumentType]
 
 
