@@ -60,6 +60,7 @@ def test_a_session_is_what_the_written_out_trace_says_at_any_time_and_after_any_
         mine = [many[n - 1 - i] if shared else many[i] for i in devices]
         want = [expected(pairs, period, shift[i], at) for i, pairs in zip(devices, mine, strict=True)]
         assert list(zip(begin.tolist(), end.tolist(), strict=True)) == want
+        assert [available.session_of(at, device) for device in range(n)] == want
         for within in (0.5, 7.0, 3.0 * PERIOD):
             soon = begin < at + within
             found = available.soon(at, devices, within)
@@ -94,6 +95,22 @@ def test_the_mean_share_of_all_in_a_span_is_its_count_of_half_seconds(many, bins
     middles = np.arange(0, available.horizon_s, 0.5) + 0.25
     counted = available.share(middles).reshape(bins, -1).mean(1)
     assert available.mean_share(bins) == pytest.approx(counted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.0, 3e7), st.booleans())
+def test_one_device_alone_has_the_same_session_to_the_bit(seed, t, repeats):
+    """At any time, and where sessions begin and end: that is when streams ask."""
+    random = np.random.default_rng(seed)
+    cuts = np.cumsum(random.exponential(900.0, (4, 40)), axis=1)
+    pairs = [[(a, b) for a, b in zip(one[::2], one[1::2], strict=True)] for one in cuts.tolist()]
+    own = Availability.of(pairs, float(cuts.max()) + 1.0 if repeats else np.inf)
+    shift = random.uniform(0.0, 9e4, 4).astype(np.float32)
+    available, devices = Availability(own.offsets, own.start, own.end, own.period_s, None, shift), np.arange(4)
+    for _ in range(4):
+        begin, end = available.session(t, devices)
+        assert [available.session_of(t, i) for i in range(4)] == list(zip(begin.tolist(), end.tolist(), strict=True))
+        t = float(end[seed % 4]) if np.isfinite(end[seed % 4]) else t + 1.0
 
 
 def test_one_time_for_each_device_gives_what_one_time_for_all_gives():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,33 @@ class Availability:
             part = slice(at, at + _BLOCK)
             begin[part], end[part] = self._sessions(t[part] if t.ndim else t, devices[part])
         return begin, end
+
+    def session_of(self, t: float, device: int) -> tuple[float, float]:
+        """`session` of one device, the same to the bit, in about a tenth of the time."""
+        row = device if self.row is None else int(self.row[device])
+        low, high = int(self.offsets[row]), int(self.offsets[row + 1])
+        if low == high:
+            return np.inf, np.inf
+        shift = 0.0 if self.shift_s is None else float(self.shift_s[device])
+        start, end, period, phase, last = self.start, self.end, self.period_s, t + shift, high - 1
+        if period == np.inf:
+            index = low + int(np.searchsorted(end[low:high], np.float64(phase), "right"))
+            index += index < high and float(end[index]) - shift <= t
+            return (np.inf, np.inf) if index >= high else (float(start[index]) - shift, float(end[index]) - shift)
+        cycle = floor(phase / period)
+        index = low + int(np.searchsorted(end[low:high], np.float64(phase - cycle * period), "right"))
+        index += index < high and float(end[index]) + (cycle * period - shift) <= t
+        if index >= high:
+            index, cycle = low, cycle + 1
+        seam = float(start[low]) == 0.0 and float(end[last]) == period
+        if seam and low == last:
+            return -np.inf, np.inf
+        first, back = (last, 1) if seam and index == low else (index, 0)
+        then, on = (low, 1) if seam and index == last else (index, 0)
+        return (
+            float(start[first]) + ((cycle - back) * period - shift),
+            float(end[then]) + ((cycle + on) * period - shift),
+        )
 
     def soon(self, t: float, devices: I64, within_s: float) -> tuple[I64, F64, F64]:
         """(positions `[k]` in `devices`, begin, end) of the sessions that cover `t` or begin before `t + within_s`.

@@ -150,7 +150,7 @@ class Candidates:
             while at < len(entries):
                 client, begin, until, still, compute = entries[at]
                 at += 1
-                if begin <= t < until and not busy[client]:
+                if begin <= t and not busy[client] and (t < until or (until := self.until(client, t)) > t):
                     self.place = at
                     busy[client] = 1
                     self.rows.append(at - 1)
@@ -162,15 +162,20 @@ class Candidates:
     def leave(self, client: int, t: float) -> None:
         """`client` is no longer at work."""
         self.busy[client] = 0
-        if self.tracking:
-            if self._until[client] > t:
-                self._idle.append(client)
-            else:
-                self._later(np.array([client]), t)
+        if self.tracking and (self._until[client] > t or self._there(client, t)):
+            self._idle.append(client)
 
     def wait(self, t: float) -> float:
         """When the next client comes, nobody being there at `t`; inf: never."""
         return max(self._arrivals[0][0], t) if self.tracking and self._arrivals else np.inf
+
+    def until(self, client: int, t: float) -> float:
+        """When the session of `client` that covers `t` ends; -inf: it is away."""
+        sessions = self.population.fleet.availability
+        if sessions is None:
+            return np.inf
+        begin, until = sessions.session_of(t, client)
+        return until if begin <= t else -np.inf
 
     # By chance
 
@@ -306,11 +311,21 @@ class Candidates:
             client = idle[at]
             idle[at] = idle[-1]
             idle.pop()
-            if self._until[client] > t:
+            if self._until[client] > t or self._there(client, t):
                 return client
-            self._later(np.array([client]), t)
-            self._arrive(t)
         return None
+
+    def _there(self, client: int, t: float) -> bool:
+        """Whether `client`, whose session has ended, is in another by `t`; if not, it arrives with its next."""
+        sessions = self.population.fleet.availability
+        begin, until = (-np.inf, np.inf) if sessions is None else sessions.session_of(t, client)
+        if begin <= t:
+            self._until[client] = until
+            return True
+        self._until[client] = -np.inf
+        if begin < np.inf:
+            heappush(self._arrivals, (begin, client, until))
+        return False
 
     def _by_rule(self, t: float) -> int | None:
         """The next of those that the selection rule has chosen; it chooses several at a time."""

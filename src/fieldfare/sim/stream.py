@@ -232,7 +232,7 @@ class Stream:
         heap, new, number, candidates = self.heap, self._new, self.number, self.candidates
         (t, ends, timeout), (oldest, need, in_vain) = times, limits
         serial, got, last = counts
-        free, fresh, rows = self.table.free, self.table.slot, candidates.rows
+        free, fresh, rows, session = self.table.free, self.table.slot, candidates.rows, candidates.until
         at, stop, busy, done = candidates.place, len(entries), candidates.busy, len(over)
         first, noise = (0, ()) if plain else candidates.noise_at(serial)
         while True:
@@ -251,7 +251,7 @@ class Stream:
             while at < stop:
                 client, begin, until, still, compute = entries[at]
                 at += 1
-                if begin <= now < until and not busy[client]:
+                if begin <= now and not busy[client] and (now < until or (until := session(client, now)) > now):
                     break
             else:
                 heappop(heap)
