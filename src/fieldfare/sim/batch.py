@@ -165,7 +165,8 @@ def _kind(share: Share1, work: Any) -> Any:
     layout = 0 if run.model is None else (id(run.model.layout), id(run.model.sides) if run.model.sides else 0)
     if run.inputs or run.each or run.view is not None or (run.model is not None and run.model.opaque):
         return (share.number, share.level)
-    return (run.work, layout, tuple(sorted(run.config.items())), run.state, share.ask.steps is None)
+    alike = work.alike(run.config) if hasattr(work, "alike") else tuple(sorted(run.config.items()))
+    return (run.work, layout, alike, run.state, share.ask.steps is None)
 
 
 def _model(share: Share1) -> tuple[F32, Layout]:

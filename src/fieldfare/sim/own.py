@@ -28,6 +28,9 @@ from fieldfare.sim.population import Population, cohort_key
 
 I64 = NDArray[np.int64]
 
+Known = dict[Any, tuple[float, Layout]]
+"""FLOPs and steps of tasks met before."""
+_MOST = 4096
 _NOBODY, _NONE, _FIRST = np.empty(0, np.int64), np.zeros(1), np.zeros(1, np.int64)
 _EMPTY = Layout((), ())
 for _array in (_NOBODY, _NONE, _FIRST):
@@ -35,9 +38,10 @@ for _array in (_NOBODY, _NONE, _FIRST):
 
 
 def begin_own(
-    run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, device: int
+    run: Run, now: float, population: Population, works: Mapping[str, Work], seed: int, device: int,
+    known: Known | None = None,
 ) -> Begun:  # fmt: skip
-    """The one task of a `Run` on `device` by its own node, if nobody waited for it."""
+    """The one task of a `Run` on `device` by its own node, if nobody waited for it; `known` saves time alone."""
     if run.work not in works:
         raise UsageError(f"no work is called {run.work!r}: this job binds {', '.join(works) or 'none'}.")
     if run.quorum.late == "next":
@@ -55,7 +59,7 @@ def begin_own(
         last = np.inf if run.quorum.deadline_s is None else now + run.quorum.deadline_s
         if not start < last:
             return _never(one)
-    flops, steps = _flops(run, one, population, work)
+    flops, steps = _flops(run, one, population, work, known)
     compute = flops / _of(fleet.flops_per_s, device)
     if fleet.noise:
         alone = Ask("", run, now, now, one, _NONE, {}, 0.0, 0.0, 0.0, 1, True)
@@ -100,19 +104,17 @@ def own_ask(node: str, run: Run, now: float, begun: Begun, number: int) -> Ask:
     )  # fmt: skip
 
 
-def worked(ask: Ask, event: Gathered, population: Population, work: Work) -> Worked | None:
+def worked(ask: Ask, event: Gathered, population: Population, work: Work, known: Known | None = None) -> Worked | None:
     """What is told of a node's `Run` on itself that is over; None of one that never began."""
     begun = ask.begun
     if begun is None:
         return None
-    counted: Any = getattr(work, "steps", None)
-    steps, outcome = begun.steps, int(begun.outcome[0])
-    if steps is None and counted is not None:
-        steps = counted(population.examples[begun.clients], ask.run.config)
+    outcome = int(begun.outcome[0])
+    steps = _steps(ask.run, begun.clients, population, work, known) if begun.steps is None else int(begun.steps[0])
     if outcome == OK and not len(event.clients):
         outcome = LATE if "late" in event.missing else REFUSED
     begun_s, ended_s = float(begun.start[0]), ask.issued + float(begun.seconds[0])
-    return Worked(ask.node, begun_s, ended_s, 0 if steps is None else int(steps[0]), outcome, ask.run)
+    return Worked(ask.node, begun_s, ended_s, steps, outcome, ask.run)
 
 
 def _never(one: I64) -> Begun:
@@ -123,18 +125,53 @@ def _never(one: I64) -> Begun:
     return Begun(nobody, none, none, good, outcome, parts, Cost(none, none, none, none), None, one)
 
 
-def _flops(run: Run, one: I64, population: Population, work: Work) -> tuple[float, I64 | None]:
+def _flops(
+    run: Run, one: I64, population: Population, work: Work, known: Known | None
+) -> tuple[float, I64 | None]:  # fmt: skip
     """(FLOPs of the task, its steps `[1]` where a budget limits them)."""
     layout = _EMPTY if run.model is None else run.model.layout
     if run.view is not None:
         layout = run.view.layout(levels(run, one)[0][0])
+    key = None if known is None else _key("flops", run, one, work)
+    if key is not None and known is not None and key in known and known[key][1] is layout:
+        return known[key][0], None
     examples = population.examples[one]
     cost = work.cost(examples, layout, run.config)
     limit = steps_within(run.config, population.fleet, one, work, examples, cost, travels=False)
     if limit is not None:
-        cost = limit[1]
-    flops = cost.flops
-    return float(flops[0] if isinstance(flops, np.ndarray) else flops), None if limit is None else limit[0]
+        return float(limit[1].flops[0]), limit[0]  # type: ignore[index]
+    flops = float(cost.flops[0] if isinstance(cost.flops, np.ndarray) else cost.flops)
+    if key is not None and known is not None:
+        _keep(known, key, flops, layout)
+    return flops, None
+
+
+def _steps(run: Run, one: I64, population: Population, work: Work, known: Known | None) -> int:
+    """Local steps that nothing limits; 0 where the work counts none."""
+    counted: Any = getattr(work, "steps", None)
+    if counted is None:
+        return 0
+    key = None if known is None else _key("steps", run, one, work)
+    if key is not None and known is not None and key in known:
+        return int(known[key][0])
+    steps = int(counted(population.examples[one], run.config)[0])
+    if key is not None and known is not None:
+        _keep(known, key, float(steps), _EMPTY)
+    return steps
+
+
+def _key(what: str, run: Run, one: I64, work: Work) -> Any:
+    """What a task's cost depends on, for a work that says which of its asks are alike; else None."""
+    alike: Any = getattr(work, "alike", None)
+    if alike is None or any(name.startswith("budget_s") for name in run.config):
+        return None
+    return what, run.work, int(one[0]), alike(run.config)
+
+
+def _keep(known: Known, key: Any, number: float, layout: Layout) -> None:
+    if len(known) >= _MOST:
+        known.clear()
+    known[key] = number, layout
 
 
 def _of(column: Column, device: int) -> float:

@@ -27,7 +27,7 @@ from fieldfare.sim.carry import Carrier
 from fieldfare.sim.hosted import MOST_NODES, Deadline, Hosted, asked_of, check_nodes
 from fieldfare.sim.links import Links as Links
 from fieldfare.sim.observe import Answered, Came, Measured, Observer, Progressed, Published, Sent, Stopped
-from fieldfare.sim.own import begin_own, own_ask, worked
+from fieldfare.sim.own import Known, begin_own, own_ask, worked
 from fieldfare.sim.population import Population
 from fieldfare.sim.sessions import Sessions
 from fieldfare.sim.sizes import size_of as size_of
@@ -50,6 +50,7 @@ class Simulator:
         self.progress = Progress()
         self._results: dict[int, Gathered] = {}
         self._ahead: dict[str, Ahead] = {}
+        self._known: Known = {}
         fleet = world.population.fleet
         self._sessions = Sessions(fleet.availability if world.placement else None)
         self._carrier = Carrier(world.links, world.placement, fleet, self._sessions, world.nodes)
@@ -208,7 +209,8 @@ class Simulator:
         if isinstance(run.on, tuple):
             if node not in world.placement:
                 raise UsageError(f"node {node!r} runs {run.work!r} on itself but has no device: place it on one.")
-            begun = begin_own(run, p.now, world.population, world.works, world.seed, world.placement[node])
+            begun = begin_own(run, p.now, world.population, world.works, world.seed, world.placement[node],
+                              self._known)  # fmt: skip
             ask = own_ask(node, run, p.now, begun, p.asked)
         elif run.quorum.late == "next":
             ask = self._stream(node, run.work).open(run, p.now, world.works, p.selected)
@@ -301,7 +303,7 @@ class Simulator:
             ids, seconds = (ask.clients, ask.seconds) if isinstance(ask, StreamAsk) else ask.spent
             p.selected.observe(ask.run, ids, seconds, event, self.world.population, p.now)
         if isinstance(ask, Ask) and ask.own:
-            self._tell(worked(ask, event, self.world.population, self.world.works[ask.run.work]))
+            self._tell(worked(ask, event, self.world.population, self.world.works[ask.run.work], self._known))
         self._tell(Answered(p.now, ask, event, p.bytes_down, p.bytes_up))
         return event
 

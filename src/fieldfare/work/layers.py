@@ -8,6 +8,7 @@ operation is row by row; so a client's numbers are the same, to the bit, whateve
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -54,7 +55,7 @@ class Program:
         """How many clients fit in one stack, with `copies` vectors of the model's size for each beside the weights."""
         widths = self.inputs + 2 * sum(layer.outputs for layer in self.layers)
         extra = copies * self.size if copies else max(layer.inputs * layer.outputs for layer in self.layers)
-        return int(np.clip(STACK_BYTES // (4 * (self.size + extra + batch * widths)), 1, MOST_CLIENTS))
+        return min(max(STACK_BYTES // (4 * (self.size + extra + batch * widths)), 1), MOST_CLIENTS)
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +125,7 @@ class Stack:
 
 def _cut(flat: Any, *shape: int) -> Any:
     """The first elements of a flat buffer in `shape`: contiguous, so that steps of any size see plain arrays."""
-    return flat[: int(np.prod(shape))].reshape(shape)
+    return flat[: prod(shape)].reshape(shape)
 
 
 def forward(program: Program, view: View) -> F32:
