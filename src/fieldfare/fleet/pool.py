@@ -50,7 +50,8 @@ class Pool:
     seconds. `round`: number of the round (in an asynchronous run, of the model's version), from 1.
     `share_between(t0, t1)`: the share of each candidate's own span `[t0, t1]` (`[m]` each, seconds; spans before time
     zero too, as traces are tiled) in which it was available, `[m]`; None where every device always is. A driver may
-    leave out (None) what the rule does not read (`reads`).
+    leave out (None) what the rule does not read (`reads`). `part`: what is asked for, as a part of a whole cohort; not
+    1 where some of those at work are replaced, in an asynchronous run.
     """
 
     ids: I64
@@ -59,6 +60,7 @@ class Pool:
     now: float = 0.0
     round: int = 1
     share_between: Callable[[F64, F64], F64] | None = None
+    part: float = 1.0
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 1 or not (self.ids[1:] > self.ids[:-1]).all():

@@ -7,6 +7,7 @@ may work at all is the driver's business.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import ClassVar, Literal, NamedTuple
@@ -91,8 +92,8 @@ class PowerOfChoice:
 
     Cho, Wang & Joshi, "Client Selection in Federated Learning: Convergence Analysis and Power-of-Choice Selection
     Strategies", 2020 (arXiv 2010.01243), section 4: d candidates without replacement with probability p_k = n_k / n,
-    then the m of them with the highest local loss F_k(w). `candidates` is d (None: twice the devices asked); never
-    fewer than asked, never more than there are.
+    then the m of them with the highest local loss F_k(w). `candidates` is d for a whole cohort (None: twice the devices
+    asked), and where a part of one is replaced the same part of d; never fewer than asked, never more than there are.
 
     Our departure: the loss is the last one that a device told with an update, as in the authors' own variant rpow-d,
     so that no device computes or sends anything beforehand. One that never told counts as infinite, and comes first;
@@ -116,7 +117,8 @@ class PowerOfChoice:
         """`count` ids of the pool, ascending; cost O(m)."""
         pool.serve(self, count)
         assert pool.examples is not None
-        many = max(count, min(2 * count if self.candidates is None else self.candidates, pool.size))
+        wanted = 2 * count if self.candidates is None else math.ceil(round(self.candidates * pool.part, 9))
+        many = max(count, min(wanted, pool.size))
         among = pool.ids[weighted(pool.examples, many, draw(0, pool.ids))]
         return among[lowest(-state["loss"][among], count, draw(1, among))], state
 

@@ -37,7 +37,8 @@ class Tiers:
 
     `adaptive` (Algorithm 2 of the paper): every `every` rounds, when the tier last drawn did no better than `every`
     rounds before, the n tiers with credits left are ranked from the worst, and the i-th worst gets the probability
-    (n - i) / (n (n - 1) / 2). `credits`: how often each tier may be drawn (None: without limit).
+    (n - i) / (n (n - 1) / 2). `credits`: how often each tier may be drawn (None: without limit); who
+    are a part of a cohort cost that part of a credit.
 
     Our departures. Tiers are quantiles of the predicted seconds of the candidates of this ask; the paper profiles all
     clients, and makes tiers again from time to time. "Better" is a lower mean of the last training losses told by a
@@ -74,7 +75,7 @@ class Tiers:
         shares = self.probabilities or (1.0 / self.tiers,) * self.tiers
         return {
             "loss": np.full(n, np.nan, np.float32), "probabilities": np.array(shares, np.float64),
-            "credits": np.full(self.tiers, np.iinfo(np.int64).max if self.credits is None else self.credits, np.int64),
+            "credits": np.full(self.tiers, np.inf if self.credits is None else self.credits, np.float64),
             "past": np.full(self.tiers, np.nan), "tier": -1, "looked": 1,
         }  # fmt: skip
 
@@ -92,7 +93,7 @@ class Tiers:
         away = np.where(tier <= drawn, drawn - tier, tier)  # nearest first, all faster ones before any slower one
         picked = lowest(away, count, draw(_WITHIN, pool.ids))
         state["tier"] = drawn
-        state["credits"][drawn] = max(0, state["credits"][drawn] - 1)
+        state["credits"][drawn] = max(0.0, round(state["credits"][drawn] - pool.part, 9))
         return pool.ids[picked], state
 
     def observe(self, state: State, reported: Reported) -> State:

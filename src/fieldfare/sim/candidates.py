@@ -34,6 +34,8 @@ _SMALL = 4096
 _HORIZON_S = 600.0
 _TRIES = 8
 _CHOSEN = 16
+"""A selection rule looks at everybody, and so chooses several at a time; of a small pool at most a quarter, so that it
+has a choice, and no more than the gather wants replies: what is learnt then counts for those who begin next."""
 
 
 class Candidates:
@@ -85,7 +87,7 @@ class Candidates:
         if self._kind is None or self._kind[1] != on.where or ruled != (self._rule is not None):
             self._among = self.population.flagged(on)
             self.tracking, self.place, self._list, self._block_end = False, 0, [], -np.inf
-        self._rule = on.by if ruled else None
+        self._rule, self._queue = on.by if ruled else None, []
         n = self.population.size if self._among is None else len(self._among)
         if kind != self._kind:
             self._kind = kind
@@ -346,8 +348,11 @@ class Candidates:
         def seconds(ids: I64) -> F64:
             return self.population.fleet.durations(ids, self._costs(ids))
 
+        on, need = self._run.on, self._run.quorum.need
+        count = max(min(len(pool) // 4, _CHOSEN, need or _CHOSEN), 1)
+        part = count / on.count if isinstance(on, Sample) else 1.0
         chosen = self._selected.choose(
-            self._rule, self._run, min(len(pool), _CHOSEN), self.population, pool, seconds, t, self.seed, purpose
+            self._rule, self._run, count, self.population, pool, seconds, t, self.seed, purpose, part
         )
         self._queue = chosen[rng.choose(self.seed, (*purpose, "order"), len(chosen), len(chosen))].tolist()
         return self._queue.pop()

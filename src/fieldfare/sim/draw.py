@@ -40,8 +40,8 @@ class Selected:
     rounds: dict[str, int] = field(default_factory=dict[str, int])
 
     def choose(self, by: Any, run: Run, count: int, population: Population, ids: I64, seconds: Seconds,
-               now: float, seed: int, purpose: tuple[str | int, ...]) -> I64:  # fmt: skip
-        """`count` of the candidates `ids` by rule `by`, in its order."""
+               now: float, seed: int, purpose: tuple[str | int, ...], part: float = 1.0) -> I64:  # fmt: skip
+        """`count` of the candidates `ids` by rule `by`, in its order; these are such a `part` of a cohort."""
         rule, name = selection_of(by), _name(by, run.work)
         if name not in self.states:
             self.states[name] = rule.init(population.size)
@@ -51,7 +51,7 @@ class Selected:
         sessions = population.fleet.availability
 
         share = None if sessions is None else lambda t0, t1: sessions.share_between(t0, t1, ids)
-        pool = Pool(ids, examples, expected, now, self._round(run, name), share)
+        pool = Pool(ids, examples, expected, now, self._round(run, name), share, part)
         draw = draws(seed, *purpose)
         chosen, self.states[name] = rule.choose(self.states[name], count, pool, draw)
         return chosen
