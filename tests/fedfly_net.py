@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass, field
 
 import numpy as np
-from fedfly_toy import BATCH, MODEL, PROBLEM, WORKS, roles
+from fedfly_toy import BATCH, MODEL, PROBLEM, U_MODEL, WORKS, roles
 
 from fieldfare.algorithms.fedfly.edge import Edge
 from fieldfare.algorithms.fedfly.messages import Update
@@ -51,6 +51,7 @@ class Net:
     drop: object = None
     keep: bool = False
     until_s: float = 1e6
+    initial: object = MODEL
 
     def __post_init__(self):
         self.now, self.heap, self.number, self.stopped, self.model = 0.0, [], 0, "", None
@@ -63,7 +64,7 @@ class Net:
             self.roster[role] = (*self.roster.get(role, ()), node)
         own = [n for role in ("device", "edge") for n in names if self.nodes[n][0] == role]
         self.place = {n: i for i, n in enumerate(own)}
-        self.states = {n: self.nodes[n][1].init(MODEL) for n in names}
+        self.states = {n: self.nodes[n][1].init(self.initial) for n in names}
         self.steps = dict.fromkeys(names, 0)
         self.lives = dict.fromkeys(names, 0)
         self.down, self.waiting = {}, {n: [] for n in names}
@@ -95,7 +96,7 @@ class Net:
         waiting, self.waiting[node] = self.waiting[node], []
         if death.how == "amnesia":
             self.lives[node] += 1
-            self.states[node] = self.nodes[node][1].init(MODEL)
+            self.states[node] = self.nodes[node][1].init(self.initial)
             self.push(self.now, node, Started(self.roster, 8))
             if self.nodes[node][0] == "device":
                 self.push(self.now, node, Joined(node))
@@ -151,7 +152,7 @@ class Net:
                     self.stopped = reason
 
     def send(self, node, to, body):
-        if isinstance(body, Update) and not body.missing and self.nodes[node][0] == "edge":
+        if isinstance(body, Update) and body.only is None and self.nodes[node][0] == "edge":
             steps = self.nodes["central"][1].plans[body.device].steps
             assert body.samples == steps * BATCH, f"{body.device}: {body.samples} examples in {steps} batches"
         if self.drop is not None and self.drop(node, to, body):
@@ -173,10 +174,23 @@ class Net:
         self.push(self.now + self.work_s, node, event, self.lives[node])
 
 
-def net(moves=(), *, devices=2, edges=3, rounds=2, steps=3, edge=None, device=None, central=None, homes=None, **more):
+def net(
+    moves=(),
+    *,
+    devices=2,
+    edges=3,
+    rounds=2,
+    steps=3,
+    edge=None,
+    device=None,
+    central=None,
+    homes=None,
+    u=False,
+    **more,
+):
     """A run of three edges; every device begins at edge 0 unless `homes` says otherwise."""
     homes = homes or {f"device/{i}": "edge/0" for i in range(devices)}
     edge = Edge(patience_s=4.0, retry_s=6.0, grant_s=60.0) if edge is None else edge
-    made = roles(devices, edges, rounds, steps, edge=edge, central=central, homes=homes,
+    made = roles(devices, edges, rounds, steps, edge=edge, central=central, homes=homes, u=u,
                  **({} if device is None else {"device": device}))  # fmt: skip
-    return Net(made, list(moves), **more)
+    return Net(made, list(moves), initial=U_MODEL if u else MODEL, **more)

@@ -27,12 +27,17 @@ SIZE = DIM * HIDDEN
 LAYOUT = Layout.of({"first.weight": (DIM, HIDDEN), "second.weight": (HIDDEN,), "second.bias": (1,)})
 MODEL = Params(np.linspace(-1, 1, LAYOUT.size).astype(np.float32), LAYOUT)
 PROBLEM = quadratics(n=8, dim=DIM)
+U_LAYOUT = Layout.of({"first.weight": (DIM, HIDDEN), "second.weight": (HIDDEN,), "third.weight": (HIDDEN,)})
+U_MODEL = Params(np.linspace(-1, 1, U_LAYOUT.size).astype(np.float32), U_LAYOUT)
 SECRET = b"a job's secret"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the three works; `flops` per call. Devices train 4 batches of 2 unless the config says otherwise."""
+    """One of the works; `flops` per call. Devices train 4 batches of 2 unless the config says otherwise.
+
+    In a U the server scales what comes, and the device has a third layer, and the labels.
+    """
 
     part: str
     flops: float = 1e3
@@ -53,6 +58,13 @@ class Part:
         seq, key = int(told["seq"]), cohort.keys[i : i + 1]
         lr = np.float32(0.01) / np.float32(told["round"])
         slots = told.get("slots", np.zeros(len(w), np.float32))
+        slots, u = slots if slots.size else np.zeros(len(w), np.float32), "tail" in told
+        if self.part == "middle" or (self.part == "step" and u):
+            keep = (rng.bits(key, np.arange(HIDDEN) + 100 * seq) % np.uint64(4) > 0).astype(np.float32)
+            if self.part == "middle":
+                return {"act": told["act"] * (w * keep)}
+            speed = np.float32(0.9) * slots + (told["act"] * told["g"]).sum(axis=0) * keep
+            return {"model": w - lr * speed, "slots": speed, "g": told["g"] * (w * keep)}
         if self.part == "step":
             keep = (rng.bits(key, np.arange(HIDDEN) + 100 * seq) % np.uint64(4) > 0).astype(np.float32)
             hidden = told["act"] * keep
@@ -64,6 +76,21 @@ class Part:
             }  # fmt: skip
         at = rng.bits(key, np.arange(BATCH) + 7 * seq) % np.uint64(cohort.data.sizes[i])
         x = cohort.data.client(i)["x"][at.astype(np.int64)]
+        if self.part == "tail":
+            away = told["act"] @ w[SIZE:] - x.sum(axis=1)
+            speed = slots.copy()
+            speed[SIZE:] = np.float32(0.9) * slots[SIZE:] + told["act"].T @ away
+            new = w.copy()
+            new[SIZE:] -= lr * speed[SIZE:]
+            return {"model": new, "slots": speed, "g": np.outer(away, w[SIZE:]), "loss": float((away * away).sum())}
+        if self.part == "forward" and u:
+            return {"act": np.tanh(x @ w[:SIZE].reshape(DIM, HIDDEN))}
+        if u:
+            hidden = np.tanh(x @ w[:SIZE].reshape(DIM, HIDDEN))
+            speed, new = slots.copy(), w.copy()
+            speed[:SIZE] = np.float32(0.9) * slots[:SIZE] + (x.T @ (told["g"] * (1 - hidden * hidden))).reshape(-1)
+            new[:SIZE] -= lr * speed[:SIZE]
+            return {"model": new, "slots": speed}
         if self.part == "forward":
             return {"act": np.tanh(x @ w.reshape(DIM, HIDDEN)), "y": x.sum(axis=1)}
         hidden = np.tanh(x @ w.reshape(DIM, HIDDEN))
@@ -77,20 +104,22 @@ class Part:
         return {}
 
 
-WORKS = {f"split/{part}": Part(part) for part in ("forward", "step", "backward")}
+WORKS = {f"split/{part}": Part(part) for part in ("forward", "step", "backward", "middle", "tail")}
 
 
-def roles(devices=2, edges=2, rounds=1, steps=4, *, edge=Edge(), device=Device(), central=None, homes=None):
+def roles(devices=2, edges=2, rounds=1, steps=4, *, edge=Edge(), device=Device(), central=None, homes=None, u=False):
     """Nodes of a small run: devices begin at edge 0 and on, in turn, unless `homes` says otherwise."""
-    plans = {f"device/{i}": Plan("first", SIZE, steps) for i in range(devices)}
+    plan = Plan("first", SIZE, steps, "second", SIZE + HIDDEN) if u else Plan("first", SIZE, steps)
+    plans = {f"device/{i}": plan for i in range(devices)}
     central = replace(central or Central(rounds, plans), rounds=rounds, plans=plans, homes=homes, secret=SECRET)
     return nodes(central, edge, device, edges)
 
 
-def world(moves=(), *, links=Links(0.01, 1e6), works=WORKS, model=MODEL, seed=0, **more):
+def world(moves=(), *, links=Links(0.01, 1e6), works=WORKS, seed=0, **more):
     """`moves`: (seconds, event, nodes) of the fleet."""
     made = roles(**more)
     fleet = Fleet(flops_per_s=1e3, overhead_s=0.0)
+    model = U_MODEL if more.get("u") else MODEL
     return PROBLEM.world(
         made, model=model, works=works, placement=placed(made), happenings=tuple(moves), links=links, fleet=fleet,
         evaluations={}, seed=seed,

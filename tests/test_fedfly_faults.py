@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 from fedfly_net import FOR_EVER, Death, net
-from fedfly_toy import MODEL, SIZE
+from fedfly_toy import LAYOUT, MODEL, SIZE
 
 from fieldfare.algorithms.fedfly.central import Central
 from fieldfare.algorithms.fedfly.device import Device
@@ -29,9 +29,9 @@ EDGES = ("edge/0", "edge/1", "edge/2")
 
 
 @cache
-def quiet(rounds=2, devices=2):
+def quiet(u=False):
     """What each version is when nothing moves and nothing goes wrong, as bytes."""
-    end = net(rounds=rounds, devices=devices).run()
+    end = net(u=u).run()
     assert end.reason == "rounds"
     return end.versions
 
@@ -40,7 +40,7 @@ def move(device, at, old, new):
     return [(at, Moved(device, new), (node,)) for node in (device, old, new)]
 
 
-def schedule(seed):
+def schedule(seed, u=False):
     """A run by a seed: up to three moves of each device, losses, repeats, delays, and up to two deaths."""
     dice = random.Random(seed)
     moves = []
@@ -68,17 +68,17 @@ def schedule(seed):
     device = Device(patience_s=4.0, tries=2, mark_every=dice.choice([1, 2]))
     return net(
         moves, edge=edge, device=device, central=CENTRAL, dice=dice, lose=dice.choice([0.0, 0.05, 0.2]),
-        repeat=dice.choice([0.0, 0.1]), spread_s=dice.choice([0.0, 0.5, 3.0]), deaths=deaths, until_s=3e4,
+        repeat=dice.choice([0.0, 0.1]), spread_s=dice.choice([0.0, 0.5, 3.0]), deaths=deaths, until_s=3e4, u=u,
     )  # fmt: skip
 
 
-def run_schedules(seeds):
+def run_schedules(seeds, u=False):
     """Run each; gives how often sessions changed hands."""
     changed = 0
     for seed in seeds:
-        end = schedule(seed).run()
+        end = schedule(seed, u).run()
         assert end.reason == "rounds", f"schedule {seed}: {end.reason} after {end.now:.0f} s"
-        assert end.versions == quiet(), f"schedule {seed} ends in other bits"
+        assert end.versions == quiet(u), f"schedule {seed} ends in other bits"
         changed += sum(owner.epoch for owner in end.states["central"].owners.values())
     return changed
 
@@ -87,9 +87,14 @@ def test_seeded_schedules_of_faults_end_in_the_bits_of_a_quiet_run():
     assert run_schedules(range(40)) > 40
 
 
+def test_the_same_in_a_u_where_labels_stay_on_the_device():
+    assert run_schedules(range(30), u=True) > 30
+
+
 @pytest.mark.slow
 def test_ten_thousand_schedules_of_faults_lose_no_batch_apply_none_twice_and_have_one_owner():
-    assert run_schedules(range(10_000)) > 10_000
+    assert run_schedules(range(8_000)) > 8_000
+    assert run_schedules(range(2_000), u=True) > 2_000
 
 
 # Deaths at every state of the protocol: who, at which event, what it still knows, and the outcome that is promised.
@@ -269,16 +274,16 @@ def test_a_batch_whose_bytes_were_altered_on_the_way_is_sent_again():
 # The mean
 
 
-def update(device, vector, samples, missing=0):
-    return Update(device, 1, 0, np.asarray(vector, np.float32), samples, 0.0, missing)
+def update(device, vector, samples, only=None):
+    return Update(device, 1, 0, np.asarray(vector, np.float32), samples, 0.0, only)
 
 
 def test_the_mean_is_by_true_sample_counts_and_counts_a_half_for_itself():
     one, two = MODEL.vector + 1, MODEL.vector - 2
     both = merged(MODEL, {"a": update("a", one, 3.0), "b": update("b", two, 1.0)})
     np.testing.assert_allclose(both.vector, MODEL.vector + 0.25, atol=1e-6)
-    half = merged(MODEL, {"a": update("a", one, 3.0, SIZE), "b": update("b", two, 1.0)})
+    half = merged(MODEL, {"a": update("a", one, 3.0, (SIZE, LAYOUT.size)), "b": update("b", two, 1.0)})
     np.testing.assert_allclose(half.vector[:SIZE], two[:SIZE], atol=1e-6)
     np.testing.assert_allclose(half.vector[SIZE:], MODEL.vector[SIZE:] + 0.25, atol=1e-6)
-    nobody = merged(MODEL, {"a": update("a", one, 3.0, SIZE)})
+    nobody = merged(MODEL, {"a": update("a", one, 3.0, (SIZE, LAYOUT.size))})
     np.testing.assert_array_equal(nobody.vector[:SIZE], MODEL.vector[:SIZE])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from fedfly_toy import BATCH, MODEL, PROBLEM, SIZE, WORKS, bits, world
 
-from fieldfare.algorithms.fedfly.messages import Update
+from fieldfare.algorithms.fedfly.messages import Backward, Between, Ends, Forward, Update
 from fieldfare.core import rng
 from fieldfare.core.effects import Publish, Run, Send
 from fieldfare.core.work import Cohort
@@ -71,7 +71,18 @@ def test_the_loopback_gives_the_bits_of_the_simulator():
 def test_every_batch_is_one_step_and_no_message_is_sent_twice():
     end = simulate(world(devices=2, rounds=1), keep=True)
     runs = [e.work for *_, out in end.transcript.kept for e in out if isinstance(e, Run)]
-    assert {work: runs.count(work) for work in WORKS} == dict.fromkeys(WORKS, 8)
+    three = ("split/forward", "split/step", "split/backward")
+    assert {work: runs.count(work) for work in {*runs}} == dict.fromkeys(three, 8)
     kinds = [type(e.body).__name__ for *_, out in end.transcript.kept for e in out if isinstance(e, Send)]
     assert kinds.count("Forward") == kinds.count("Backward") == 8
     assert kinds.count("Finish") == kinds.count("Closed") == kinds.count("Update") == 2
+
+
+def test_in_a_u_no_label_leaves_the_device_and_the_server_computes_twice_per_batch():
+    end = simulate(world(devices=2, rounds=1, u=True), keep=True)
+    bits(end)
+    runs = [e.work for *_, out in end.transcript.kept for e in out if isinstance(e, Run)]
+    assert {work: runs.count(work) for work in {*runs}} == dict.fromkeys(WORKS, 8)
+    assert all(body.y.size == 0 for body in sent(end, Forward))
+    assert len(sent(end, Forward)) == len(sent(end, Between)) == len(sent(end, Ends)) == len(sent(end, Backward)) == 8
+    assert all(update.loss > 0 for update in sent(end, Update))

@@ -112,7 +112,8 @@ def trained(steps=2):
     one = session.opened("job", "device/0", 3, 5, MODEL, Plan("first", SIZE, 6))
     for _ in range(steps):
         one = after(one)
-    return replace(one, expires_s=900.0, lower=np.arange(SIZE, dtype=np.float32))
+    rest = {"lower": np.arange(SIZE, dtype=np.float32), "between": np.ones((BATCH, 2), np.float32)}
+    return replace(one, expires_s=900.0, **rest)
 
 
 def batch(seq):
@@ -137,7 +138,7 @@ def after(one: Session) -> Session:
 
 def test_a_session_comes_out_whole_and_goes_on_to_the_same_bits():
     one = trained()
-    for against in (None, session.reference(MODEL, SIZE), session.fields(trained(1), False)):
+    for against in (None, session.reference(MODEL, SIZE, LAYOUT.size), session.fields(trained(1), False)):
         other = session.from_blob(session.to_blob(one, against), LAYOUT, against)
         assert session.digest(other) == session.digest(one)
         assert session.digest(after(other)) == session.digest(after(one))
@@ -145,7 +146,7 @@ def test_a_session_comes_out_whole_and_goes_on_to_the_same_bits():
 
 OTHER = {
     "job": "other", "device": "device/1", "round": 4, "epoch": 6, "cut": "second", "steps": 7, "next": 3, "position": 4,
-    "key": "split\x1fdevice/1\x1f3", "loss": 1.0, "samples": 5.0, "expires_s": 1.0,
+    "tail": "third", "key": "split\x1fdevice/1\x1f3", "loss": 1.0, "samples": 5.0, "expires_s": 1.0,
 }  # fmt: skip
 
 
@@ -153,11 +154,11 @@ OTHER = {
 def test_a_session_with_any_one_field_corrupted_is_refused_or_not_the_same(name):
     one = trained()
     value = OTHER.get(name)
-    if name in ("upper", "slots", "grad", "lower"):
+    if name in ("upper", "slots", "grad", "lower", "between"):
         value = getattr(one, name).copy()
         value.reshape(-1).view(np.uint32)[0] ^= 1 << 20
-    bent = replace(one, **{name: {"size": SIZE + 3, "model_hash": "0" * 16}.get(name, value)})
-    if name in ("size", "model_hash"):
+    bent = replace(one, **{name: {"size": SIZE + 3, "stop": SIZE + 3, "model_hash": "0" * 16}.get(name, value)})
+    if name in ("size", "stop", "model_hash"):
         with pytest.raises(PeerError):
             session.from_blob(session.to_blob(bent), LAYOUT)
         return

@@ -148,10 +148,10 @@ class Central:
                 mine = src == device in self.whole or (
                     owner is not None and (owner.edge, owner.epoch) == (src, epoch) and src in state.edges
                 )
-                fits = body.vector.shape == state.model.vector.shape and (not body.missing or state.closing)
+                fits = body.vector.shape == state.model.vector.shape and (body.only is None or state.closing)
                 if not mine or not fits or device in state.updates:
                     return state, ()
-                away = tuple(one for one in state.away if one != device or body.missing)
+                away = tuple(one for one in state.away if one != device or body.only is not None)
                 state = replace(state, updates={**state.updates, device: body}, away=away, tries=0)
                 return self._over(state, ctx) if self._complete(state) else (state, ())
             case Commit(ticket) if src in state.edges:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fieldfare.algorithms.fedfly import arrive, leave, serve
+from fieldfare.algorithms.fedfly import arrive, attach, leave, serve
 from fieldfare.algorithms.fedfly.held import Held, Out, State
 from fieldfare.algorithms.fedfly.messages import (
     Abort,
@@ -20,6 +20,7 @@ from fieldfare.algorithms.fedfly.messages import (
     Close,
     Committed,
     Denied,
+    Ends,
     Fetch,
     Final,
     Finish,
@@ -36,7 +37,7 @@ from fieldfare.algorithms.fedfly.messages import (
     Round,
     Stored,
 )
-from fieldfare.algorithms.fedfly.policies import STOP_AND_COPY, Cheapest, Policy
+from fieldfare.algorithms.fedfly.policies import STOP_AND_COPY, Cheapest, Policy, Route
 from fieldfare.algorithms.fedfly.tensors import CAP_BYTES
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Send
@@ -92,10 +93,19 @@ class Edge:
             )
 
     @property
+    def route(self) -> Route:
+        """How state crosses."""
+        return self.policy.other.route if isinstance(self.policy, Cheapest) else self.policy.route
+
+    @property
     def seals(self) -> bool:
         """Whether sessions come sealed."""
-        policy = self.policy.other if isinstance(self.policy, Cheapest) else self.policy
-        return policy.route == "carry"
+        return self.route == "carry"
+
+    @property
+    def relayed(self) -> bool:
+        """Whether edges speak to each other through the centre."""
+        return self.route != "direct"
 
     def init(self, model: Params) -> State:
         return State(model)
@@ -127,10 +137,12 @@ class Edge:
         match body:
             case Forward():
                 return serve.forward(self, state, src, body, ctx)
+            case Ends():
+                return serve.ends(self, state, src, body, ctx)
             case Finish():
                 return serve.finish(self, state, src, body)
             case Attach():
-                state, out = arrive.attach(self, state, src, body, ctx)
+                state, out = attach.attach(self, state, src, body, ctx)
                 return self._further(state, out, src, ctx)
             case Move(to, deadline_s) if state.of(src).owner:
                 return self._move(state, src, to, deadline_s, ctx)
@@ -139,7 +151,7 @@ class Edge:
             case Close(device, round_) if src == state.central and round_ == state.round:
                 return state, serve.part(state, device)
             case Committed(ticket) if src == state.central and ticket.dst == ctx.me:
-                state, out = arrive.committed(self, state, body, ctx)
+                state, out = attach.committed(self, state, body, ctx)
                 return self._further(state, out, ticket.device, ctx)
             case Committed(ticket) if src == state.central and ticket.epoch > state.of(ticket.device).epoch:
                 return leave.given(self, state, ticket.device, body)
@@ -164,7 +176,7 @@ class Edge:
             case Fetch(device) if src in state.edges:
                 return leave.fetched(state, device, body, src, ctx, relayed)
             case Stored(device) if src in state.edges:
-                state, out = arrive.stored(self, state, src, body, ctx)
+                state, out = attach.stored(self, state, src, body, ctx)
                 return self._further(state, out, device, ctx)
             case Release(device, epoch) if src in state.edges:
                 return leave.released(state, device, epoch)
@@ -172,11 +184,15 @@ class Edge:
                 return state, ()
 
     def _stepped(self, state: State, serial: int, event: Gathered, ctx: Context) -> Out:
+        whose = state.running[serial][0]
         state, device = serve.stepped(self, state, serial, event, ctx)
         out: list[Effect] = []
         if device:
             act = leave.stepped(self, state, device, ctx) if state.of(device).leave is not None else None
             state, more = act if act is not None else serve.down(self, state, device)
+            out += more
+        else:
+            state, more = serve.step(self, state, whose, ctx)
             out += more
         state, more = serve.next_lane(self, state, ctx)
         return state, (*out, *more)
@@ -199,7 +215,7 @@ class Edge:
         again = body.round == state.round
         if not again:
             held = {
-                device: held if held.owner else replace(held, session=None, early=None)
+                device: held if held.owner else replace(held, session=None, batch=None)
                 for device, held in state.held.items()
             }
             state = replace(state, round=body.round, base=body.model, plan=body.plan, held=held)
@@ -218,7 +234,7 @@ class Edge:
                     state, more = leave.start(self, state, device, ctx)
                     out += more
             elif held.owner and held.waiting is not None:
-                state, more = arrive.attach(self, state, device, held.waiting, ctx)
+                state, more = attach.attach(self, state, device, held.waiting, ctx)
                 out += more
         return state, out
 

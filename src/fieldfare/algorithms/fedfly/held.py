@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from fieldfare.algorithms.fedfly.messages import Attach, Forward, Plan, Relay
+from fieldfare.algorithms.fedfly.messages import Attach, Ends, Forward, Plan, Relay
 from fieldfare.algorithms.fedfly.policies import Settled
 from fieldfare.algorithms.fedfly.session import Session
 from fieldfare.algorithms.fedfly.tensors import Array
@@ -75,11 +75,24 @@ class Arrive:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A batch that is there; in a U with what came `between` of it, and how it `ends`."""
+
+    forward: Forward
+    between: Array | None = None
+    ends: Ends | None = None
+
+    def is_of(self, session: Session) -> bool:
+        """Whether it is the next one of a session."""
+        return (self.forward.round, self.forward.seq) == (session.round, session.next)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Held:
     """All an edge knows of one device.
 
     `session`: its own while `owner`; else a copy, kept until it is released. `epoch`: the newest of ownership it knows.
-    `frozen`: no step is begun. `busy`: number of the step under way (0: none). `early`: a batch that came too soon.
+    `frozen`: no step is begun. `busy`: number of the step under way (0: none). `batch`: the one that has come last.
     `ticket`: the newest ownership it knows. `attached`: the device has come with it. `wants`: the edge where the device
     is, and by when its session should be there. `attempt`: handovers begun so far; `refused`: in vain, in a row.
     `waiting`: an `Attach` for which the session is still missing. `restore`: the ownership is a failover whose replica
@@ -91,7 +104,7 @@ class Held:
     epoch: int = 0
     frozen: bool = False
     busy: int = 0
-    early: Forward | None = None
+    batch: Batch | None = None
     ticket: Ticket | None = None
     attached: bool = False
     wants: str = ""
@@ -104,6 +117,12 @@ class Held:
     step_s: float = 0.0
     last_s: float = 0.0
     refused: int = 0
+
+    def with_batch(self, forward: Forward) -> Held:
+        """The record with a batch that came; the same one again changes nothing."""
+        known = self.batch.forward if self.batch is not None else None
+        again = known is not None and (known.round, known.seq, known.crc) == (forward.round, forward.seq, forward.crc)
+        return self if again else replace(self, batch=Batch(forward))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,14 +157,17 @@ class State:
 Out = tuple[State, Sequence[Effect]]
 
 
-def checksum(act: Array, y: Array) -> int:
-    """CRC-32 of a batch on its way up: a frame whose bytes do not fit is as good as lost."""
-    return zlib.crc32(np.ascontiguousarray(y).tobytes(), zlib.crc32(np.ascontiguousarray(act).tobytes()))
+def checksum(*arrays: Array) -> int:
+    """CRC-32 of what goes up of a batch: a frame whose bytes do not fit is as good as lost."""
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
+    return crc
 
 
-def sound(forward: Forward) -> bool:
-    """Whether a batch came as it was sent."""
-    return checksum(forward.act, forward.y) == forward.crc
+def sound(body: Forward | Ends) -> bool:
+    """Whether a batch, or its end, came as it was sent."""
+    return body.crc == (checksum(body.act, body.y) if isinstance(body, Forward) else checksum(body.grad))
 
 
 def to_edge(state: State, me: str, to: str, body: object, relayed: bool) -> Effect:

@@ -67,16 +67,13 @@ def start(edge: Edge, state: State, device: str, ctx: Context) -> Out:
         held = state.of(device)
     size = size_bytes(session)
     if session is None or session.next == 0:
-        policy = Restart(edge.policy.other.route if not isinstance(edge.policy, _SETTLED) else edge.policy.route)
+        policy = Restart(edge.route)
     else:
         policy = settle(edge.policy, session.next, held.step_s, size)
     leave = Leave(to, held.attempt + 1, policy, held.deadline_s, relayed=policy.route != "direct")
     state = state.put(device, replace(held, leave=leave, attempt=leave.attempt))
     state, more = _prep(edge, state, device, ctx)
     return state, (*out, *more)
-
-
-_SETTLED = (Restart, StopAndCopy, PreCopy)
 
 
 def size_bytes(session: Session | None) -> int:
@@ -133,7 +130,7 @@ def _against(state: State, leave: Leave, session: Session) -> dict[str, Array] |
     """What a copy may be a difference from: the round's global model, where both hold it."""
     if leave.against != session.round or state.base is None or state.round != session.round:
         return None
-    return reference(state.base, session.size)
+    return reference(state.base, session.size, session.stop)
 
 
 def _copy(edge: Edge, state: State, device: str, ctx: Context) -> Out:
@@ -217,13 +214,17 @@ def _final(edge: Edge, state: State, device: str, ctx: Context) -> Out:
         sent = from_blob(blob, state.model.layout) if lossy != "none" else session
         sealed = seal(blob, leave.public, edge.key, f"{edge.job} {device} {held.epoch}".encode())
         carry = Carry(session.round, held.epoch, leave.to, sealed, digest(sent, False))
-        state = state.put(device, replace(held, leave=replace(leave, sent=replace(sent, grad=session.grad))))
+        state = state.put(
+            device, replace(held, leave=replace(leave, sent=replace(sent, grad=session.grad, between=session.between)))
+        )
         state, out = _commit(edge, state, device, "handover", ctx)
         return state, (Send(device, carry), *out)
     blob = to_blob(session, against, lossy, gradient, level)
     sent = from_blob(blob, state.model.layout, against) if lossy != "none" else session
     body = Final(device, held.epoch, leave.attempt, blob, digest(sent, gradient))
-    state, wake = _timed(edge, state, device, replace(leave, sent=replace(sent, grad=session.grad)))
+    state, wake = _timed(
+        edge, state, device, replace(leave, sent=replace(sent, grad=session.grad, between=session.between))
+    )
     return state, (to_edge(state, ctx.me, leave.to, body, leave.relayed), *wake)
 
 
@@ -254,7 +255,7 @@ def given(edge: Edge, state: State, device: str, body: Committed) -> Out:
     leave = held.leave
     session = held.session if leave is None or leave.sent is None else leave.sent
     held = replace(
-        held, session=session, owner=False, frozen=False, busy=0, early=None, leave=None, ticket=body.ticket,
+        held, session=session, owner=False, frozen=False, busy=0, batch=None, leave=None, ticket=body.ticket,
         epoch=body.ticket.epoch, refused=0, restore=False, waiting=None, wants="",
     )  # fmt: skip
     return state.put(device, held), ()
@@ -266,7 +267,7 @@ def denied(state: State, device: str, body: Denied) -> Out:
     if body.epoch <= held.epoch:
         return state, ()
     held = replace(
-        held, owner=False, frozen=False, busy=0, early=None, leave=None, epoch=body.epoch, ticket=None, wants=""
+        held, owner=False, frozen=False, busy=0, batch=None, leave=None, epoch=body.epoch, ticket=None, wants=""
     )
     return state.put(device, held), ()
 

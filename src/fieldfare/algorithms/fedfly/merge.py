@@ -32,10 +32,10 @@ def merged(model: Params, updates: Mapping[str, Update]) -> Params:
         return model
     gather = Gather({"w": Coverage()}, len(used))
     for at, update in enumerate(used):
-        if update.vector.shape != model.vector.shape or not 0 <= update.missing < model.size:
+        if update.vector.shape != model.vector.shape:
             raise UsageError(f"an update of shape {update.vector.shape} for a model of {model.size} parameters.")
-        index = np.arange(update.missing, model.size) if update.missing else None
-        row = {"w": update.vector[None, update.missing :]}
+        index = None if update.only is None else np.arange(*update.only)
+        row = {"w": update.vector[None, slice(*update.only) if update.only is not None else slice(None)]}
         weight = np.array([update.samples])
         if gather.check(row, weight).any():
             continue
@@ -47,6 +47,11 @@ def merged(model: Params, updates: Mapping[str, Update]) -> Params:
     out[covered] = folded.value[covered]
     for name, where, _ in model.layout.items():
         if name.rpartition(".")[2] in COUNTERS:
-            told = [update.vector[where] for update in used if update.missing <= where.start]
+            told = [update.vector[where] for update in used if _has(update, where)]
             out[where] = np.max(told, axis=0) if told else model.vector[where]
     return model.replace(out)
+
+
+def _has(update: Update, where: slice) -> bool:
+    """Whether an update has those parameters."""
+    return update.only is None or update.only[0] <= where.start < update.only[1]

@@ -25,11 +25,16 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a device trains in a round: cut at `cut`, behind `size` parameters; `steps` batches (0: as its data are)."""
+    """How a device trains in a round: cut at `cut`, behind `size` parameters; `steps` batches (0: as its data are).
+
+    In a U the device also has what is behind `tail`, from parameter `stop` on, so that labels stay with it.
+    """
 
     cut: str
     size: int
     steps: int = 0
+    tail: str = ""
+    stop: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +63,7 @@ class Train:
 class Update:
     """To the centre: what `device` made of the round's model, `vector` float32 `[P]`, from `samples` examples.
 
-    `missing`: parameters not there at its beginning, where a device has vanished and the server half alone is known.
+    `only`: the range of parameters it has, where a device has vanished and the server half alone is known.
     """
 
     device: str
@@ -67,7 +72,7 @@ class Update:
     vector: F32
     samples: float
     loss: float
-    missing: int = 0
+    only: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +105,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forward:
-    """Activations `act [B, ...]` and labels `y [B]` of batch `seq` of `steps`; `crc` of both."""
+    """Activations `act [B, ...]` and labels `y [B]` (in a U: none, `[0]`) of batch `seq` of `steps`; `crc` of both."""
 
     round: int
     epoch: int
@@ -112,13 +117,36 @@ class Forward:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Backward:
-    """The gradient of the activations of batch `seq`."""
+class Between:
+    """In a U: what the server's part makes of batch `seq`, for the end of the net on the device."""
+
+    round: int
+    epoch: int
+    seq: int
+    act: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ends:
+    """In a U: the gradient of what was `Between`, and the batch's loss, summed over its examples."""
 
     round: int
     epoch: int
     seq: int
     grad: Array
+    loss: float
+    crc: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backward:
+    """The gradient of the activations of batch `seq`; in a U, where it is sent again, what was `between`, too."""
+
+    round: int
+    epoch: int
+    seq: int
+    grad: Array
+    between: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -305,7 +333,8 @@ class Attach:
     """Device to its new owner: the ticket, and where the device is.
 
     `applied`: batches behind the device half (-1: it has none of this round); `marks`: earlier batches it can go back
-    to; `forward`: batch `applied`, where it is ready; `carried`: the sealed session; `tries`: how often this was sent.
+    to; `forward`: batch `applied`, where it is ready; `carried`: the sealed session; `tries`: how often this was sent;
+    `near`: the edge the device is at.
     """
 
     ticket: Ticket
@@ -315,16 +344,18 @@ class Attach:
     forward: Forward | None = None
     carried: bytes = b""
     tries: int = 0
+    near: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attached:
-    """Go on with batch `seq`; or, with `grad`, that of batch `seq - 1`, from before it."""
+    """Go on with batch `seq`; or, with `grad` (and `between`) of batch `seq - 1`, from before it."""
 
     round: int
     epoch: int
     seq: int
     grad: Array | None = None
+    between: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -390,7 +421,7 @@ class Relay:
 
 
 Message: TypeAlias = (
-    Round | Train | Update | Alive | Close | Begin | Forward | Backward | Finish | Closed | Unknown | Move | Prep
-    | Accept | Reject | Pre | Got | Freeze | Resume | Final | Ready | Abort | Commit | Committed | Denied | Carry
-    | Attach | Attached | Release | Lost | Replica | Fetch | Stored | Relay
+    Round | Train | Update | Alive | Close | Begin | Forward | Between | Ends | Backward | Finish | Closed | Unknown
+    | Move | Prep | Accept | Reject | Pre | Got | Freeze | Resume | Final | Ready | Abort | Commit | Committed | Denied
+    | Carry | Attach | Attached | Release | Lost | Replica | Fetch | Stored | Relay
 )  # fmt: skip

@@ -6,6 +6,7 @@ applied once, after s - 1 and before s + 1; a batch that comes again is answered
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +14,25 @@ import numpy as np
 
 from fieldfare.algorithms.fedfly.held import Held, Out, State, sound
 from fieldfare.algorithms.fedfly.messages import (
-    Attached,
     Backward,
     Begin,
+    Between,
     Closed,
     Committed,
+    Ends,
     Finish,
     Forward,
     Plan,
     Replica,
+    Resume,
     Unknown,
     Update,
 )
-from fieldfare.algorithms.fedfly.session import halves, opened, reference, to_blob
+from fieldfare.algorithms.fedfly.session import Session, device_half, joined, opened, reference, to_blob
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Run, Scalar, Send
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Collect
-from fieldfare.core.params import Params
 
 if TYPE_CHECKING:
     from fieldfare.algorithms.fedfly.edge import Edge
@@ -44,7 +46,7 @@ def begin(edge: Edge, state: State, device: str) -> Out:
     session = held.session
     if session is None or session.round < state.round:
         session = opened(edge.job, device, state.round, held.epoch, state.base, plan)
-        held = replace(held, session=session, busy=0, early=None)
+        held = replace(held, session=session, busy=0, batch=None)
         state = state.put(device, held)
     elif session.round > state.round or session.next:
         return state, ()
@@ -56,44 +58,79 @@ def begun(state: State, held: Held, device: str) -> Effect:
     session = held.session
     assert state.base is not None
     assert session is not None
-    lower = Params(state.base.vector[: session.size], halves(state.base.layout, session.size)[0])
-    return Send(device, Begin(session.round, held.epoch, lower, Plan(session.cut, session.size, session.steps)))
+    lower = device_half(state.base, session.size, session.stop)
+    plan = state.plan.get(device) or Plan(session.cut, session.size, session.steps, session.tail, session.stop)
+    return Send(device, Begin(session.round, held.epoch, lower, plan))
 
 
 def forward(edge: Edge, state: State, device: str, body: Forward, ctx: Context) -> Out:
     """A batch came up."""
     held = state.of(device)
-    session, arrive = held.session, held.arrive
     if not sound(body):
         return state, ()
     if not held.owner or body.epoch > held.epoch:
-        coming = arrive is not None and arrive.epoch == body.epoch
+        coming = held.arrive is not None and held.arrive.epoch == body.epoch
         if coming or body.epoch > held.epoch > 0:
-            return state.put(device, replace(held, early=body)), ()
-        return state, (redirect(held, device, body.round, body.epoch),)
-    if body.epoch < held.epoch and not _expected(held, body):
-        return state, (redirect(held, device, body.round, body.epoch),)
-    if held.waiting is not None or held.restore:
-        return state.put(device, replace(held, early=body)), ()
-    if session is None or body.round > session.round or ctx.now > session.expires_s:
-        return state, (Send(device, Unknown(body.round, body.epoch)),)
-    if body.round < session.round:
-        return begin(edge, state, device)
-    if body.epoch == held.epoch and not held.attached:
-        held = replace(held, attached=True)
-        state = state.put(device, held)
+            return state.put(device, held.with_batch(body)), ()
+    elif held.waiting is not None or held.restore:
+        return state.put(device, held.with_batch(body)), ()
+    state, session, out = _current(edge, state, device, body, ctx)
+    held = state.of(device)
+    if session is None:
+        return state, out
     if body.seq == session.next and not session.finished:
-        if held.frozen or held.busy:
-            return state.put(device, replace(held, early=body) if held.frozen else held), ()
-        return step(edge, state.put(device, replace(held, early=body)), device, ctx)
-    if body.seq == session.next - 1 and session.grad is not None:
-        withheld = held.leave is not None and held.leave.withheld
-        down = Send(device, Backward(session.round, held.epoch, body.seq, session.grad))
-        return state, () if withheld else (down,)
-    return state, (Send(device, Unknown(body.round, body.epoch)),)
+        if held.busy:
+            return state, ()
+        state = state.put(device, held.with_batch(body))
+        return (state, ()) if held.frozen else step(edge, state, device, ctx)
+    return state, _before(held, session, device, body)
 
 
-def _expected(held: Held, body: Forward) -> bool:
+def ends(edge: Edge, state: State, device: str, body: Ends, ctx: Context) -> Out:
+    """In a U: the gradient of the batch's end came up."""
+    if not sound(body) or not state.of(device).owner:
+        return state, ()
+    state, session, out = _current(edge, state, device, body, ctx)
+    held = state.of(device)
+    if session is None or held.frozen or held.busy:
+        return state, out
+    if body.seq == session.next:
+        batch = held.batch
+        if batch is None or batch.between is None or not batch.is_of(session):
+            return state, (Send(device, Resume(session.round, held.epoch, session.next)),)
+        return step(edge, state.put(device, replace(held, batch=replace(batch, ends=body))), device, ctx)
+    return state, _before(held, session, device, body)
+
+
+def _current(
+    edge: Edge, state: State, device: str, body: Forward | Ends, ctx: Context
+) -> tuple[State, Session | None, Sequence[Effect]]:
+    """The session that a batch is for, or what is answered where there is none."""
+    held = state.of(device)
+    session = held.session
+    if not held.owner or body.epoch > held.epoch or (body.epoch < held.epoch and not _expected(held, body)):
+        return state, None, (redirect(held, device, body.round, body.epoch),)
+    if session is None or body.round > session.round or ctx.now > session.expires_s:
+        return state, None, (Send(device, Unknown(body.round, body.epoch)),)
+    if body.round < session.round:
+        state, out = begin(edge, state, device)
+        return state, None, out
+    if body.epoch == held.epoch and not held.attached:
+        state = state.put(device, replace(held, attached=True))
+    return state, session, ()
+
+
+def _before(held: Held, session: Session, device: str, body: Forward | Ends) -> tuple[Effect, ...]:
+    """What is answered to a batch that is over: its gradient once more; to any other: that it does not fit."""
+    if body.seq != session.next - 1 or session.grad is None:
+        return (Send(device, Unknown(body.round, body.epoch)),)
+    if held.leave is not None and held.leave.withheld:
+        return ()
+    between = session.between if isinstance(body, Forward) else None
+    return (Send(device, Backward(session.round, held.epoch, body.seq, session.grad, between)),)
+
+
+def _expected(held: Held, body: Forward | Ends) -> bool:
     """Whether a batch of the epoch before is the next one, sent ahead while the session was on its way here."""
     ticket, session = held.ticket, held.session
     ahead = ticket is not None and ticket.kind == "handover" and body.epoch == held.epoch - 1
@@ -108,55 +145,65 @@ def redirect(held: Held, device: str, round_: int, epoch: int) -> Effect:
 
 
 def step(edge: Edge, state: State, device: str, ctx: Context) -> Out:
-    """Train the batch that waits in `early`, at once or when a lane is free."""
+    """Train the batch that is there, at once or when a lane is free; in a U, first what is before its end."""
     held = state.of(device)
-    session, batch = held.session, held.early
+    session, batch = held.session, held.batch
     if session is None or batch is None or not held.owner or held.busy or held.frozen or session.finished:
         return state, ()
-    if (batch.round, batch.seq) != (session.round, session.next):
-        return state.put(device, replace(held, early=None)), ()
+    if not batch.is_of(session):
+        return state.put(device, replace(held, batch=None)), ()
+    up = batch.forward
+    if session.tail and batch.between is not None and batch.ends is None:
+        return state, (Send(device, Between(session.round, held.epoch, session.next, batch.between)),)
     if edge.lanes is not None and len(state.running) >= edge.lanes:
         queue = state.queue if device in state.queue else (*state.queue, device)
         return replace(state, queue=queue), ()
-    serial = state.serial + 1
+    middle, serial = bool(session.tail) and batch.ends is None, state.serial + 1
+    examples = len(up.y) if len(up.y) else len(up.act)
     config: dict[str, Scalar] = {
-        "seq": session.next, "round": session.position, "cut": session.cut, "count": len(batch.y),
+        "seq": session.next, "round": session.position, "cut": session.cut, "count": examples,
     }  # fmt: skip
+    config |= {"tail": session.tail} if session.tail else {}
     config |= {"steps": session.steps} if session.steps else {}
-    inputs: dict[str, Any] = {"act": batch.act, "y": batch.y}
-    if session.slots.size:
-        inputs["slots"] = session.slots
+    inputs: dict[str, Any] = {"act": up.act}
+    inputs |= {"y": up.y} if batch.ends is None else {"g": batch.ends.grad}
+    inputs |= {"slots": session.slots} if session.slots.size else {}
+    work, leaves = ("middle", ("act",)) if middle else ("step", ("model", "slots", "g"))
     run = Run(
-        "split/step", (ctx.me,), ("fedfly", serial), session.model(state.model.layout), config=config, inputs=inputs,
-        reduce={leaf: Collect() for leaf in ("model", "slots", "g")}, key=session.words,
+        f"split/{work}", (ctx.me,), ("fedfly", serial), session.model(state.model.layout), config=config,
+        inputs={"act": up.act} if middle else inputs, reduce={leaf: Collect() for leaf in leaves}, key=session.words,
     )  # fmt: skip
-    held = replace(held, busy=serial, session=replace(session, steps=batch.steps))
+    held = replace(held, busy=serial, session=replace(session, steps=up.steps or session.steps))
     running = {**state.running, serial: (device, session.round, held.epoch, session.next)}
     queue = tuple(one for one in state.queue if one != device)
     return replace(state.put(device, held), serial=serial, running=running, queue=queue), (run,)
 
 
 def stepped(edge: Edge, state: State, serial: int, event: Gathered, ctx: Context) -> tuple[State, str]:
-    """A step is over: the session after it; and the device, or "" where the result is not wanted any longer."""
+    """A computation is over: (the state after it, the device whose batch is trained, or "" where none is)."""
     device, round_, epoch, seq = state.running[serial]
     running = {n: one for n, one in state.running.items() if n != serial}
     state = replace(state, running=running)
     held = state.of(device)
-    session = held.session
+    session, batch = held.session, held.batch
     if held.busy != serial or session is None or (session.round, held.epoch, session.next) != (round_, epoch, seq):
         return state, ""
     held = replace(held, busy=0)
     if not len(event.clients):
         return state.put(device, held), ""
     got = {name: next(iter(folded.value.values())) for name, folded in event.output.items()}
-    loss = event.metrics.get("loss_sum")
+    if "g" not in got:
+        return state.put(device, replace(held, batch=replace(batch, between=got["act"]) if batch else None)), ""
+    ended, between = (batch.ends, batch.between) if batch is not None else (None, None)
+    told = event.metrics.get("loss_sum")
+    loss = ended.loss if ended is not None else 0.0 if told is None else float(told[0])
     session = replace(
         session, next=seq + 1, upper=np.asarray(got["model"], np.float32), slots=np.asarray(got["slots"], np.float32),
-        grad=got["g"], loss=session.loss + (0.0 if loss is None else float(loss[0])),
-        samples=session.samples + event.weight, expires_s=ctx.now + edge.ttl_s,
+        grad=got["g"], between=between, loss=session.loss + loss, samples=session.samples + event.weight,
+        expires_s=ctx.now + edge.ttl_s,
     )  # fmt: skip
     step_s = ctx.now - held.last_s if held.last_s else 0.0
-    held = replace(held, session=session, early=None, step_s=step_s, last_s=ctx.now)
+    held = replace(held, session=session, batch=None, step_s=step_s, last_s=ctx.now)
     return state.put(device, held), device
 
 
@@ -168,7 +215,7 @@ def down(edge: Edge, state: State, device: str) -> Out:
     assert session.grad is not None
     out: list[Effect] = [Send(device, Backward(session.round, held.epoch, session.next - 1, session.grad))]
     if edge.replica_every and session.next % edge.replica_every == 0 and state.base is not None:
-        blob = to_blob(session, reference(state.base, session.size), gradient=False)
+        blob = to_blob(session, reference(state.base, session.size, session.stop), gradient=False)
         out.append(Send(state.central, Replica(device, session.round, held.epoch, session.next, blob)))
     return state, out
 
@@ -191,12 +238,16 @@ def finish(edge: Edge, state: State, device: str, body: Finish) -> Out:
         return state, (redirect(held, device, body.round, body.epoch),)
     if session.round > body.round:
         return state, (Send(device, Closed(body.round, body.epoch)),)
-    if session.round < body.round or session.next != session.steps or body.lower.shape != (session.size,):
+    if (
+        session.round < body.round
+        or session.next != session.steps
+        or len(body.lower) + len(session.upper) != state.model.size
+    ):
         return state, (Send(device, Unknown(body.round, body.epoch)),)
     if held.frozen:
         return state, ()
     if not session.finished:
-        session = replace(session, lower=body.lower, grad=None)
+        session = replace(session, lower=body.lower, grad=None, between=None)
         state = state.put(device, replace(held, session=session, attached=True))
     closed = Send(device, Closed(session.round, held.epoch))
     return state, (closed, *told(state, device))
@@ -208,7 +259,7 @@ def told(state: State, device: str) -> tuple[Effect, ...]:
     session = held.session
     if not held.owner or held.frozen or session is None or session.lower is None or session.round != state.round:
         return ()
-    vector = np.concatenate([session.lower, session.upper])
+    vector = joined(session, state.model.size)
     update = Update(device, session.round, held.epoch, vector, session.samples, session.loss)
     return (Send(state.central, update),)
 
@@ -221,8 +272,8 @@ def part(state: State, device: str) -> tuple[Effect, ...]:
         return ()
     if session.finished:
         return told(state, device)
-    vector = np.concatenate([np.zeros(session.size, np.float32), session.upper])
-    update = Update(device, session.round, held.epoch, vector, session.samples, session.loss, session.size)
+    vector, only = joined(session, state.model.size), (session.size, session.stop)
+    update = Update(device, session.round, held.epoch, vector, session.samples, session.loss, only)
     return (Send(state.central, update),)
 
 
@@ -237,7 +288,3 @@ def go_on(edge: Edge, state: State, device: str, ctx: Context) -> Out:
     if session.finished:
         return state, told(state, device)
     return step(edge, state, device, ctx)
-
-
-__all__ = ["Attached", "begin", "begun", "down", "finish", "forward", "go_on", "next_lane", "part", "redirect", "step",
-           "stepped", "told"]  # fmt: skip

@@ -23,8 +23,8 @@ F32 = NDArray[np.float32]
 
 NO_SLOTS = np.zeros(0, np.float32)
 """Optimiser slots of a session that has not taken a step: the work makes its own from nothing."""
-_TEXTS = ("job", "device", "model_hash", "cut", "key")
-_WHOLE = ("round", "epoch", "size", "steps", "next", "position")
+_TEXTS = ("job", "device", "model_hash", "cut", "tail", "key")
+_WHOLE = ("round", "epoch", "size", "stop", "steps", "next", "position")
 _REAL = ("loss", "samples", "expires_s")
 
 
@@ -32,12 +32,13 @@ _REAL = ("loss", "samples", "expires_s")
 class Session:
     """The server half of `device` in `round`, before batch number `next` of `steps`.
 
-    `model_hash`: of the layout of the whole model; `cut`: where it is cut, by name, behind `size` parameters; `steps`
-    is 0 until the device has said. `upper` float32 `[P - size]`; `slots` float32 `[S]`, the optimiser's (empty: none
-    yet); `position`: the round at which the schedule of the learning rate is; `key`: the randomness of the server half,
-    of which every batch uses its own part. `grad`: gradient of batch `next - 1` as it went down (None: none, or left
-    behind). `loss`: sum over the `samples` examples so far. `lower` float32 `[size]`: the device half, once the device
-    has finished. `epoch`: of ownership. `expires_s`: a parked session is dropped then (absolute seconds).
+    `model_hash`: of the layout of the whole model; `cut`: where it is cut, by name: the server has parameters `size` to
+    `stop`, in a U up to the `tail`. `steps` is 0 until the device has said. `upper` float32 `[stop - size]`; `slots`
+    float32 `[S]`, the optimiser's (empty: none yet); `position`: the round at which the schedule of the learning rate
+    is; `key`: the randomness of the server half, of which every batch uses its own part. `grad`: gradient of batch
+    `next - 1` as it went down, and in a U what came `between` (None: none, or left behind). `loss`: sum over the
+    `samples` examples so far. `lower` float32 `[P - (stop - size)]`: the device half, once the device has finished.
+    `epoch`: of ownership. `expires_s`: a parked session is dropped then (absolute seconds).
     """
 
     job: str
@@ -46,7 +47,9 @@ class Session:
     epoch: int
     model_hash: str
     cut: str
+    tail: str
     size: int
+    stop: int
     steps: int
     next: int
     upper: F32
@@ -54,6 +57,7 @@ class Session:
     position: int = 0
     key: str = ""
     grad: Array | None = None
+    between: Array | None = None
     loss: float = 0.0
     samples: float = 0.0
     lower: F32 | None = None
@@ -70,7 +74,7 @@ class Session:
 
     def model(self, layout: Layout) -> Params:
         """The server half as a model."""
-        return Params(self.upper, halves(layout, self.size)[1])
+        return Params(self.upper, halves(layout, self.size, self.stop)[1])
 
 
 def layout_hash(layout: Layout) -> str:
@@ -79,25 +83,43 @@ def layout_hash(layout: Layout) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def halves(layout: Layout, size: int) -> tuple[Layout, Layout]:
-    """The layouts of the device half, the first `size` parameters, and of the server half.
+def halves(layout: Layout, size: int, stop: int) -> tuple[Layout, Layout]:
+    """The layouts of the device half, all but parameters `size` to `stop`, and of the server half.
 
-    Errors: `UsageError` where the cut is within a tensor, or one half is empty.
+    Errors: `UsageError` where a cut is within a tensor, or one half is empty.
     """
     if size not in layout.offsets[1:-1]:
         raise UsageError(
             f"a cut behind {size} parameters is within a tensor, or leaves one side empty: use a legal one."
         )
-    at = layout.offsets.index(size, 1)
-    return Layout(layout.names[:at], layout.shapes[:at]), Layout(layout.names[at:], layout.shapes[at:])
+    if stop not in layout.offsets[1:] or stop <= size:
+        raise UsageError(f"a tail from parameter {stop} on is within a tensor, or before the cut: use another.")
+    a, b = layout.offsets.index(size, 1), layout.offsets.index(stop, 1)
+    own = Layout((*layout.names[:a], *layout.names[b:]), (*layout.shapes[:a], *layout.shapes[b:]))
+    return own, Layout(layout.names[a:b], layout.shapes[a:b])
+
+
+def device_half(base: Params, size: int, stop: int) -> Params:
+    """The device half of a whole model: both its ranges, one after the other."""
+    vector = np.concatenate([base.vector[:size], base.vector[stop:]])
+    return Params(vector, halves(base.layout, size, stop)[0])
+
+
+def joined(session: Session, total: int) -> F32:
+    """The whole vector `[total]` of a session that is finished; of one that is not, zeros stand for the device half."""
+    lower = session.lower
+    if lower is None:
+        lower = np.zeros(total - len(session.upper), np.float32)
+    return np.concatenate([lower[: session.size], session.upper, lower[session.size :]])
 
 
 def opened(job: str, device: str, round_: int, epoch: int, base: Params, plan: Plan) -> Session:
     """A session at the start of a round, from the global model; the optimiser begins anew."""
     key = "\x1f".join(("split", device, str(round_)))
+    stop = plan.stop or base.size
     return Session(
-        job, device, round_, epoch, layout_hash(base.layout), plan.cut, plan.size, plan.steps, 0,
-        base.vector[plan.size :], NO_SLOTS, round_, key,
+        job, device, round_, epoch, layout_hash(base.layout), plan.cut, plan.tail, plan.size, stop, plan.steps, 0,
+        base.vector[plan.size : stop], NO_SLOTS, round_, key,
     )  # fmt: skip
 
 
@@ -113,14 +135,14 @@ def fields(session: Session, gradient: bool = True) -> dict[str, Array]:
     out["upper"], out["slots"] = session.upper, session.slots
     if session.lower is not None:
         out["lower"] = session.lower
-    if gradient and session.grad is not None:
-        out["grad"] = session.grad
+    if gradient:
+        out |= {name: value for name in ("grad", "between") if (value := getattr(session, name)) is not None}
     return out
 
 
-def reference(base: Params, size: int) -> dict[str, Array]:
+def reference(base: Params, size: int, stop: int) -> dict[str, Array]:
     """What both edges know of every session of a round with that cut: the server half it started from."""
-    return {"upper": base.vector[size:]}
+    return {"upper": base.vector[size:stop]}
 
 
 def to_blob(
@@ -145,7 +167,7 @@ def from_blob(
 
     named = (*_TEXTS, *_WHOLE, *_REAL, "upper", "slots")
     missing = [name for name in named if name not in found]
-    if missing or set(found) - {*named, "lower", "grad"}:
+    if missing or set(found) - {*named, "lower", "grad", "between"}:
         raise wrong(f"fields {', '.join(missing) or 'unknown'} are missing or too many")
     values: dict[str, Any] = {}
     try:
@@ -160,12 +182,13 @@ def from_blob(
                 values[name] = _of(found[name], np.float32, 1)
     except (UnicodeDecodeError, ValueError) as error:
         raise wrong(str(error)) from None
-    session = Session(**values, grad=found.get("grad"))
+    session = Session(**values, grad=found.get("grad"), between=found.get("between"))
     if session.model_hash != layout_hash(layout):
         raise wrong(f"it is of another model ({session.model_hash} is not {layout_hash(layout)})")
-    if session.size not in layout.offsets[1:-1] or session.upper.shape != (layout.size - session.size,):
-        raise wrong(f"a server half of {session.upper.shape} behind a cut at {session.size} of {layout.size}")
-    if session.lower is not None and session.lower.shape != (session.size,):
+    legal = session.size in layout.offsets[1:-1] and session.stop in layout.offsets[1:]
+    if not legal or session.upper.shape != (session.stop - session.size,):
+        raise wrong(f"a server half of {session.upper.shape} from {session.size} to {session.stop} of {layout.size}")
+    if session.lower is not None and session.lower.shape != (layout.size - len(session.upper),):
         raise wrong(f"a device half of {session.lower.shape} before a cut at {session.size}")
     if session.next < 0 or (session.steps and session.next > session.steps):
         raise wrong(f"batch {session.next} of {session.steps}")
