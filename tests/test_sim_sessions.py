@@ -200,6 +200,13 @@ def test_a_device_that_is_back_finds_its_links_free():
     assert told(end, "b")[-1] == ("heard", "a", 21.0)
 
 
+def test_what_was_sent_to_a_device_that_was_away_does_not_fill_its_link():
+    of = replace(fleet([(0.0, inf)], [(0.0, 5.0), (20.0, inf)]), downlink_bytes_per_s=10.0)
+    it = world({"a": Works(say=((10.0, "b", 1000), (20.0, "b", 10))), "b": Works()}, of)
+    end = simulate(it)
+    assert told(end, "b")[-1] == ("heard", "a", pytest.approx(21.0))
+
+
 def test_a_scripted_happening_is_no_session():
     it = world({"a": Works(until=50.0), "b": Works()}, fleet([(0.0, 30.0), (40.0, inf)], [(0.0, inf)]))
     end = simulate(replace(it, happenings=((10.0, Left("a"), ("a", "b")), (20.0, Joined("a"), ("a",)))))
