@@ -13,7 +13,7 @@ import numpy as np
 
 from fieldfare.fleet.tasks import OK
 from fieldfare.report import style, units
-from fieldfare.report.read_nodes import Nodes, absences, failures, when_of
+from fieldfare.report.read_nodes import CARRY_MODELS, Nodes, absences, failures, when_of
 from fieldfare.report.style import Picture, canvas, picture
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _look(kind: str, row: Any, size: dict[tuple[int, int], int]) -> tuple[str, s
     if kind == "Frame":
         n = size[int(row["cycle"]), int(row["epoch"])]
         return ("sums on their way", _REDUCE, 1.5) if int(row["hop"]) < n - 1 else ("means on their way", _GATHER, 1.5)
-    if kind in ("Broadcast", "Backup", "Offer", "Share", "Welcome"):
+    if kind in CARRY_MODELS:
         return ("models exchanged" if kind in ("Offer", "Share") else "result told on", _TELLS, 1.3)
     return "control", _CONTROL, 0.6
 

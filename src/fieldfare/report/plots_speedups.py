@@ -60,7 +60,7 @@ def accuracy(found: Sequence[Told], metric: str, target: float, rank: int) -> Pi
     return picture(
         figure, name=f"panel-{rank}-accuracy", title=f"{units.short_label(metric).capitalize()} against virtual time",
         note="Lines are medians over seeds, bands reach from the lowest to the highest; dotted: the target, "
-        f"{units.measured(metric, target)}.",
+        f"{level(metric, target)}.",
         alt="Time to the target: " + "; ".join(f"{one.label} {_median(one)}" for one in found) + ".", wide=True,
         marks=sum(4 * line[0].size for _, _, line in drawn),
     )  # fmt: skip
@@ -195,6 +195,15 @@ def _log_axis(axes: Axes, which: str, low: float, high: float) -> None:
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ×"))
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+
+
+def level(metric: str, value: float) -> str:
+    """A target in words.
+
+    >>> level("accuracy", 0.95)
+    '95 %'
+    """
+    return f"{100 * value:g} %" if units.unit_of(metric) == "share" else units.measured(metric, value)
 
 
 def _median(one: Told) -> str:

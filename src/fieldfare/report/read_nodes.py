@@ -20,7 +20,7 @@ from fieldfare.fleet.tasks import INTERRUPTED, OUTCOMES
 from fieldfare.report.table import Floats, is_number, load, read_lines
 from fieldfare.store.nodes import MESSAGE, MESSAGES, NODES, SAID, WORK, WORKED
 
-CARRY_MODELS = frozenset({"Frame", "Broadcast", "Backup", "Offer", "Share", "Welcome"})
+CARRY_MODELS = frozenset({"Frame", "Broadcast", "Backup", "Offer", "Share", "Welcome", "Whole"})
 """Messages with parameters in them; all others are control."""
 
 Ints = NDArray[np.int64]

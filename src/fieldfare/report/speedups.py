@@ -141,19 +141,19 @@ def _panel(run: Run, panel: Mapping[str, Any], rank: int, *, draw: bool) -> Sect
         return None
     base = next((one for one in found if one.label == panel.get("baseline")), None)
     gains = {one.label: gain(base, one) for one in found if base is not None}
-    level = units.measured(metric, target)
+    level = plots_speedups.level(metric, target)
     head = [("method", False), ("seeds", True), (f"time to {level}", True)]
     if base is not None:
         head += [(f"speed-up over {base.label}", True), ("= utilisation", True), ("× communication", True),
                  ("× statistics", True)]  # fmt: skip
-    head += [(f"final {units.short_label(metric)}", True), ("idle by device", True), ("sent by device", True)]
+    head += [(f"final {units.short_label(metric)}", True), ("idle, each device [%]", True), ("sent [kB/s]", True)]
     rows = []
     for at, one in enumerate(found):
         cells = [_named(at, one.label), page.cell(str(len(one.runs)), number=True), _time_cell(one)]
         if base is not None:
             cells += _gain_cells(gains[one.label], is_base=one is base)
-        cells += [_final_cell(metric, one), _each_cell(one.idle, lambda v: f"{100 * v:.0f}", "%"),
-                  _each_cell(one.bytes_s, lambda v: units.number(v / 1e3, 2), "kB/s")]  # fmt: skip
+        cells += [_final_cell(metric, one), _each_cell(one.idle, lambda v: f"{100 * v:.0f}"),
+                  _each_cell(one.bytes_s, lambda v: units.number(v / 1e3, 2))]  # fmt: skip
         rows.append(cells)
     body = page.table(head, rows, kind="values", caption=str(panel["title"]))
     if draw:
@@ -191,16 +191,15 @@ def _gain_cells(gain: Gain, *, is_base: bool) -> list[str]:
     if is_base:
         return [page.cell(units.DASH, number=True) for _ in range(4)]
     e, f = gain.speedup, gain.factors
-    if not e.n or not math.isfinite(e.median):
-        return [page.cell("never" if not e.n or e.median == 0 else units.DASH, number=True)] + [
-            page.cell(units.DASH, number=True) for _ in range(3)
-        ]
+    if not e.n or e.median == 0.0 or not math.isfinite(e.median):
+        words = units.DASH if not e.n else "never" if e.median == 0.0 else "only it"
+        return [page.cell(words, number=True)] + [page.cell(units.DASH, number=True) for _ in range(3)]
     ends = f"{_times(e.low)} to {_times(e.high)}"
     cells = [page.cell(f"{_times(e.median)}", number=True, under=ends)]
     if f is None:
         return cells + [page.cell(units.DASH, number=True) for _ in range(3)]
     told = (f.utilisation, f.communication, f.statistics)
-    unders = (f"of {_times(f.speedup)}", "", f"{gain.n} pairs")
+    unders = (f"of {_times(f.speedup)}", "", f"{gain.n} pair{'' if gain.n == 1 else 's'}")
     return cells + [
         page.cell(f"{value:.2f}", number=True, under=under) for value, under in zip(told, unders, strict=True)
     ]
@@ -218,14 +217,14 @@ def _final_cell(metric: str, one: Told) -> str:
     return page.cell(units.measured(metric, median_of(values)), number=True, under=under)
 
 
-def _each_cell(values: Floats, write: Any, unit: str) -> str:
+def _each_cell(values: Floats, write: Any) -> str:
     if not values.size:
         return page.cell(units.DASH, number=True)
     if values.size > 6:
         text = f"{write(float(values.min()))}–{write(float(values.max()))}"
     else:
         text = " · ".join(write(float(value)) for value in values)
-    return page.cell(f"{text} {unit}", number=True)
+    return page.cell(text, number=True)
 
 
 @dataclass(frozen=True)
