@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fieldfare.core.errors import UsageError
 from fieldfare.core.work import Cost
-from fieldfare.fleet import Drift, DriftTable, Fleet, drifting, phones
+from fieldfare.fleet import Drift, DriftTable, Fleet, drifting, phones, write_fleet
 from fieldfare.fleet.drift import computing, computing_one
 from fieldfare.fleet.tasks import INTERRUPTED, account, phases
 
@@ -21,12 +21,10 @@ both = pytest.mark.parametrize("drift", [Drift(0.8, rho=0.7, every_s=3.0, seed=5
 
 def brute(drift, device: int, at: float, seconds: float, dt: float = 1e-3) -> float:
     """What computing takes, by small steps in time."""
-    took, who = 0.0, np.array([device])
-    while seconds > 0.0:
-        factor = float(drift.factor(drift.step(np.array([at + took]), who), who)[0])
-        seconds -= factor * dt
-        took += dt
-    return took
+    times = at + dt * (np.arange(60_000) + 0.5)
+    who = np.full(len(times), device)
+    done = np.cumsum(drift.factor(drift.step(times, who), who) * dt)
+    return dt * float(np.searchsorted(done, seconds))
 
 
 @both
@@ -143,3 +141,8 @@ def test_drift_that_cannot_be_is_refused_in_one_line(make, said):
     with pytest.raises(UsageError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_fleet_that_drifts_is_not_written_without_its_drift(tmp_path):
+    with pytest.raises(UsageError, match="no table holds a drift"):
+        write_fleet(Fleet(drift=Drift(0.1)), tmp_path, 3, "csv")

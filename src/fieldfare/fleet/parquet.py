@@ -117,6 +117,10 @@ def write_fleet(
 
     if format not in ("parquet", "csv"):
         raise UsageError(f"write_fleet(format={format!r}): use 'parquet' or 'csv'.")
+    if fleet.drift is not None:
+        raise UsageError(
+            "write_fleet: no table holds a drift; write replace(fleet, drift=None), and add it after reading."
+        )
     held = size_of(fleet)
     n = held if n is None else n
     fleet.fit(n)
