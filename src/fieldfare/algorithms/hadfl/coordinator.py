@@ -122,11 +122,11 @@ class Coordinator:
             case Woke(tag=("profiles",)) if state.cycle == 0 and len(state.profiles) > 1:
                 return self._plan(state, ctx)
             case Woke(tag=("cycle", int(cycle))) if cycle == state.cycle > 0:
-                state, out, on = late(state, self.slack * state.period_s, ctx.now)
+                state, out, on = late(state, self._wait_s(state), ctx.now)
                 state, more = self._turn(state, ctx) if on else (state, ())
                 return state, (*out, *more)
             case Woke(tag=("end",)) if state.cycle > self.cycles:
-                return ended(state, self.slack * state.period_s, ctx.now)
+                return ended(state, self._wait_s(state), ctx.now)
             case Received(src, body) if src in state.peers:
                 return self._heard(state, src, body, ctx)
             case _:
@@ -204,6 +204,12 @@ class Coordinator:
             return self.latency_s, self.bytes_per_s
         return max(profile.latency_s for profile in probed), min(profile.bytes_per_s for profile in probed)
 
+    def _wait_s(self, state: State) -> float:
+        """How long a cycle's reports, and a ring, are waited for: `slack` periods, each with a ring and a bypass."""
+        n, (latency_s, bytes_per_s) = min(self.per_cycle, max(len(state.alive), 2)), self._link(state)
+        ring_s = ring_seconds(n, self._bytes(state), latency_s, bytes_per_s)
+        return self.slack * (state.period_s + ring_s + self._hop_s(state, n))
+
     def _bytes(self, state: State) -> int:
         """A contribution's bytes."""
         return state.model.size * np.dtype(self.wire).itemsize
@@ -239,7 +245,7 @@ class Coordinator:
         cycle = state.cycle + 1
         state = replace(state, cycle=cycle, waited=0)
         if cycle > self.cycles:
-            return state, (Wake(self.slack * state.period_s, ("end",)),)
+            return state, (Wake(self._wait_s(state), ("end",)),)
         names = state.alive
         ages = tuple(float(cycle - state.drawn.get(name, 0)) for name in names)
         select = Select(
@@ -258,7 +264,7 @@ class Coordinator:
         decisions = {c: d for c, d in state.decisions.items() if c in rings}
         drawn = {**state.drawn, **dict.fromkeys(members, cycle)} if cycle else state.drawn
         state = replace(state, rings=rings, decisions=decisions, drawn=drawn)
-        wake = Wake(self.slack * state.period_s, ("cycle", cycle))
+        wake = Wake(self._wait_s(state), ("cycle", cycle))
         return state, (*(Send(name, select) for name in state.peers), wake)
 
     def _hop_s(self, state: State, n: int) -> float:
