@@ -46,10 +46,10 @@ def arm(algorithm, seed):
 
 
 arms = {
-    "do not wait": ff.FedBuff(rounds=120, cohort=30, buffer=10),
+    "do not wait": ff.FedBuff(rounds=120, cohort=60, buffer=20),
     "wait for the fastest": ff.SemiSync(rounds=60, cohort=10, over=1.3),
     "wait for all of 10": ff.FedAvg(rounds=60, cohort=10),
-    "wait for all of 30": ff.FedAvg(rounds=40, cohort=30),
+    "wait for all of 60": ff.FedAvg(rounds=40, cohort=60),
 }
 study = ff.Study(
     {name: {seed: arm(algorithm, seed) for seed in range(5)} for name, algorithm in arms.items()},
