@@ -30,6 +30,7 @@ from fieldfare.algorithms.hadfl.messages import (
 )
 from fieldfare.algorithms.hadfl.nodes import decentralised_fedavg, nodes, placed
 from fieldfare.algorithms.hadfl.peer import Peer
+from fieldfare.algorithms.hadfl.periods import reach
 from fieldfare.algorithms.hadfl.ring import Frame, hops, levels, quantise, serial_mean, step_of
 from fieldfare.algorithms.hadfl.warmup import link
 from fieldfare.core.algorithm import Context
@@ -409,6 +410,20 @@ def test_a_period_is_as_short_as_the_ring_allows():
         assert [plan.steps for plan in bodies(out, Plan)] == [int(expected // c) for c in (1.0, 2.0, 3.0)]
     _, state, _, _ = planned(pace=0.5, bytes_per_s=2.0, wire="int8")
     assert state.period_s == 15.0
+
+
+def test_a_mean_delta_is_worth_a_mean_steps_cycle_and_no_more_than_the_reach():
+    even = [0.25] * 4
+    assert reach([88, 44, 44, 22], even, None) == 49.5
+    assert reach([88, 44, 44, 22], even, 9.0) == pytest.approx((88**2 + 2 * 44**2 + 22**2) / 198)
+    assert reach([220, 22, 22, 22], even, 1.75) == pytest.approx(1.75 * 4 / (3 / 22 + 1 / 220))
+    assert reach([66, 22], [0.25, 0.75], 9.0) == pytest.approx((0.25 * 66**2 + 0.75 * 22**2) / 33)
+    for most, expected in ((None, 22.0 / 3), (9.0, (144 + 36 + 16) / 22)):
+        _, state, out, _ = planned(steps=4, reach=most)
+        assert sorted(state.counts.values()) == [4, 6, 12]
+        assert bodies(out, Select)[0].mean_steps == pytest.approx(expected)
+    with pytest.raises(UsageError):
+        Coordinator(3, reach=0.5)
 
 
 def test_the_unit_of_short_sums_takes_the_largest_change_to_the_last_level():

@@ -160,9 +160,13 @@ def test_survivors_agree_under_seeded_schedules_of_faults(way):
 
 
 @pytest.mark.slow
-@ways
-def test_survivors_agree_under_a_thousand_seeded_schedules_of_faults(way):
-    assert run_schedules(range(1000), way) >= 1000
+def test_survivors_agree_under_a_thousand_seeded_schedules_of_faults():
+    """A third of them each way."""
+    assert sum(run_schedules(range(at, 1000, len(WAYS)), way) for at, way in enumerate(WAYS)) >= 1000
+
+
+def test_news_of_a_commit_before_the_first_plan_is_not_forgotten():
+    assert run_schedules([7], WAYS[1]) >= 2
 
 
 @ways

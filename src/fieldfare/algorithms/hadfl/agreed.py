@@ -85,7 +85,7 @@ def delta_weights(select: Select, how: Counting) -> dict[str, float]:
 
 
 def step_factor(select: Select, steps: int, cycles: int, how: Counting) -> float:
-    """What brings a delta of `steps` local steps in `cycles` cycles to the mean number of steps per cycle.
+    """What brings a delta of `steps` local steps in `cycles` cycles to the agreed number of steps per cycle.
 
     FedNova's normalised average (Wang et al., NeurIPS 2020, equation 3) with plain SGD. "once" keeps the cycles.
     """

@@ -11,7 +11,7 @@ from fieldfare.algorithms.hadfl.messages import Ack, Behind, Ping, Pong, Probe, 
 from fieldfare.core.effects import Effect, Send
 
 
-def answer(state: State, src: str, body: Probe | Ping | Behind, now: float) -> tuple[Effect, ...]:
+def answer(state: State, src: str, body: object, now: float) -> tuple[Effect, ...]:
     """The answer to `body` from `src`, if there is one."""
     match body:
         case Probe():

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fieldfare.algorithms.hadfl.agreed import Counting, delta_weights, model_weights
+from fieldfare.algorithms.hadfl.agreed import Counting, delta_weights, model_weights, shares
 from fieldfare.algorithms.hadfl.draw import draw
 from fieldfare.algorithms.hadfl.messages import (
     Backup,
@@ -30,7 +30,7 @@ from fieldfare.algorithms.hadfl.messages import (
     Version,
     Welcome,
 )
-from fieldfare.algorithms.hadfl.periods import Mode, Period, drifted, plan, within
+from fieldfare.algorithms.hadfl.periods import Mode, Period, drifted, plan, reach, within
 from fieldfare.algorithms.hadfl.ring import Wire, levels, ring_seconds, step_of
 from fieldfare.algorithms.hadfl.supervision import (
     State,
@@ -65,7 +65,8 @@ class Coordinator:
 
     Ours, off in HADFL: `by_age`, who has not been drawn for long is drawn sooner; `turns`, nobody is drawn twice before
     everybody once (`draw.Table`). `pace`: a period is as short as lets the ring take this share of it, yet at least
-    `least` steps of the slowest (and at most the mode's). `wire`: what the ring's integers are of. `rule`, `counted`
+    `least` steps of the slowest (and at most the mode's). `reach`: how many steps a mean delta per step
+    is worth (`periods.reach`). `wire`: what the ring's integers are of. `rule`, `counted`
     and `keep_warmup` are the peers' (`nodes` sets them).
     """
 
@@ -87,6 +88,7 @@ class Coordinator:
     weigh: Literal["even", "examples"] = "even"
     pace: float | None = None
     least: int = 5
+    reach: float | None = None
     wire: Wire = "int32"
     rule: Literal["models", "deltas"] = "models"
     counted: Counting = "once"
@@ -108,8 +110,10 @@ class Coordinator:
                 f"Coordinator(slack={self.slack}, floor_s={self.floor_s}, bytes_per_s={self.bytes_per_s}, "
                 f"latency_s={self.latency_s}): use slack >= 1, floor_s and bytes_per_s above 0, latency_s >= 0."
             )
-        if self.pace is not None and not 0.0 < self.pace <= 1.0:
-            raise UsageError(f"Coordinator(pace={self.pace}): the ring's share of a period is in (0, 1], or None.")
+        if (self.pace is not None and not 0.0 < self.pace <= 1.0) or (self.reach is not None and not self.reach >= 1.0):
+            raise UsageError(
+                f"Coordinator(pace={self.pace}, reach={self.reach}): use a share in (0, 1], a reach >= 1, or None."
+            )
         levels(self.wire, self.per_cycle)
 
     def init(self, model: Params) -> State:
@@ -251,14 +255,17 @@ class Coordinator:
         select = Select(
             cycle, 0, (), names, tuple(state.brown[name].ahead(1.0) for name in names), 1.0, 1.0,
             cycle > 0 and (cycle % self.backup_every == 0 or cycle == self.cycles),
-            sum(state.counts[name] for name in names) / max(len(names), 1),
+            1.0,
             ages if self.by_age or self.turns else (), self.per_cycle if cycle else len(names),
             tuple(state.profiles[name].examples for name in names) if self.weigh == "examples" else (),
             self.wire if cycle else "int32", self.turns,
         )  # fmt: skip
+        share = shares(select)
+        counts = [float(state.counts[name]) for name in names]
+        steps = reach(counts, [share[name] for name in names], self.reach) if names else 1.0
         members = draw(ctx.seed, select.table)
         members = members if len(members) > 1 else ()
-        select = replace(select, members=members, hop_s=self._hop_s(state, len(members)))
+        select = replace(select, members=members, mean_steps=steps, hop_s=self._hop_s(state, len(members)))
         select = replace(select, step=self._unit(state, select, dict(zip(names, ages, strict=True))))
         rings = {c: r for c, r in state.rings.items() if c > cycle - _REMEMBERED} | {cycle: select}
         decisions = {c: d for c, d in state.decisions.items() if c in rings}
@@ -268,10 +275,15 @@ class Coordinator:
         return state, (*(Send(name, select) for name in state.peers), wake)
 
     def _hop_s(self, state: State, n: int) -> float:
-        """Patience with a hop; what the last ring's herald still sends to the others comes first on its link."""
+        """Patience with a hop; what the last ring's herald still sends to the others comes first on its link.
+
+        Where somebody was late the chunks of all hops come in one burst, behind which an answer has to queue.
+        """
         latency_s, bytes_per_s = self._link(state)
         queued_s = (self._bytes(state) * (len(state.alive) - n) + state.model.bytes) / bytes_per_s - state.period_s
-        return 3.0 * (latency_s + self._bytes(state) / (max(n, 1) * bytes_per_s)) + self.floor_s + max(queued_s, 0.0)
+        burst_s = self._bytes(state) * (1.0 - 1.0 / max(n, 1)) / bytes_per_s
+        hop_s = latency_s + self._bytes(state) / (max(n, 1) * bytes_per_s)
+        return 3.0 * hop_s + self.floor_s + max(queued_s, 0.0) + burst_s
 
     def _unit(self, state: State, select: Select, ages: dict[str, float]) -> float:
         """The unit of the sums, from the largest that anybody told: of weights, or of changes per step."""

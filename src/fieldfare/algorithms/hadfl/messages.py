@@ -75,9 +75,9 @@ class Select:
 
     `names` and `predicted` are the table drawn from, so that everyone can redo the draw. `step`: unit of the sums, and
     `wire` their type. `hop_s`: patience with one hop. `backup`: whether the result also goes to the coordinator.
-    `mean_steps`: local steps per cycle, mean over all. `ages`: cycles since each name was last drawn, where that
-    counts; `turns`: whoever has not had its turn comes first. `count`: how many were to be drawn. `examples` of each
-    name, where they weigh.
+    `mean_steps`: local steps that a mean delta per step is worth. `ages`: cycles since each name was last drawn, where
+    that counts; `turns`: whoever has not had its turn comes first. `count`: how many were to be drawn. `examples` of
+    each name, where they weigh.
     """
 
     cycle: int

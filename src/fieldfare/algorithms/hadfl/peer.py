@@ -21,16 +21,13 @@ from fieldfare.algorithms.hadfl.answers import answer
 from fieldfare.algorithms.hadfl.holding import State, based, gone
 from fieldfare.algorithms.hadfl.messages import (
     Ack,
-    Behind,
     Broadcast,
     Decided,
     Done,
     Join,
     Message,
-    Ping,
     Plan,
     Pong,
-    Probe,
     Select,
     Version,
     Welcome,
@@ -47,8 +44,7 @@ from fieldfare.core.params import Params
 
 _EARLY = 16
 """Frames kept of rings that this peer has not entered yet: what is dropped is sent again when it is missed."""
-_WAITS = 10.0
-"""Times the warm-up that a neighbour is waited for, when it does not answer."""
+_WAITS = 10.0  # times the warm-up that a neighbour is waited for, when it does not answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +94,7 @@ class Peer:
             raise UsageError(f"Peer(blend={self.blend}): the share of the received mean is in (0, 1]; 1 overwrites.")
         if (self.stride is not None and self.stride < 1) or self.probe_bytes < 0:
             raise UsageError(
-                f"Peer(stride={self.stride}, probe_bytes={self.probe_bytes}): use a stride >= 1 or None, bytes >= 0."
+                f"Peer(stride={self.stride}, probe_bytes={self.probe_bytes}): use a stride >= 1, bytes >= 0."
             )
         if self.overlap and self.rule == "models":
             raise UsageError("Peer(overlap=True, rule='models'): models are averaged as they stand; use rule='deltas'.")
@@ -137,8 +133,7 @@ class Peer:
                 return state, ()
 
     def _heard(self, state: State, src: str, body: object, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        member = state.member
-        boss = src == state.coordinator
+        member, boss = state.member, src == state.coordinator
         match body:
             case Plan(steps, period_s) if boss:
                 state = replace(state, steps=steps, period_s=period_s)
@@ -163,8 +158,6 @@ class Peer:
                 return self._left(state, ctx) if cycle == state.inside else (state, ())
             case Ack() if member is not None:
                 return self._moved(state, ring.on_ack(member, src, body), ctx)
-            case Probe() | Ping() | Behind() if src in state.peers:
-                return state, answer(state, src, body, ctx.now)
             case Broadcast() | Whole() if src in state.peers:
                 return self._rule.heard(state, src, body)
             case Pong() if state.stage == "warm":
@@ -172,7 +165,7 @@ class Peer:
                 over = len(state.pieces) == self.warmup and warmup.probed(state, self.probe_bytes)
                 return self._profiled(state) if over else (state, out)
             case _:
-                return state, ()
+                return state, answer(state, src, body, ctx.now) if src in state.peers else ()
 
     # Training
 
@@ -209,8 +202,8 @@ class Peer:
     def _planned(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """The first plan has come: train for the first cycle; where the warm-up counts, average that before."""
         assert state.base is not None
-        warm, state = state.model, based(state, state.base, 0, 0)
-        if not self.keep_warmup:
+        warm, state = state.model, based(state, state.base, state.commits, state.applied)
+        if not self.keep_warmup or state.commits:
             return self._next(state, ctx, 1)
         return self._proceed(replace(state, model=warm, stage="wait"), ctx)
 
@@ -240,11 +233,10 @@ class Peer:
         steps, seconds = state.took
         ahead = sorted(c for c in state.selects if c >= state.cycle)
         mine = [c for c in ahead if ctx.me in state.selects[c].members]
-        cycle = mine[0] if mine else max([state.cycle, *ahead])
-        state = replace(state, stage="wait", cycle=cycle)
-        told = Send(state.coordinator, Version(cycle, state.version, seconds / steps, self._rule.peak(state)))
+        state = replace(state, stage="wait", cycle=mine[0] if mine else max([state.cycle, *ahead]))
+        told = Version(state.cycle, state.version, seconds / steps, self._rule.peak(state))
         state, out = self._proceed(state, ctx)
-        return state, (told, *out)
+        return state, (Send(state.coordinator, told), *out)
 
     def _proceed(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """From waiting into the ring of this cycle, or past it; not before the ring one is in is decided."""

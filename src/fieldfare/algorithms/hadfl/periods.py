@@ -105,6 +105,24 @@ def plan(step_s: Sequence[float], epoch_steps: Sequence[int], mode: Mode = "dead
     return deadline(step_s, epoch_steps)
 
 
+def reach(counts: Sequence[float], shares: Sequence[float], most: float | None) -> float:
+    """How many local steps a mean of deltas per step is worth, of `counts` steps and `shares` b_k that sum to 1.
+
+    None: their mean, as FedNova's tau_eff with even shares (Wang et al., NeurIPS 2020, section 4). Ours: the number of
+    steps in the cycle of a mean step, sum(b e**2) / sum(b e), which is what averaging by steps moves; yet at most
+    `most` times the harmonic mean, for a slow device's few steps are stretched to that length, and training diverged in
+    all our trials with twice the harmonic mean, long periods and unlike devices, in none with 1.75 times.
+
+    >>> reach([66, 66, 22, 22], [0.25] * 4, None), reach([66, 66, 22, 22], [0.25] * 4, 1.75)
+    (44.0, 55.0)
+    """
+    mean = sum(b * e for b, e in zip(shares, counts, strict=True))
+    if most is None:
+        return mean
+    harmonic = 1.0 / sum(b / e for b, e in zip(shares, counts, strict=True))
+    return min(sum(b * e * e for b, e in zip(shares, counts, strict=True)) / mean, most * harmonic)
+
+
 def typical(pieces: Sequence[float]) -> tuple[float, float]:
     """The median of some timings and their median absolute deviation from it.
 
