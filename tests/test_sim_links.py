@@ -133,6 +133,7 @@ def test_links_given_stand_for_those_of_the_devices_and_pairs_for_both(driver):
     assert arrivals(said, driver, links=links) == pytest.approx([3.0, 0.0, 13.0, 23.0])
     one_way = Links(1.0, 20.0, pairs={("a", "b"): (2.0, 40.0)})
     assert arrivals(said[:2], driver, links=one_way) == pytest.approx([3.0, 3.0])
+    assert arrivals(said[2:], driver, links=Links(1, 20)) == pytest.approx([13.0, 23.0])
 
 
 def test_links_that_change_in_time_take_the_exact_integral():

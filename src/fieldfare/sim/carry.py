@@ -185,9 +185,9 @@ def _moved(t: float, size: float, rate: Rate, spans: Spans) -> float:
     for begin, end in spans:
         if end <= t:
             continue
-        seconds = size / rate if isinstance(rate, float) else rate.seconds(t, size)
+        seconds = rate.seconds(t, size) if isinstance(rate, Traced) else size / rate
         if t + seconds <= begin:
             return t + seconds
-        size -= (begin - t) * rate if isinstance(rate, float) else rate.bytes(t, begin - t)
+        size -= rate.bytes(t, begin - t) if isinstance(rate, Traced) else (begin - t) * rate
         size, t = max(size, 0.0), end
-    return t + (size / rate if isinstance(rate, float) else rate.seconds(t, size))
+    return t + (rate.seconds(t, size) if isinstance(rate, Traced) else size / rate)
