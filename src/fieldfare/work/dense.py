@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
@@ -218,7 +219,7 @@ class DenseNet:
                     f"the data has no column {name!r} (it has {have}): rename it, or give DenseNet its name."
                 )
         x, y = data.columns[self.x], data.columns[self.y]
-        width = int(np.prod(x.shape[1:], dtype=np.int64))
+        width = prod(x.shape[1:])
         if width != self.program.inputs:
             raise UsageError(
                 f"column {self.x!r} has {width} numbers per example but the first layer takes {self.program.inputs}: "

@@ -214,7 +214,7 @@ def fit(
     batch = min(plan.batch_size, int(plan.per_epoch.max(initial=1)))
     count = program.clients(min(plan.batch_size, 256), copies)
     pad = program.clients(min(plan.batch_size, 256), 0) >= PAD_BELOW
-    order = np.lexsort((-plan.steps, -plan.per_epoch))
+    order = np.lexsort((-plan.steps, -plan.per_epoch)) if n > 1 else np.arange(n)
     out = np.empty((n, program.size), np.float32)
     losses = np.zeros(n)
     count = min(count, max(n, 1))
