@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 import realdata
 
 from fieldfare.load import load_job
+from fieldfare.report.claims import read_claims
 from fieldfare.study import Study
 from fieldfare.testing import laws
 
@@ -38,10 +40,12 @@ LOOSE = {"demo": 0.01, "torch_cnn": 0.05, "jax_mlp": 0.05, "xgboost_bagging": 0.
          "concurrency_sweep": 2.0}  # fmt: skip
 QUICK = ("hello", "own_work")
 MAIN = ("hello", "demo", "own_algorithm", "own_work")
-TABLES = ("flash_cifar", "flash_mnist")
+TABLES = ("flash_cifar", "flash_mnist", "hadfl_cifar")
 """Examples on optional tables of real data."""
+STUDIES = ("hadfl_study",)
+"""Studies of many minutes, of which the quick form is run here; longer than an example, for they hold many arms."""
 ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-NAMES = [name for name in ALL if name not in TABLES]
+NAMES = [name for name in ALL if name not in (*TABLES, *STUDIES)]
 CLAIMING = sorted(path.name.split(".")[0] for path in EXAMPLES.glob("*.claims.toml"))
 PRINTED = {
     "csv_hospitals": "Federated(8 clients",
@@ -65,7 +69,7 @@ def program(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """A Python program of its own, run in `folder`, which also holds what it writes to a temporary folder."""
     where = {"TMPDIR": str(folder), "MPLBACKEND": "Agg"}
     return subprocess.run(
-        [sys.executable, *args], cwd=folder, capture_output=True, text=True, env=os.environ | where, timeout=300
+        [sys.executable, *args], cwd=folder, capture_output=True, text=True, env=os.environ | where, timeout=600
     )
 
 
@@ -145,11 +149,41 @@ def test_a_run_logged_to_mlflow_or_tensorboard_can_be_read_back(tmp_path):
 @pytest.mark.parametrize("name", ALL)
 def test_an_example_is_one_short_file(name):
     lines = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= (12 if name == "hello" else 60)
+    assert len(lines) <= (12 if name == "hello" else 120 if name in STUDIES else 60)
 
 
 def test_every_example_has_stored_numbers():
     assert sorted(path.stem for path in (EXAMPLES / "expected").glob("*.json")) == NAMES
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_and_its_claims_speak_of_the_same_arms(name):
+    needed(name)
+    study = load_job(EXAMPLES / f"{name}.py")
+    assert isinstance(study, Study)
+    named = re.findall(r'(?:arm|over) = "([^"]+)"', (EXAMPLES / f"{name}.claims.toml").read_text())
+    named += [
+        arm for claim in read_claims(EXAMPLES / f"{name}.claims.toml") for _, *pair in claim.get("points", ())
+        for arm in pair
+    ]  # fmt: skip
+    assert set(named) - set(study.arms) == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_quick_form_of_a_study_computes_its_claims_and_marks_what_wants_more_seeds(name, tmp_path):
+    needed(name)
+    done = program(tmp_path, "-m", "fieldfare.cli", "run", str(EXAMPLES / f"{name}.py"), "--quick", "-q", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    claims = {claim["name"]: claim for claim in summary["claims"]}
+    written = read_claims(EXAMPLES / f"{name}.claims.toml")
+    assert list(claims) == [claim["name"] for claim in written]
+    for claim in written:
+        asks = max(map(int, re.findall(r"'seeds': (\d+)", str(claim))), default=1)
+        told = claims[claim["name"]]
+        assert told["preliminary"] == (asks > 1 and told["ours"] is not None), claim["name"]
+    assert sum(claim["ours"] is not None for claim in claims.values()) > 0.8 * len(claims)
 
 
 def test_the_asynchronous_algorithm_keeps_the_laws():

@@ -255,7 +255,7 @@ def test_claims_about_nodes_are_computed_from_the_runs(tmp_path):
 def test_a_quick_study_computes_claims_that_want_more_seeds_and_marks_them(tmp_path):
     told = claims_of(make_panels(tmp_path / "study", seeds=1, quick=True))
     assert told["sooner by half"]["preliminary"]
-    assert "1 of 3 seeds" in told["sooner by half"]["why"]
+    assert "from 1 of 3 seeds" in told["sooner by half"]["why"]
     assert told["sooner by half"]["ours"] > 1.0
     assert not told["idle"]["preliminary"]
     text = write_report(tmp_path / "study").read_text()

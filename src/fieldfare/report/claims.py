@@ -120,7 +120,7 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
     - of runs of several nodes, ``factor``: one of ``speedup``, ``utilisation``, ``communication``, ``statistics`` of
       ``arm`` over the arm ``over`` at ``threshold`` of ``metric`` (see `decompose`); ``curve``: the x at which the
       speed-up along ``points`` ``[[x, slower arm, faster arm], ...]`` comes to ``level``; ``idle``: the share of time
-      in which ``device`` (all: their mean) stood idle; ``bytes_sent``: bytes of messages of ``kind`` per cycle;
+      in which ``device`` (all: their mean) stood idle; ``bytes_sent``: bytes of messages of ``kind`` in a cycle;
       ``draws``: the probability of draws as far from their chances.
 
     ``arm`` names an arm (its seeds, or ``name/seed`` for one of them); without it the run itself is meant. ``seeds``
@@ -285,7 +285,7 @@ class _Tables:
         if seeds < asked and not self.quick:
             raise _Missing(f"{arm or 'the run'} has {seeds} seeds, {asked} are asked for")
         if seeds < asked:
-            self.short = self.short or f"preliminary: {arm or 'the run'} has {seeds} of {asked} seeds"
+            self.short = self.short or f"preliminary: from {seeds} of {asked} seeds"
 
     def checked(self, arm: str) -> list[Path]:
         """Give the folders of an arm whose tables are whole."""

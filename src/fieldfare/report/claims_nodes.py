@@ -85,13 +85,17 @@ def idle(measure: Mapping[str, Any], folders: Folders) -> float:
 
 
 def bytes_sent(measure: Mapping[str, Any], folders: Folders) -> float:
-    """Bytes of all messages of a kind per cycle that had any: the median over seeds."""
+    """Bytes of all messages of a kind in a cycle: the median over cycles that had any, then over seeds.
+
+    The median, for frames are sent again where one was missed.
+    """
     values = []
     for nodes in _each(str(measure["arm"]), folders):
         rows = nodes.of_kind(str(measure["kind"]))
         if not len(rows):
             raise Missing(f"{measure['arm']} sent no {measure['kind']}")
-        values.append(float(rows["bytes"].sum()) / len(np.unique(rows["cycle"])))
+        _, where = np.unique(rows["cycle"], return_inverse=True)
+        values.append(float(np.median(np.bincount(where.ravel(), rows["bytes"]))))
     return float(np.median(values))
 
 
@@ -151,5 +155,5 @@ def in_words(measure: Mapping[str, Any]) -> str:
         whose = "its devices" if measure.get("device") is None else f"device {measure['device']}"
         return f"idle share of {whose}, {arm}"
     if kind == "bytes_sent":
-        return f"bytes of {measure['kind']} messages per cycle, {arm}"
+        return f"bytes of {measure['kind']} messages in a cycle, {arm}"
     return f"probability of draws as far from their chances, {arm}"

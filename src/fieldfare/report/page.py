@@ -89,6 +89,7 @@ td.best{font-weight:680}td.best small{font-weight:400}
 .settings .group th{color:var(--ink);font-weight:600;background:var(--soft);width:auto}
 td.differs{background:#fff6e2}
 .yes{color:var(--good);font-weight:650;white-space:nowrap}.no{color:var(--bad);font-weight:650;white-space:nowrap}
+.yes small,.no small{white-space:normal;min-width:10em;max-width:26em}
 .swatch{display:inline-block;width:22px;height:8px;margin-right:8px;vertical-align:baseline}
 .notes{margin:20px 0 0;padding:10px 16px 10px 34px;background:#fff6e2;border-radius:8px;font-size:14px}
 details{margin-top:14px}
