@@ -24,7 +24,15 @@ PLANS = {"device/0": Plan("first", SIZE, 3)}
 CENTRAL = Central(1, PLANS, patience_s=20.0)
 PATIENT = {"patience_s": 4.0, "retry_s": 6.0, "grant_s": 30.0}
 DEVICE = Device(patience_s=4.0, tries=2, mark_every=1)
-POLICIES = (Restart(), StopAndCopy(), StopAndCopy(compress=True), PreCopy(1), PreCopy(3), StopAndCopy("relay"))
+POLICIES = (
+    Restart(),
+    StopAndCopy(),
+    StopAndCopy(compress=True),
+    PreCopy(1),
+    PreCopy(3),
+    PreCopy(1, replay=False),
+    StopAndCopy("relay"),
+)
 EDGES = ("edge/0", "edge/1", "edge/2")
 
 
@@ -63,7 +71,7 @@ def schedule(seed, u=False):
         deaths = deaths[:1]
     edge = Edge(
         **PATIENT, policy=dice.choice(POLICIES), replica_every=dice.choice([0, 1, 2]),
-        arrivals=dice.choice([None, 1]), lanes=dice.choice([None, None, 1]),
+        arrivals=dice.choice([None, 1]), lanes=dice.choice([None, None, 1]), page_bytes=dice.choice([64, 1 << 17]),
     )  # fmt: skip
     device = Device(patience_s=4.0, tries=2, mark_every=dice.choice([1, 2]))
     return net(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldfare.algorithms.fedfly.edge import Edge
-from fieldfare.algorithms.fedfly.messages import Commit
+from fieldfare.algorithms.fedfly.messages import Commit, Final, Pre
 from fieldfare.algorithms.fedfly.policies import Cheapest, PreCopy, Restart, StopAndCopy
 from fieldfare.core.effects import Run, Send
 from fieldfare.core.events import Moved
@@ -17,7 +17,8 @@ from fieldfare.testing import loop, simulate
 
 POLICIES = {
     "restart": Restart(), "stop": StopAndCopy(), "stop packed": StopAndCopy(compress=True), "pre 0": PreCopy(0),
-    "pre 1": PreCopy(1), "pre 3": PreCopy(3), "stop relayed": StopAndCopy("relay"),
+    "pre 1": PreCopy(1), "pre 3": PreCopy(3), "pre whole": PreCopy(2, replay=False),
+    "stop relayed": StopAndCopy("relay"),
     "pre relayed": PreCopy(2, route="relay"),
     "stop carried": StopAndCopy("carry"), "pre carried": PreCopy(1, route="carry"), "cheapest": Cheapest(100.0),
 }  # fmt: skip
@@ -62,7 +63,7 @@ def test_stop_and_copy_gives_the_pending_gradient_at_the_new_edge_and_computes_e
 
 
 def test_with_pre_copy_the_old_edge_gives_its_last_gradient_and_the_device_never_waits_for_the_state():
-    end = simulate(world(moves("device/0", (4.5, "edge/1")), edge=Edge(policy=PreCopy(1))), keep=True)
+    end = simulate(world(moves("device/0", (4.5, "edge/1")), edge=Edge(policy=PreCopy(1, replay=False))), keep=True)
     told = kinds(end)
     assert told.count("Pre") == told.count("Freeze") == told.count("Final") == 1
     works = [e.work for *_, out in end.transcript.kept for e in out if isinstance(e, Run)]
@@ -91,3 +92,16 @@ def test_any_three_moves_of_each_device_change_no_bit(policy, first, second, thi
     one = world(told, rounds=2, edges=edges, edge=Edge(policy=POLICIES[policy]), links=Links(latency, 1e5))
     assert bits(simulate(one)) == STAYED
     assert bits(loop(one)) == STAYED
+
+
+def test_the_batches_since_the_last_copy_cross_where_they_are_shorter_and_are_trained_again():
+    one = world(moves("device/0", (4.5, "edge/1")), edge=Edge(policy=PreCopy(1), page_bytes=100))
+    end = simulate(one, keep=True)
+    bodies = [e.body for *_, out in end.transcript.kept for e in out if isinstance(e, Send)]
+    (final,) = [body for body in bodies if isinstance(body, Final)]
+    pages = [body for body in bodies if isinstance(body, Pre)]
+    works = [e.work for *_, out in end.transcript.kept for e in out if isinstance(e, Run)]
+    assert works.count("split/step") == 8 + final.batches
+    assert len(pages) == pages[0].pages > 3
+    assert all(len(page.blob) <= 100 for page in pages)
+    assert bits(end) == bits(simulate(world(rounds=1)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fieldfare.algorithms.fedfly import tensors
+from fieldfare.algorithms.fedfly import copies, serve, tensors
 from fieldfare.algorithms.fedfly.held import Arrive, Held, Out, State, to_edge
 from fieldfare.algorithms.fedfly.messages import (
     Accept,
@@ -35,6 +35,7 @@ from fieldfare.algorithms.fedfly.tensors import Array
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Wake
 from fieldfare.core.errors import PeerError
+from fieldfare.core.events import Gathered
 
 if TYPE_CHECKING:
     from fieldfare.algorithms.fedfly.edge import Edge
@@ -112,40 +113,52 @@ def _mine(held: Held, body: Pre | Final, src: str) -> Arrive | None:
     return arrive if known and (arrive.src, arrive.epoch, arrive.attempt) == (src, body.epoch, body.attempt) else None  # type: ignore[union-attr]
 
 
-def _decoded(edge: Edge, state: State, arrive: Arrive, body: Pre | Final) -> Session:
+def _decoded(edge: Edge, state: State, arrive: Arrive, device: str, epoch: int, blob: bytes) -> Session:
     """The session in a copy. Errors: `PeerError`, where it is damaged or a difference from something not held."""
-    wanted = tensors.reference_of(body.blob)
+    wanted = tensors.reference_of(blob)
     known: list[dict[str, Array]] = []
     if wanted is not None and arrive.copied is not None:
         known.append(fields(arrive.copied, False))
-    plan = state.plan.get(body.device)
+    plan = state.plan.get(device)
     if wanted is not None and state.base is not None and plan is not None:
         known.append(reference(state.base, plan.size, plan.stop or state.base.size))
     against = next((one for one in known if tensors.digest(one) == wanted), None)
-    session = from_blob(body.blob, state.model.layout, against, edge.cap_bytes, arrive.src)
-    if (session.job, session.device, session.epoch) != (edge.job, body.device, body.epoch):
+    session = from_blob(blob, state.model.layout, against, edge.cap_bytes, arrive.src)
+    if (session.job, session.device, session.epoch) != (edge.job, device, epoch):
         raise PeerError(arrive.src, "session", f"it is of {session.device}, epoch {session.epoch}")
     return session
 
 
 def copied(edge: Edge, state: State, src: str, body: Pre, relayed: bool, ctx: Context) -> Out:
-    """A live copy has come."""
+    """A page of a live copy has come, and with the last of them the copy."""
     device, held = body.device, state.of(body.device)
     arrive = _mine(held, body, src)
     if arrive is None:
         return state, _unwanted(state, held, src, body, relayed, ctx)
-    if body.number > arrive.number:
-        try:
-            session = _decoded(edge, state, arrive, body)
-        except PeerError:
-            no = Reject(device, body.epoch, body.attempt, "reference")
-            return state, (to_edge(state, ctx.me, src, no, relayed),)
-        timer = state.timer + 1
-        arrive = replace(arrive, copied=session, number=body.number, timer=timer)
-        state = replace(state.put(device, replace(held, arrive=arrive)), timer=timer)
-        got = to_edge(state, ctx.me, src, Got(device, body.epoch, body.attempt, body.number), relayed)
-        return state, (got, Wake(edge.grant_s, ("arrive", device, timer)))
-    return state, (to_edge(state, ctx.me, src, Got(device, body.epoch, body.attempt, body.number), relayed),)
+
+    def said(told: Got | Reject) -> Effect:
+        return to_edge(state, ctx.me, src, told, relayed)
+
+    if body.number <= arrive.number:
+        return state, (said(Got(device, body.epoch, body.attempt, body.number, body.page, True)),)
+    if not 0 <= body.page < body.pages <= copies.MOST_PAGES:
+        return state, (said(Reject(device, body.epoch, body.attempt, "reference")),)
+    pages = arrive.pages if arrive.coming == body.number and len(arrive.pages) == body.pages else (None,) * body.pages
+    pages = (*pages[: body.page], body.blob, *pages[body.page + 1 :])
+    timer = state.timer + 1
+    arrive = replace(arrive, coming=body.number, pages=pages, timer=timer)
+    blob = copies.whole(pages)
+    try:
+        if sum(len(page) for page in pages if page is not None) > edge.cap_bytes:
+            raise PeerError(src, "copy", f"more than {edge.cap_bytes} bytes")
+        if blob is not None:
+            session = _decoded(edge, state, arrive, device, body.epoch, blob)
+            arrive = replace(arrive, copied=session, number=body.number, pages=())
+    except PeerError:
+        return state, (said(Reject(device, body.epoch, body.attempt, "reference")),)
+    state = replace(state.put(device, replace(held, arrive=arrive)), timer=timer)
+    got = Got(device, body.epoch, body.attempt, body.number, body.page, blob is not None)
+    return state, (said(got), Wake(edge.grant_s, ("arrive", device, timer)))
 
 
 def _unwanted(state: State, held: Held, src: str, body: Pre | Final, relayed: bool, ctx: Context) -> tuple[Effect, ...]:
@@ -156,23 +169,66 @@ def _unwanted(state: State, held: Held, src: str, body: Pre | Final, relayed: bo
 
 
 def finished(edge: Edge, state: State, src: str, body: Final, relayed: bool, ctx: Context) -> Out:
-    """The frozen session has come: acknowledged by its digest, and nothing more until the centre has committed."""
+    """The frozen session has come, or the batches that make it of the last copy."""
     device, held = body.device, state.of(body.device)
     arrive = _mine(held, body, src)
     if arrive is None:
         return state, _unwanted(state, held, src, body, relayed, ctx)
-    if arrive.ready is None:
-        try:
-            session = _decoded(edge, state, arrive, body)
-            if body.digest not in (digest(session, True), digest(session, False)):
-                raise PeerError(src, "session", "what came out is not what went in")
-        except PeerError:
-            no = Reject(device, body.epoch, body.attempt, "reference")
-            return state, (to_edge(state, ctx.me, src, no, relayed),)
-        state = state.put(device, replace(held, arrive=replace(arrive, ready=session, copied=None)))
-    yes = to_edge(state, ctx.me, src, Ready(device, body.epoch, body.attempt, body.digest), relayed)
+    if arrive.ready is not None:
+        return _ready(edge, state, device, arrive, ctx)
+    if arrive.replay and body.batches:
+        return state, ()
+    try:
+        if body.batches and arrive.copied is not None:
+            replay, expires_s = copies.batches_in(body.blob, arrive.copied, edge.cap_bytes, src)
+            arrive = replace(arrive, replay=replay, expires_s=expires_s, digest=body.digest)
+            return _replay(state, device, arrive, ctx)
+        session = _decoded(edge, state, arrive, device, body.epoch, body.blob)
+        if body.digest not in (digest(session, True), digest(session, False)):
+            raise PeerError(src, "session", "what came out is not what went in")
+    except PeerError:
+        return state, (to_edge(state, ctx.me, src, Reject(device, body.epoch, body.attempt, "reference"), relayed),)
+    return _ready(edge, state, device, replace(arrive, ready=session, digest=body.digest), ctx)
+
+
+def _ready(edge: Edge, state: State, device: str, arrive: Arrive, ctx: Context) -> Out:
+    """Acknowledge the session by its digest, and nothing more until the centre has committed."""
+    arrive = replace(arrive, copied=None, replay=(), replaying=0)
+    state = state.put(device, replace(state.of(device), arrive=arrive))
+    yes = Ready(device, arrive.epoch, arrive.attempt, arrive.digest)
     state, out = grant(edge, state, ctx)
-    return state, (yes, *out)
+    return state, (to_edge(state, ctx.me, arrive.src, yes, arrive.relayed), *out)
+
+
+def _replay(state: State, device: str, arrive: Arrive, ctx: Context) -> Out:
+    """Train the next of the batches that were sent instead of what they made."""
+    session, serial = arrive.copied, state.serial + 1
+    assert session is not None
+    run = serve.computation(state, session, arrive.replay[0], serial, ctx.me)
+    arrive = replace(arrive, replaying=serial)
+    running = {**state.running, serial: (device, session.round, arrive.epoch, session.next)}
+    state = state.put(device, replace(state.of(device), arrive=arrive))
+    return replace(state, serial=serial, running=running), (run,)
+
+
+def replayed(edge: Edge, state: State, device: str, serial: int, event: Gathered, ctx: Context) -> Out:
+    """One of those batches is trained; behind the last the session must be the one that was meant."""
+    state = replace(state, running={n: one for n, one in state.running.items() if n != serial})
+    held = state.of(device)
+    arrive = held.arrive
+    if arrive is None or arrive.replaying != serial or arrive.copied is None:
+        return state, ()
+    if len(event.clients):
+        session = serve.after(arrive.copied, arrive.replay[0], event, arrive.expires_s)
+        arrive = replace(arrive, copied=session, replay=arrive.replay[1:], replaying=0)
+        if arrive.replay:
+            return _replay(state, device, arrive, ctx)
+        if digest(session) == arrive.digest:
+            return _ready(edge, state, device, replace(arrive, ready=session), ctx)
+    arrive = replace(arrive, copied=None, replay=(), replaying=0)
+    state = state.put(device, replace(held, arrive=arrive))
+    no = Reject(device, arrive.epoch, arrive.attempt, "reference")
+    return state, (to_edge(state, ctx.me, arrive.src, no, arrive.relayed),)
 
 
 def aborted(edge: Edge, state: State, src: str, device: str, epoch: int, attempt: int, ctx: Context) -> Out:

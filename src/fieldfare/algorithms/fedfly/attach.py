@@ -162,20 +162,18 @@ def _attached(edge: Edge, state: State, device: str, body: Attach, ctx: Context)
     held = replace(held, restore=False, waiting=None)
     if held.session is None or held.session.round < state.round:
         state, held = _anew(edge, state, device, held)
-    session = held.session
-    if session is None or body.round > session.round:
+    session, first = held.session, not held.attached
+    fits, holds = session is not None and _fits(body, session), _holds(body, session)
+    if session is None or body.round > session.round or (session.round > state.round and not fits):
         state = state.put(device, replace(held, waiting=body))
         return state, (Send(state.central, Fetch(device, ticket.round, ticket.epoch)),)
-    first, holds = not held.attached, _holds(body, session)
-    fits = session.next in holds or (session.next - 1 in holds and session.grad is not None)
-    if not (session.finished or fits or (session.next == 0 and not holds)):
+    if not (fits or (session.next == 0 and not holds)):
         if not first:
             return state.put(device, held), ()
         if session.next - 1 in holds and patient and ticket.kind == "handover":
             state = state.put(device, replace(held, waiting=body))
             return state, _fetch(edge, state, device, ticket, ctx, gradient=True)
-        if session.round == state.round:
-            state, held = _anew(edge, state, device, replace(held, session=None))
+        state, held = _anew(edge, state, device, replace(held, session=None))
     if held.session is None:
         return state, ()
     state = state.put(device, replace(held, attached=True, waiting=None))
@@ -192,9 +190,15 @@ def _anew(edge: Edge, state: State, device: str, held: Held) -> tuple[State, Hel
     return state, state.of(device)
 
 
-def _holds(body: Attach, session: Session) -> set[int]:
+def _holds(body: Attach, session: Session | None) -> set[int]:
     """Before which batches of the session's round the device has its half."""
-    return {body.applied, *body.marks} if body.round == session.round else set()
+    return {body.applied, *body.marks} if session is not None and body.round == session.round else set()
+
+
+def _fits(body: Attach, session: Session) -> bool:
+    """Whether device and session can go on from where they are."""
+    holds = _holds(body, session)
+    return session.finished or session.next in holds or (session.next - 1 in holds and session.grad is not None)
 
 
 def _answer(edge: Edge, state: State, device: str, body: Attach, session: Session, ctx: Context) -> Out:

@@ -75,6 +75,7 @@ class Edge:
     replica_every: int = 0
     ttl_s: float = 86400.0
     cap_bytes: int = CAP_BYTES
+    page_bytes: int = 1 << 17
     messages: ClassVar[Message | State | None] = None
     """For those who store what is under way: the types of all that is said and held."""
 
@@ -185,6 +186,9 @@ class Edge:
 
     def _stepped(self, state: State, serial: int, event: Gathered, ctx: Context) -> Out:
         whose = state.running[serial][0]
+        coming = state.of(whose).arrive
+        if coming is not None and coming.replaying == serial:
+            return arrive.replayed(self, state, whose, serial, event, ctx)
         state, device = serve.stepped(self, state, serial, event, ctx)
         out: list[Effect] = []
         if device:

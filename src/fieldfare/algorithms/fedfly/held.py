@@ -25,14 +25,28 @@ Phase = Literal["prep", "pre", "stop", "final", "commit"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """A batch that is there; in a U with what came `between` of it, and how it `ends`."""
+
+    forward: Forward
+    between: Array | None = None
+    ends: Ends | None = None
+
+    def is_of(self, session: Session) -> bool:
+        """Whether it is the next one of a session."""
+        return (self.forward.round, self.forward.seq) == (session.round, session.next)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Leave:
     """A session goes to `to`: the source's side.
 
     `phase`: "prep" (asked), "pre" (copy `number` is on its way), "stop" (to be frozen behind the next step), "final"
     (frozen and sent), "commit" (the centre is asked; only it can end this). `copied`: the last copy that is there, or
-    on its way. `sent`: the session as the destination will have it. `withheld`: the last gradient has not gone down.
-    `ticket`: as asked for. `against`: the round of the destination's global model, 0: none in common. `relayed`: it
-    goes through the centre. `public`: the destination's key.
+    on its way as `blob`, of which `page` pages were sent and `acked` are there; `log`: batches trained since. `sent`:
+    the session as the destination will have it. `withheld`: the last gradient has not gone down. `ticket`: as asked
+    for. `against`: the round of the destination's global model, 0: none in common. `relayed`: it goes through the
+    centre. `public`: the destination's key.
     """
 
     to: str
@@ -42,6 +56,10 @@ class Leave:
     phase: Phase = "prep"
     number: int = 0
     copied: Session | None = None
+    blob: bytes = b""
+    page: int = 0
+    acked: tuple[int, ...] = ()
+    log: tuple[Batch, ...] = ()
     sent: Session | None = None
     withheld: bool = False
     ticket: Ticket | None = None
@@ -56,7 +74,8 @@ class Leave:
 class Arrive:
     """A session comes from `src`: the destination's side. `granted`: it may send; `ready`: it is here, whole.
 
-    `copied`: the last copy, number `number` (-1: none). `since_s`: when it was asked for.
+    `copied`: the last copy, number `number` (-1: none); of number `coming` these `pages` are there. `replay`: batches
+    to train behind the copy, one of them as `replaying`, to come to `digest`. `since_s`: when it was asked for.
     """
 
     src: str
@@ -69,22 +88,15 @@ class Arrive:
     granted: bool = False
     number: int = -1
     copied: Session | None = None
+    coming: int = -1
+    pages: tuple[bytes | None, ...] = ()
+    replay: tuple[Batch, ...] = ()
+    replaying: int = 0
+    digest: str = ""
+    expires_s: float = 0.0
     ready: Session | None = None
     relayed: bool = False
     timer: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """A batch that is there; in a U with what came `between` of it, and how it `ends`."""
-
-    forward: Forward
-    between: Array | None = None
-    ends: Ends | None = None
-
-    def is_of(self, session: Session) -> bool:
-        """Whether it is the next one of a session."""
-        return (self.forward.round, self.forward.seq) == (session.round, session.next)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

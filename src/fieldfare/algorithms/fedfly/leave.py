@@ -7,11 +7,11 @@ commit; from then on only the centre's answer ends it, and until then the sessio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fieldfare.algorithms.fedfly import serve
+from fieldfare.algorithms.fedfly import copies, serve
 from fieldfare.algorithms.fedfly.held import Held, Leave, Out, State, to_edge
 from fieldfare.algorithms.fedfly.messages import (
     Abort,
@@ -36,13 +36,9 @@ from fieldfare.algorithms.fedfly.seal import seal
 from fieldfare.algorithms.fedfly.session import (
     Session,
     digest,
-    fields,
-    from_blob,
     layout_hash,
-    reference,
     to_blob,
 )
-from fieldfare.algorithms.fedfly.tensors import Array
 from fieldfare.algorithms.fedfly.tickets import Kind, Ticket, signed
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Send, Wake
@@ -51,6 +47,8 @@ if TYPE_CHECKING:
     from fieldfare.algorithms.fedfly.edge import Edge
 
 _MOST_TRIES = 40
+_WINDOW = 2
+"""Pages on their way at once: the next is sent when one is there, and the link is never idle."""
 
 
 def start(edge: Edge, state: State, device: str, ctx: Context) -> Out:
@@ -126,32 +124,41 @@ def accepted(edge: Edge, state: State, device: str, body: Accept, ctx: Context) 
             return _stop(edge, state, device, ctx)
 
 
-def _against(state: State, leave: Leave, session: Session) -> dict[str, Array] | None:
-    """What a copy may be a difference from: the round's global model, where both hold it."""
-    if leave.against != session.round or state.base is None or state.round != session.round:
-        return None
-    return reference(state.base, session.size, session.stop)
-
-
 def _copy(edge: Edge, state: State, device: str, ctx: Context) -> Out:
-    """A live copy, a difference from the one before; the session trains on."""
+    """A live copy; the session trains on, and the batches it trains are kept."""
     held, leave = _leave(state, device)
     session = held.session
     assert session is not None
-    against = _against(state, leave, session) if leave.copied is None else fields(leave.copied, False)
-    blob = to_blob(session, against, gradient=False)
-    body = Pre(device, held.epoch, leave.attempt, leave.number, blob)
-    state, wake = _timed(edge, state, device, replace(leave, phase="pre", copied=session))
-    return state, (to_edge(state, ctx.me, leave.to, body, leave.relayed), *wake)
+    blob = copies.copy_of(state, leave, session)
+    leave = replace(leave, phase="pre", blob=blob, copied=session, log=(), page=0, acked=())
+    return _pages(edge, state, device, leave, range(min(_WINDOW, copies.pages_of(blob, edge.page_bytes))), ctx)
+
+
+def _pages(edge: Edge, state: State, device: str, leave: Leave, which: Iterable[int], ctx: Context) -> Out:
+    """Send some pages of the copy under way: few at a time, so that what is urgent gets between them."""
+    held, size, which = state.of(device), edge.page_bytes, list(which)
+    count = copies.pages_of(leave.blob, size)
+    out: list[Effect] = []
+    for page in which:
+        part = leave.blob[page * size : (page + 1) * size]
+        body = Pre(device, held.epoch, leave.attempt, leave.number, page, count, part)
+        out.append(to_edge(state, ctx.me, leave.to, body, leave.relayed))
+    leave = replace(leave, page=max([leave.page, *(page + 1 for page in which)]))
+    state, wake = _timed(edge, state, device, leave)
+    return state, (*out, *wake)
 
 
 def got(edge: Edge, state: State, device: str, body: Got, ctx: Context) -> Out:
-    """A copy is there: another one, if the session has gone on since and the policy wants it; else the last."""
+    """A page is there, the next one goes; or the copy is: another one, if the policy wants it, or the last part."""
     held, leave = _leave(state, device)
     session, before = held.session, leave.copied
     if leave.phase != "pre" or body.number != leave.number or session is None or before is None:
         return state, ()
-    leave = replace(leave, tries=0)
+    leave = replace(leave, tries=0, acked=tuple(sorted({*leave.acked, body.page})))
+    if not body.whole:
+        more = leave.page < copies.pages_of(leave.blob, edge.page_bytes)
+        return _pages(edge, state, device, leave, [leave.page] if more else (), ctx)
+    leave = replace(leave, blob=b"")
     passes = leave.policy.passes if isinstance(leave.policy, PreCopy) else 0
     if leave.number + 1 < passes and session.next > before.next and session.round == before.round:
         leave = replace(leave, number=leave.number + 1)
@@ -197,34 +204,26 @@ def _freeze(edge: Edge, state: State, device: str, fresh: bool, ctx: Context) ->
 
 
 def _final(edge: Edge, state: State, device: str, ctx: Context) -> Out:
-    """Send the frozen session; sealed by way of the device where the policy says so."""
+    """Send the frozen session, whichever way is shortest; sealed by way of the device where the policy says so."""
     held, leave = _leave(state, device)
-    session, policy = held.session, leave.policy
+    session = held.session
     assert session is not None
-    if leave.copied is not None and leave.copied.round == session.round:
-        against = fields(leave.copied, False)
-    else:
-        packed = isinstance(policy, PreCopy) or (isinstance(policy, StopAndCopy) and policy.compress)
-        against = _against(state, leave, session) if packed else None
-    lossy = policy.lossy if isinstance(policy, PreCopy) else "none"
-    level = 0 if isinstance(policy, StopAndCopy) and not policy.compress else 1
+    carried = leave.policy.route == "carry" and bool(leave.public)
     gradient = leave.withheld or held.last_s + edge.patience_s < ctx.now
-    if policy.route == "carry" and leave.public:
-        blob = to_blob(session, None, lossy, gradient, level)
-        sent = from_blob(blob, state.model.layout) if lossy != "none" else session
-        sealed = seal(blob, leave.public, edge.key, f"{edge.job} {device} {held.epoch}".encode())
+    blob, sent = copies.last_of(state, leave, session, gradient, carried)
+    kept = replace(sent, grad=session.grad, between=session.between)
+    if carried:
+        about = f"{edge.job} {device} {held.epoch}".encode()
+        sealed = seal(blob, leave.public, edge.key, about)
         carry = Carry(session.round, held.epoch, leave.to, sealed, digest(sent, False))
-        state = state.put(
-            device, replace(held, leave=replace(leave, sent=replace(sent, grad=session.grad, between=session.between)))
-        )
+        state = state.put(device, replace(held, leave=replace(leave, sent=kept)))
         state, out = _commit(edge, state, device, "handover", ctx)
         return state, (Send(device, carry), *out)
-    blob = to_blob(session, against, lossy, gradient, level)
-    sent = from_blob(blob, state.model.layout, against) if lossy != "none" else session
-    body = Final(device, held.epoch, leave.attempt, blob, digest(sent, gradient))
-    state, wake = _timed(
-        edge, state, device, replace(leave, sent=replace(sent, grad=session.grad, between=session.between))
-    )
+    batches = copies.batches_of(leave, session)
+    shorter = batches is not None and len(batches) < len(blob)
+    part, what = (batches, digest(session, True)) if batches is not None and shorter else (blob, digest(sent, gradient))
+    body = Final(device, held.epoch, leave.attempt, part, what, len(leave.log) if shorter else 0)
+    state, wake = _timed(edge, state, device, replace(leave, sent=kept))
     return state, (to_edge(state, ctx.me, leave.to, body, leave.relayed), *wake)
 
 
@@ -278,7 +277,7 @@ def rejected(edge: Edge, state: State, device: str, body: Reject, ctx: Context) 
     if leave.phase == "commit":
         return state, ()
     if body.reason == "reference" and leave.phase in ("pre", "final") and leave.tries < edge.tries:
-        leave = replace(leave, against=0, copied=None, tries=leave.tries + 1)
+        leave = replace(leave, against=0, copied=None, log=(), number=leave.number + 1, tries=leave.tries + 1)
         state = state.put(device, replace(held, leave=leave))
         return (_copy if leave.phase == "pre" else _final)(edge, state, device, ctx)
     return _give_up(edge, state, device, ctx)
@@ -308,10 +307,10 @@ def late(edge: Edge, state: State, device: str, timer: int, ctx: Context) -> Out
         case "prep":
             return _prep(edge, state, device, ctx)
         case "pre":
-            leave = replace(leave, copied=None, number=leave.number + 1)
-            return _copy(edge, state.put(device, replace(held, leave=leave)), device, ctx)
+            missing = [page for page in range(leave.page) if page not in leave.acked]
+            return _pages(edge, state, device, leave, missing[:_WINDOW] or [leave.page - 1], ctx)
         case _:
-            leave = replace(leave, copied=None)
+            leave = replace(leave, copied=None, log=())
             return _final(edge, state.put(device, replace(held, leave=leave)), device, ctx)
 
 

@@ -224,23 +224,27 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pre:
-    """A copy of the session while it still trains at the source; each is a difference from the one before."""
+    """A page of a copy of the session while it still trains at the source; a copy is a difference from the last."""
 
     device: str
     epoch: int
     attempt: int
     number: int
+    page: int
+    pages: int
     blob: bytes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Got:
-    """Copy `number` has come."""
+    """A page of copy `number` has come; `whole`: all of them have."""
 
     device: str
     epoch: int
     attempt: int
     number: int
+    page: int
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -264,13 +268,14 @@ class Resume:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Final:
-    """The frozen session; `digest` of what must come out."""
+    """The frozen session, or the `batches` trained since the last copy; `digest` of what must come out."""
 
     device: str
     epoch: int
     attempt: int
     blob: bytes
     digest: str
+    batches: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

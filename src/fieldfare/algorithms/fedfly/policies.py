@@ -41,12 +41,15 @@ class PreCopy:
 
     `passes`: copies before the last; the first is a difference from the round's global model, which both edges hold,
     each other one from the copy before. The old edge gives its last gradient itself, and the device computes on.
-    `lossy`: the last difference, and the optimiser's, rounded to "fp16" or "int8": another run, with other bits.
+    `replay`: where they are shorter, the batches trained since the last copy cross instead of what they have changed,
+    and the destination trains them again, to the same bits. `lossy`: the last difference, and the optimiser's, rounded
+    to "fp16" or "int8": another run, with other bits.
     """
 
     passes: int = 1
     lossy: Lossy = "none"
     route: Route = "direct"
+    replay: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.passes <= 16:

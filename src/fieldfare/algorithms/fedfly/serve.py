@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fieldfare.algorithms.fedfly.held import Held, Out, State, sound
+from fieldfare.algorithms.fedfly.held import Batch, Held, Out, State, sound
 from fieldfare.algorithms.fedfly.messages import (
     Backward,
     Begin,
@@ -144,6 +144,37 @@ def redirect(held: Held, device: str, round_: int, epoch: int) -> Effect:
     return Send(device, Unknown(round_, epoch))
 
 
+def computation(state: State, session: Session, batch: Batch, serial: int, me: str) -> Run:
+    """The step of a batch; in a U, as long as its end is not there, what is before it."""
+    up, middle = batch.forward, bool(session.tail) and batch.ends is None
+    config: dict[str, Scalar] = {
+        "seq": session.next, "round": session.position, "cut": session.cut, "count": len(up.y) or len(up.act),
+    }  # fmt: skip
+    config |= {"tail": session.tail} if session.tail else {}
+    config |= {"steps": up.steps} if up.steps else {}
+    inputs: dict[str, Any] = {"act": up.act}
+    if not middle:
+        inputs |= {"y": up.y} if batch.ends is None else {"g": batch.ends.grad}
+        inputs |= {"slots": session.slots} if session.slots.size else {}
+    work, leaves = ("middle", ("act",)) if middle else ("step", ("model", "slots", "g"))
+    return Run(
+        f"split/{work}", (me,), ("fedfly", serial), session.model(state.model.layout), config=config, inputs=inputs,
+        reduce={leaf: Collect() for leaf in leaves}, key=session.words,
+    )  # fmt: skip
+
+
+def after(session: Session, batch: Batch, event: Gathered, expires_s: float) -> Session:
+    """The session after a step."""
+    got = {name: next(iter(folded.value.values())) for name, folded in event.output.items()}
+    told = event.metrics.get("loss_sum")
+    loss = batch.ends.loss if batch.ends is not None else 0.0 if told is None else float(told[0])
+    return replace(
+        session, next=session.next + 1, upper=np.asarray(got["model"], np.float32), steps=batch.forward.steps,
+        slots=np.asarray(got["slots"], np.float32), grad=got["g"], between=batch.between, loss=session.loss + loss,
+        samples=session.samples + event.weight, expires_s=expires_s,
+    )  # fmt: skip
+
+
 def step(edge: Edge, state: State, device: str, ctx: Context) -> Out:
     """Train the batch that is there, at once or when a lane is free; in a U, first what is before its end."""
     held = state.of(device)
@@ -152,28 +183,14 @@ def step(edge: Edge, state: State, device: str, ctx: Context) -> Out:
         return state, ()
     if not batch.is_of(session):
         return state.put(device, replace(held, batch=None)), ()
-    up = batch.forward
     if session.tail and batch.between is not None and batch.ends is None:
         return state, (Send(device, Between(session.round, held.epoch, session.next, batch.between)),)
     if edge.lanes is not None and len(state.running) >= edge.lanes:
         queue = state.queue if device in state.queue else (*state.queue, device)
         return replace(state, queue=queue), ()
-    middle, serial = bool(session.tail) and batch.ends is None, state.serial + 1
-    examples = len(up.y) if len(up.y) else len(up.act)
-    config: dict[str, Scalar] = {
-        "seq": session.next, "round": session.position, "cut": session.cut, "count": examples,
-    }  # fmt: skip
-    config |= {"tail": session.tail} if session.tail else {}
-    config |= {"steps": session.steps} if session.steps else {}
-    inputs: dict[str, Any] = {"act": up.act}
-    inputs |= {"y": up.y} if batch.ends is None else {"g": batch.ends.grad}
-    inputs |= {"slots": session.slots} if session.slots.size else {}
-    work, leaves = ("middle", ("act",)) if middle else ("step", ("model", "slots", "g"))
-    run = Run(
-        f"split/{work}", (ctx.me,), ("fedfly", serial), session.model(state.model.layout), config=config,
-        inputs={"act": up.act} if middle else inputs, reduce={leaf: Collect() for leaf in leaves}, key=session.words,
-    )  # fmt: skip
-    held = replace(held, busy=serial, session=replace(session, steps=up.steps or session.steps))
+    serial = state.serial + 1
+    run = computation(state, session, batch, serial, ctx.me)
+    held = replace(held, busy=serial)
     running = {**state.running, serial: (device, session.round, held.epoch, session.next)}
     queue = tuple(one for one in state.queue if one != device)
     return replace(state.put(device, held), serial=serial, running=running, queue=queue), (run,)
@@ -189,21 +206,16 @@ def stepped(edge: Edge, state: State, serial: int, event: Gathered, ctx: Context
     if held.busy != serial or session is None or (session.round, held.epoch, session.next) != (round_, epoch, seq):
         return state, ""
     held = replace(held, busy=0)
-    if not len(event.clients):
+    if not len(event.clients) or batch is None:
         return state.put(device, held), ""
-    got = {name: next(iter(folded.value.values())) for name, folded in event.output.items()}
-    if "g" not in got:
-        return state.put(device, replace(held, batch=replace(batch, between=got["act"]) if batch else None)), ""
-    ended, between = (batch.ends, batch.between) if batch is not None else (None, None)
-    told = event.metrics.get("loss_sum")
-    loss = ended.loss if ended is not None else 0.0 if told is None else float(told[0])
-    session = replace(
-        session, next=seq + 1, upper=np.asarray(got["model"], np.float32), slots=np.asarray(got["slots"], np.float32),
-        grad=got["g"], between=between, loss=session.loss + loss, samples=session.samples + event.weight,
-        expires_s=ctx.now + edge.ttl_s,
-    )  # fmt: skip
-    step_s = ctx.now - held.last_s if held.last_s else 0.0
-    held = replace(held, session=session, batch=None, step_s=step_s, last_s=ctx.now)
+    if "g" not in event.output:
+        (act,) = event.output["act"].value.values()
+        return state.put(device, replace(held, batch=replace(batch, between=act))), ""
+    leave, step_s = held.leave, ctx.now - held.last_s if held.last_s else 0.0
+    if leave is not None and leave.copied is not None:
+        leave = replace(leave, log=(*leave.log, batch))
+    session = after(session, batch, event, ctx.now + edge.ttl_s)
+    held = replace(held, session=session, batch=None, step_s=step_s, last_s=ctx.now, leave=leave)
     return state.put(device, held), device
 
 
