@@ -85,10 +85,10 @@ class PacedRing:
     by examples (`weigh`), so that fast devices do not pull the mean to their data; who is not in the ring keeps what it
     has learnt until it is: all of it counts "once", or the last cycle's by the "inverse" of its chance (`counted`; both
     unbiased, see `agreed.delta_weights`). `per_cycle`: None for all, of up to 32. `draw`: by "turns", nobody twice
-    before everybody once; by "age", who has not been drawn for long is drawn sooner; by "version", as `HADFL`. `wire`:
-    integers that travel; what 16 or 8 bits leave out goes into the next ring (error feedback). `overlap`: the next
-    cycle's training begins while the ring runs, whose result is applied one cycle late. `keep_warmup`: warm-up is part
-    of the training.
+    before everybody once; by "age", who has not been drawn for long is drawn sooner; by "version", as `HADFL`. `reach`:
+    how far a mean delta goes, see `periods.reach` (None: the mean number of steps, as FedNova). `wire`: integers that
+    travel; what 16 or 8 bits leave out goes into the next ring (error feedback). `overlap`: the next cycle's training
+    begins while the ring runs, whose result is applied one cycle late. `keep_warmup`: warm-up is part of the training.
     """
 
     cycles: int
@@ -100,12 +100,13 @@ class PacedRing:
     overlap: bool = False
     pace: float | None = 0.2
     least: int = 5
+    reach: float | None = 1.75
     keep_warmup: bool = False
     stride: int | None = None
     smoothing: float = 0.5
     warmup: int = 4
     warmup_steps: int = 5
-    backup_every: int = 1
+    backup_every: int = 10
     keep: int = 3
     drift: float = 0.2
     slack: float = 2.0
@@ -131,7 +132,7 @@ class PacedRing:
             self.cycles, per_cycle, "deadline", self.smoothing, *_expected(self), slack=self.slack,
             backup_every=self.backup_every, keep=self.keep, drift=self.drift, steps=_steps(training),
             by_age=self.draw == "age", turns=self.draw == "turns", weigh=self.weigh, pace=self.pace, least=self.least,
-            wire=self.wire,
+            reach=self.reach, wire=self.wire,
         )  # fmt: skip
         return nodes(devices, peer, boss)
 
