@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Job": "job", "Evaluation": "job", "Simulated": "job", "StopAt": "job", "Study": "study", "Sweep": "sweep",
-    "Result": "run", "resume_run": "resume", "UsageError": "core.errors", "PeerError": "core.errors",
+    "Job": "job", "Evaluation": "job", "Links": "sim.links", "Simulated": "job", "StopAt": "job", "Study": "study",
+    "Sweep": "sweep", "Result": "run", "resume_run": "resume", "UsageError": "core.errors", "PeerError": "core.errors",
     "Sample": "core.quorum", "Everyone": "core.quorum", "Quorum": "core.quorum", "Params": "core.params",
     "Training": "work.net", "mlp": "work.dense", "DenseNet": "work.dense", "torch_net": "work.torch_net",
     "jax_net": "work.jax_net", "split_net": "work.split.net",
@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from fieldfare.job import StopAt as StopAt
     from fieldfare.resume import resume_run as resume_run
     from fieldfare.run import Result as Result
+    from fieldfare.sim.links import Links as Links
     from fieldfare.study import Study as Study
     from fieldfare.sweep import Sweep as Sweep
     from fieldfare.work.dense import DenseNet as DenseNet
