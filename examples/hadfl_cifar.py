@@ -15,8 +15,6 @@ from torch import nn
 
 import fieldfare as ff
 from fieldfare.fleet.fleet import Fleet
-from fieldfare.sim.links import Links
-from fieldfare.study import Panel
 from fieldfare.work.adapt import as_net
 
 
@@ -40,7 +38,7 @@ def net():
 (x, y), test = images("train_part1", 10_000), dict(zip("xy", images("test_part1", 2_000), strict=True))
 known = as_net(net, example={"x": x[:2], "y": y[:2]})
 unlike = Fleet(32 * known.flops() * np.array([1, 1, 1 / 3, 1 / 3]), 1e15, 1e15, overhead_s=0.0)
-links = Links(latency_s=0.0, bytes_per_s=4.0 * known.init(0).size / 2)
+links = ff.Links(latency_s=0.0, bytes_per_s=4.0 * known.init(0).size / 2)
 methods = {"FedAvg": ff.DecentralisedFedAvg(60), "HADFL": ff.HADFL(60), "paced ring": ff.PacedRing(60),
            "AD-PSGD, 22 steps": ff.PairGossip(180, steps=22)}  # fmt: skip
 splits = {"IID": (ff.iid(), 0.5), "Dirichlet 0.3": (ff.dirichlet(0.3), 0.45)}
@@ -52,7 +50,7 @@ for (name, (partition, _)), seed in ((one, seed) for one in splits.items() for s
             net, data, algorithm, ff.Training(lr=0.1, batch_size=32, steps=22), seed=seed,
             simulated=ff.Simulated(unlike, links=links),
         )  # fmt: skip
-panels = [Panel(name, {one: f"{name} {one}" for one in methods}, at, "FedAvg") for name, (_, at) in splits.items()]
+panels = [ff.Panel(name, {one: f"{name} {one}" for one in methods}, at, "FedAvg") for name, (_, at) in splits.items()]
 study = ff.Study(arms, name="hadfl-cifar", panels=panels, processes=2, quick=1)
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ import fieldfare as ff
 from fieldfare.fleet.drift import Drift
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.ring_deaths import RingDeaths
-from fieldfare.sim.links import Links
-from fieldfare.study import Curve, Panel
 from fieldfare.work.adapt import as_net
 
 NET, BATCH, FEW, MANY = ff.mlp(64, 96, 10), 16, range(5), range(20)
@@ -45,7 +43,7 @@ def arm(name, method, devices, cost, partition=ff.iid(), target=0.95, seeds=MANY
     """One method in one situation, a job for every seed; it ends at the target unless it is wanted `whole`."""
     algorithm, steps, every, enough = METHODS[method]
     algorithm = replace(algorithm, cycles=cycles or algorithm.cycles)
-    n, links = len(devices.flops_per_s), Links(0.0, MODEL_BYTES / max(cost, 1e-9))
+    n, links = len(devices.flops_per_s), ff.Links(0.0, MODEL_BYTES / max(cost, 1e-9))
     arms[f"{name} {method}"] = {
         seed: ff.Job(
             model=NET, data=digits(n, partition, seed), algorithm=algorithm, seed=seed,
@@ -61,7 +59,7 @@ def arm(name, method, devices, cost, partition=ff.iid(), target=0.95, seeds=MANY
 def situation(title, name, chosen, *where, **how):
     """Some methods in one situation, as arms and as a panel."""
     told = {method: arm(name, method, *where, **how) for method in chosen}
-    panels.append(Panel(title, told, how.get("target", 0.95), "FedAvg"))
+    panels.append(ff.Panel(title, told, how.get("target", 0.95), "FedAvg"))
 
 
 ALL, RINGS, UNLIKE = list(METHODS), ["FedAvg", "HADFL", "paced ring"], fleet(3, 3, 1, 1)
@@ -82,10 +80,13 @@ for method, away_s in {"HADFL": 60.0, "paced ring": 15.0}.items():  # about a cy
         if seed < 10
     }
     told = {"nobody dies": fine, "a member in ten cycles": f"deaths {method}"}
-    panels.append(Panel(f"A member dies in every tenth ring: {method}", told, 0.95, "nobody dies"))
-for method, lr in {"FedAvg": 0.6, "HADFL": 0.6, "paced ring": 0.6}.items():
-    arm("best rates", method, UNLIKE, 2, lr=lr, seeds=range(10), whole=())
-panels.append(Panel("IID, best rates", {one: f"best rates {one}" for one in RINGS}, 0.95, "FedAvg"))
+    panels.append(ff.Panel(f"A member dies in every tenth ring: {method}", told, 0.95, "nobody dies"))
+RATES = {"IID": (ff.iid(), 0.95, (0.8, 0.6, 0.8)), "Dirichlet 0.3": (ff.dirichlet(0.3), 0.9, (0.4, 0.4, 0.4))}
+for words, (partition, target, rates) in RATES.items():
+    for method, lr in zip(RINGS, rates, strict=True):
+        arm(f"{words} best rates", method, UNLIKE, 2, partition, target, range(10), lr, whole=())
+    told = {method: f"{words} best rates {method}" for method in RINGS}
+    panels.append(ff.Panel(f"{words}, each method at its best rate", told, target, "FedAvg"))
 
 
 def curve(slow, costs, published):
@@ -98,7 +99,7 @@ def curve(slow, costs, published):
                 arm(f"iid 3311 cost {cost}", method, UNLIKE, cost, seeds=FEW, whole=())
         points.append((float(cost), *pair))
     words = "cost: what sending a model takes, in steps of the fastest device"
-    return Curve(f"HADFL over {slow}, by the cost of communication", words, points, 0.95, {"published": published})
+    return ff.Curve(f"HADFL over {slow}, by the cost of communication", words, points, 0.95, {"published": published})
 
 
 study = ff.Study(

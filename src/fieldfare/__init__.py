@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Job": "job", "Evaluation": "job", "Links": "sim.links", "Simulated": "job", "StopAt": "job", "Study": "study",
+    "Panel": "study", "Curve": "study",
     "Sweep": "sweep", "Result": "run", "resume_run": "resume", "UsageError": "core.errors", "PeerError": "core.errors",
     "Sample": "core.quorum", "Everyone": "core.quorum", "Quorum": "core.quorum", "Params": "core.params",
     "Training": "work.net", "mlp": "work.dense", "DenseNet": "work.dense", "torch_net": "work.torch_net",
@@ -104,6 +105,8 @@ if TYPE_CHECKING:
     from fieldfare.resume import resume_run as resume_run
     from fieldfare.run import Result as Result
     from fieldfare.sim.links import Links as Links
+    from fieldfare.study import Curve as Curve
+    from fieldfare.study import Panel as Panel
     from fieldfare.study import Study as Study
     from fieldfare.sweep import Sweep as Sweep
     from fieldfare.work.dense import DenseNet as DenseNet
