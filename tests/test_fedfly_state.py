@@ -209,7 +209,7 @@ def test_a_fresh_process_goes_on_from_the_bytes_alone_to_the_same_bits(request):
 TICKET = tickets.Ticket("job", "device/0", "edge/0", "edge/1", 4, 2, "handover", "ab" * 16, 100.0)
 CHANGES = {
     "job": "other", "device": "device/1", "src": "edge/2", "dst": "edge/2", "epoch": 5, "round": 3, "kind": "restart",
-    "digest": "cd" * 16, "expires_s": 1e9,
+    "digest": "cd" * 16, "expires_s": 1e9, "withheld": True,
 }  # fmt: skip
 
 

@@ -148,9 +148,13 @@ def copied(edge: Edge, state: State, src: str, body: Pre, relayed: bool, ctx: Co
     timer = state.timer + 1
     arrive = replace(arrive, coming=body.number, pages=pages, timer=timer)
     blob = copies.whole(pages)
+    if arrive.replay and arrive.replaying:
+        return state, ()
     try:
         if sum(len(page) for page in pages if page is not None) > edge.cap_bytes:
             raise PeerError(src, "copy", f"more than {edge.cap_bytes} bytes")
+        if blob is not None and body.batches:
+            return _begin_replay(edge, state, device, arrive, blob, body.digest, False, ctx)
         if blob is not None:
             session = _decoded(edge, state, arrive, device, body.epoch, blob)
             arrive = replace(arrive, copied=session, number=body.number, pages=())
@@ -179,10 +183,8 @@ def finished(edge: Edge, state: State, src: str, body: Final, relayed: bool, ctx
     if arrive.replay and body.batches:
         return state, ()
     try:
-        if body.batches and arrive.copied is not None:
-            replay, expires_s = copies.batches_in(body.blob, arrive.copied, edge.cap_bytes, src)
-            arrive = replace(arrive, replay=replay, expires_s=expires_s, digest=body.digest)
-            return _replay(state, device, arrive, ctx)
+        if body.batches:
+            return _begin_replay(edge, state, device, arrive, body.blob, body.digest, True, ctx)
         session = _decoded(edge, state, arrive, device, body.epoch, body.blob)
         if body.digest not in (digest(session, True), digest(session, False)):
             raise PeerError(src, "session", "what came out is not what went in")
@@ -198,6 +200,17 @@ def _ready(edge: Edge, state: State, device: str, arrive: Arrive, ctx: Context) 
     yes = Ready(device, arrive.epoch, arrive.attempt, arrive.digest)
     state, out = grant(edge, state, ctx)
     return state, (to_edge(state, ctx.me, arrive.src, yes, arrive.relayed), *out)
+
+
+def _begin_replay(
+    edge: Edge, state: State, device: str, arrive: Arrive, blob: bytes, what: str, final: bool, ctx: Context
+) -> Out:
+    """Train what came instead of a copy, or of the session. Errors: `PeerError` for anything else."""
+    if arrive.copied is None:
+        raise PeerError(arrive.src, "batches", "there is no copy to train them on")
+    replay, expires_s = copies.batches_in(blob, arrive.copied, edge.cap_bytes, arrive.src)
+    arrive = replace(arrive, replay=replay, expires_s=expires_s, digest=what, final=final)
+    return _replay(state, device, arrive, ctx)
 
 
 def _replay(state: State, device: str, arrive: Arrive, ctx: Context) -> Out:
@@ -223,8 +236,15 @@ def replayed(edge: Edge, state: State, device: str, serial: int, event: Gathered
         arrive = replace(arrive, copied=session, replay=arrive.replay[1:], replaying=0)
         if arrive.replay:
             return _replay(state, device, arrive, ctx)
-        if digest(session) == arrive.digest:
+        same = digest(session) == arrive.digest
+        if same and arrive.final:
             return _ready(edge, state, device, replace(arrive, ready=session), ctx)
+        if same:
+            last = len(arrive.pages) - 1
+            got = Got(device, arrive.epoch, arrive.attempt, arrive.coming, last, True)
+            arrive = replace(arrive, number=arrive.coming, pages=())
+            state = state.put(device, replace(held, arrive=arrive))
+            return state, (to_edge(state, ctx.me, arrive.src, got, arrive.relayed),)
     arrive = replace(arrive, copied=None, replay=(), replaying=0)
     state = state.put(device, replace(held, arrive=arrive))
     no = Reject(device, arrive.epoch, arrive.attempt, "reference")

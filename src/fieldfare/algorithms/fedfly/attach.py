@@ -212,7 +212,7 @@ def _answer(edge: Edge, state: State, device: str, body: Attach, session: Sessio
     if ahead and (body.round, body.applied) == (session.round, session.next):
         return serve.step(edge, state, device, ctx)
     grad, between = (None, None) if session.next in holds else (session.grad, session.between)
-    return state, (Send(device, Attached(session.round, held.epoch, session.next, grad, between)),)
+    return state, (Send(device, Attached(session.round, held.epoch, session.next, body.applied, grad, between)),)
 
 
 def committed(edge: Edge, state: State, body: Committed, ctx: Context) -> Out:

@@ -38,10 +38,14 @@ def base_of(state: State, leave: Leave, session: Session) -> dict[str, Array] | 
     return reference(state.base, session.size, session.stop)
 
 
-def copy_of(state: State, leave: Leave, session: Session) -> bytes:
-    """A live copy: a difference from the one before, or from the global model; without the last gradient."""
+def copy_of(state: State, leave: Leave, session: Session) -> tuple[bytes, int]:
+    """(a live copy, how many batches it is made of): a difference from the one before, or from the global model.
+
+    Without the last gradient; 0 batches: the difference itself.
+    """
     against = base_of(state, leave, session) if leave.copied is None else fields(leave.copied, False)
-    return to_blob(session, against, gradient=False)
+    blob, batches = to_blob(session, against, gradient=False), batches_of(leave, session)
+    return (batches, len(leave.log)) if batches is not None and len(batches) < len(blob) else (blob, 0)
 
 
 def last_of(state: State, leave: Leave, session: Session, gradient: bool, alone: bool = False) -> tuple[bytes, Session]:

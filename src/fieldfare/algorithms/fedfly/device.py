@@ -107,6 +107,12 @@ class Device:
                 return half.backward(answered(state, body.epoch), grad, between, ctx)
             case Closed(round_, epoch) if epoch == state.epoch and round_ >= state.round and state.stage != "idle":
                 return replace(answered(state, epoch), stage="idle", round=round_, timer=state.timer + 1), ()
+            case Freeze(round_, epoch, seq) if (
+                state.stage == "up"
+                and not state.attached
+                and ((round_, epoch, seq) == (state.round, state.epoch - 1, state.seq))
+            ):
+                return self._attach(state, ctx)
             case Freeze(round_, epoch, seq, to) if (round_, epoch) == (state.round, state.epoch):
                 state = replace(state, to=to)
                 return self._offer(state, ctx) if state.stage == "up" and state.seq == seq else (state, ())
@@ -118,7 +124,7 @@ class Device:
                 return self._owned(state, ticket, ctx)
             case Committed(ticket) if ticket == state.ticket and state.stage == "idle":
                 return self._attach(replace(state, attached=False, tries=0), ctx)
-            case Attached(_, epoch) if epoch == state.epoch and not state.attached:
+            case Attached(_, epoch, _, applied) if epoch == state.epoch and not state.attached and applied == state.seq:
                 return self._attached(answered(state, epoch), body, ctx)
             case Unknown(_, epoch) if epoch == state.epoch and src == state.edge:
                 return self._ask_owner(state, "unknown", ctx)
@@ -169,6 +175,9 @@ class Device:
         )  # fmt: skip
         if not moves and (state.round == 0 or state.stage in ("up", "end", *COMPUTING)):
             state = half.stopped(state)
+        coming = moves and state.stage in ("up", "end") and not ticket.withheld
+        if coming and ticket.src in state.sent and ticket.dst not in state.sent:
+            return self._wait(state)  # for the gradient that the old owner has sent
         return (state, ()) if state.stage in COMPUTING else self._attach(state, ctx)
 
     def _attach(self, state: State, ctx: Context) -> Out:

@@ -43,10 +43,10 @@ class Leave:
 
     `phase`: "prep" (asked), "pre" (copy `number` is on its way), "stop" (to be frozen behind the next step), "final"
     (frozen and sent), "commit" (the centre is asked; only it can end this). `copied`: the last copy that is there, or
-    on its way as `blob`, of which `page` pages were sent and `acked` are there; `log`: batches trained since. `sent`:
-    the session as the destination will have it. `withheld`: the last gradient has not gone down. `ticket`: as asked
-    for. `against`: the round of the destination's global model, 0: none in common. `relayed`: it goes through the
-    centre. `public`: the destination's key.
+    on its way as `blob`, which may be `batches` that come to `digest`, of which `page` pages were sent and `acked` are
+    there; `log`: what was trained since. `sent`: the session as the destination will have it. `withheld`: the last
+    gradient has not gone down. `ticket`: as asked for. `against`: the round of the destination's global model, 0: none
+    in common. `relayed`: it goes through the centre. `public`: the destination's key.
     """
 
     to: str
@@ -57,6 +57,8 @@ class Leave:
     number: int = 0
     copied: Session | None = None
     blob: bytes = b""
+    batches: int = 0
+    digest: str = ""
     page: int = 0
     acked: tuple[int, ...] = ()
     log: tuple[Batch, ...] = ()
@@ -75,7 +77,8 @@ class Arrive:
     """A session comes from `src`: the destination's side. `granted`: it may send; `ready`: it is here, whole.
 
     `copied`: the last copy, number `number` (-1: none); of number `coming` these `pages` are there. `replay`: batches
-    to train behind the copy, one of them as `replaying`, to come to `digest`. `since_s`: when it was asked for.
+    to train behind the copy, one of them as `replaying`, to come to `digest`, the `final` session or copy `coming`.
+    `since_s`: when it was asked for.
     """
 
     src: str
@@ -92,6 +95,7 @@ class Arrive:
     pages: tuple[bytes | None, ...] = ()
     replay: tuple[Batch, ...] = ()
     replaying: int = 0
+    final: bool = False
     digest: str = ""
     expires_s: float = 0.0
     ready: Session | None = None

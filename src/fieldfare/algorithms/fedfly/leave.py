@@ -129,8 +129,11 @@ def _copy(edge: Edge, state: State, device: str, ctx: Context) -> Out:
     held, leave = _leave(state, device)
     session = held.session
     assert session is not None
-    blob = copies.copy_of(state, leave, session)
-    leave = replace(leave, phase="pre", blob=blob, copied=session, log=(), page=0, acked=())
+    blob, batches = copies.copy_of(state, leave, session)
+    leave = replace(
+        leave, phase="pre", blob=blob, batches=batches, digest=digest(session) if batches else "", copied=session,
+        log=(), page=0, acked=(),
+    )  # fmt: skip
     return _pages(edge, state, device, leave, range(min(_WINDOW, copies.pages_of(blob, edge.page_bytes))), ctx)
 
 
@@ -141,7 +144,8 @@ def _pages(edge: Edge, state: State, device: str, leave: Leave, which: Iterable[
     out: list[Effect] = []
     for page in which:
         part = leave.blob[page * size : (page + 1) * size]
-        body = Pre(device, held.epoch, leave.attempt, leave.number, page, count, part)
+        number, made = leave.number, (leave.batches, leave.digest)
+        body = Pre(device, held.epoch, leave.attempt, number, page, count, part, *made)
         out.append(to_edge(state, ctx.me, leave.to, body, leave.relayed))
     leave = replace(leave, page=max([leave.page, *(page + 1 for page in which)]))
     state, wake = _timed(edge, state, device, leave)
@@ -241,7 +245,7 @@ def _commit(edge: Edge, state: State, device: str, kind: Kind, ctx: Context) -> 
     what = digest(leave.sent, False) if leave.sent is not None and kind == "handover" else ""
     round_ = state.round if held.session is None else held.session.round
     expires_s = ctx.now + edge.ttl_s
-    ticket = Ticket(edge.job, device, ctx.me, leave.to, held.epoch + 1, round_, kind, what, expires_s)
+    ticket = Ticket(edge.job, device, ctx.me, leave.to, held.epoch + 1, round_, kind, what, expires_s, leave.withheld)
     ticket = signed(ticket, edge.key)
     state = state.put(device, replace(held, frozen=True))
     state, wake = _timed(edge, state, device, replace(leave, phase="commit", ticket=ticket))

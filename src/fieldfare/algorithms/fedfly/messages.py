@@ -224,7 +224,10 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pre:
-    """A page of a copy of the session while it still trains at the source; a copy is a difference from the last."""
+    """A page of a copy of the session while it still trains at the source.
+
+    A copy is a difference from the one before, or the `batches` trained since, which must come to `digest`.
+    """
 
     device: str
     epoch: int
@@ -233,6 +236,8 @@ class Pre:
     page: int
     pages: int
     blob: bytes
+    batches: int = 0
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -354,11 +359,15 @@ class Attach:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attached:
-    """Go on with batch `seq`; or, with `grad` (and `between`) of batch `seq - 1`, from before it."""
+    """Go on with batch `seq`; or, with `grad` (and `between`) of batch `seq - 1`, from before it.
+
+    `applied`: as in the `Attach` that this answers.
+    """
 
     round: int
     epoch: int
     seq: int
+    applied: int
     grad: Array | None = None
     between: Array | None = None
 

@@ -39,14 +39,15 @@ class StopAndCopy:
 class PreCopy:
     """Ours: copies cross while the session still trains, and the last difference while the device computes.
 
-    `passes`: copies before the last; the first is a difference from the round's global model, which both edges hold,
-    each other one from the copy before. The old edge gives its last gradient itself, and the device computes on.
-    `replay`: where they are shorter, the batches trained since the last copy cross instead of what they have changed,
-    and the destination trains them again, to the same bits. `lossy`: the last difference, and the optimiser's, rounded
+    `passes`: at most so many copies before the last part, and none when nothing was trained meanwhile; the first is a
+    difference from the round's global model, which both edges hold, each other one from the copy before. The old edge
+    gives its last gradient itself, and the device computes on. `replay`: where they are shorter, the batches trained
+    since the last copy cross instead of what they have changed, and the destination trains them again, to the same
+    bits. `lossy`: the last difference, and the optimiser's, rounded
     to "fp16" or "int8": another run, with other bits.
     """
 
-    passes: int = 1
+    passes: int = 4
     lossy: Lossy = "none"
     route: Route = "direct"
     replay: bool = True

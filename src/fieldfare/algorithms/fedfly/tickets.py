@@ -19,7 +19,8 @@ Kind = Literal["handover", "restart", "failover"]
 class Ticket:
     """From ownership `epoch` on, `dst` owns the session of `device` that `src` had in the epoch before.
 
-    `digest`: the session that crosses, hex (empty where none does). `expires_s`: absolute seconds; no one attaches
+    `digest`: the session that crosses, hex (empty where none does). `withheld`: the last gradient has not gone down, so
+    it comes from `dst`. `expires_s`: absolute seconds; no one attaches
     with it later. `signed`: by `src` under its own key; `countersigned`: by the centre under the key of `dst`.
     """
 
@@ -32,6 +33,7 @@ class Ticket:
     kind: Kind
     digest: str
     expires_s: float
+    withheld: bool = False
     signed: bytes = b""
     countersigned: bytes = b""
 
@@ -69,5 +71,5 @@ def _mac(ticket: Ticket, key: bytes, by: bytes) -> bytes:
     texts = (ticket.job, ticket.device, ticket.src, ticket.dst, ticket.kind, ticket.digest)
     parts = [by, *(text.encode() for text in texts)]
     body = b"".join(struct.pack("<I", len(part)) + part for part in parts)
-    body += struct.pack("<qqd", ticket.epoch, ticket.round, ticket.expires_s)
+    body += struct.pack("<qqd?", ticket.epoch, ticket.round, ticket.expires_s, ticket.withheld)
     return hmac.digest(key, body, hashlib.sha256)
