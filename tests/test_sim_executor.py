@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import tracemalloc
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ from fieldfare.run import Saver
 from fieldfare.sim import pool
 from fieldfare.sim.arena import Arena
 from fieldfare.sim.batch import Executor
-from fieldfare.sim.compute import Request, Segment, pieces
+from fieldfare.sim.compute import Request, Segment, compute_inline, pieces
 from fieldfare.sim.observe import Progressed
 from fieldfare.sim.population import Population
 from fieldfare.sim.simulator import Simulator
@@ -197,6 +198,53 @@ def test_worker_processes_are_not_forked_where_that_is_not_safe(monkeypatch):
         assert executor.workers == 1
     with Executor({}, None, workers=1) as executor:
         assert executor.workers == 1
+
+
+def requests(problem, count: int, clients: int = 9) -> list[Request]:
+    """Requests of different clients and models."""
+    rng = np.random.default_rng(0)
+    return [
+        Request(
+            "train", rng.normal(size=(1, problem.model.size)).astype(np.float32), np.zeros(clients, np.int64),
+            problem.model.layout, np.arange(k, k + clients), np.arange(clients).astype(np.uint64) + np.uint64(k),
+            (Segment(0, clients, {"delta": Mean()}, clients),), {"round": 1},
+        )
+        for k in range(count)
+    ]  # fmt: skip
+
+
+def folded(shares) -> list[int]:
+    return sum(share.partials[0]["delta"].sum.settled() for share in shares if share.partials).tolist()
+
+
+def test_requests_behind_one_another_give_what_each_gives_alone_whichever_is_waited_for_first():
+    problem = quadratics(n=20)
+    works, data = {"train": problem.work()}, problem.data
+    asked = requests(problem, 8)
+    alone = [folded(compute_inline(request, works, data, None)) for request in asked]
+    assert len({tuple(one) for one in alone}) == len(asked)
+    workers = pool.Pool(works, data, 2)
+    try:
+        begun = [workers.start(request, 2) for request in asked]
+        assert len(workers.open) <= 3
+        assert {k: folded(begun[k].result()) for k in (7, 2, 0, 5, 1, 6, 3, 4)} == dict(enumerate(alone))
+    finally:
+        workers.close()
+
+
+def test_workers_that_are_busy_with_requests_nobody_waits_for_end_with_the_piece_they_are_at():
+    class Slow(Echo):
+        def __call__(self, cohort):
+            time.sleep(0.2)
+            return super().__call__(cohort)
+
+    request = replace(requests(quadratics(n=4), 1, 200)[0], segments=(Segment(0, 200, {}, 200),))
+    workers = pool.Pool({"train": Slow()}, None, 2)
+    processes = list(workers._processes)
+    workers.start(request, 1)
+    workers.start(request, 1)
+    workers.close()
+    assert [process.exitcode for process in processes] == [0, 0], "killed, not ended"
 
 
 @pytest.mark.slow

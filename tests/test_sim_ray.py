@@ -18,7 +18,7 @@ from command_line import fieldfare, job_file, program
 from test_job_bits import ALGORITHMS, JOB, make, vector
 
 import fieldfare as ff
-from fieldfare import run
+from fieldfare import assembly
 from fieldfare.core.effects import Run
 from fieldfare.core.errors import MissingExtra, PeerError, UsageError
 from fieldfare.core.quorum import Everyone
@@ -190,8 +190,8 @@ def deadly(job, folder, times, monkeypatch):
     """Run `job` where a worker is killed `times` times amid a piece; gives the model's bytes."""
     for number in range(times):
         (folder / str(number)).touch()
-    made = run.works_of
-    monkeypatch.setattr(run, "works_of", lambda *args: {**(w := made(*args)), "train": Deadly(w["train"], folder)})
+    made = assembly.works_of
+    monkeypatch.setattr(assembly, "works_of", lambda *args: {**(w := made(*args)), "train": Deadly(w["train"], folder)})
     return vector(job)
 
 

@@ -664,12 +664,57 @@ def test_a_task_is_computed_at_most_once_and_one_known_to_be_too_old_never(limit
     at_work = set(stream.pending().serial.tolist())
     assert set(held) <= at_work
     assert (len(held) > 0) == (limit != 0)
-    assert all(row.base is None for one in held.values() for row in one.rows.values()), "a row holds its neighbours"
+    assert all(row.base is None for one in held.values() for row in (one.rows or {}).values()), (
+        "a row holds its neighbours"
+    )
     stale = sum(len(ask.missing.get("stale", ())) for ask in asks)
     assert (stale > 0) == (limit is not None)
     assert len(work.seen) <= sum(len(ask.clients) for ask in asks) + stale + len(held)
     if limit == 0:
         assert set(work.seen) == used
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_workers_hold_what_they_compute_ahead_until_its_gather_and_forget_what_is_too_old(monkeypatch, limit) -> None:
+    fleet = Fleet(overhead_s=(1 + (np.arange(12) * 7 % 11) ** 2).astype(np.float32))
+    world = PROBLEM.world(FedBuff(25, 9, 2, Staleness(limit=limit)), fleet=fleet)
+    started: list[Any] = []
+    start = Executor.start
+    monkeypatch.setattr(Executor, "start", lambda self, request: started.append(request) or start(self, request))
+    monkeypatch.setattr(ahead, "_EACH", 3)
+    asks: list[StreamAsk] = []
+    simulate(world, workers=2, observer=lambda seen: asks.append(seen.ask) if isinstance(seen, Answered) else None)
+    segments = [segment for request in started for segment in request.segments]
+    held = [serial for one in segments if one.serials is not None for serial in one.serials.tolist()]
+    recalled = [serial for one in segments if one.recall is not None for serial in one.recall.serials.tolist()]
+    used = [serial for ask in asks for serial in ask.serials.tolist()]
+    forgotten = [serial for request in started for serial in request.forget]
+    assert len(set(held)) == len(held)
+    assert len(set(recalled)) == len(recalled)
+    assert set(recalled) == set(held) & set(used)
+    assert len(recalled) > (5 if limit else len(used) / 3)
+    assert set(forgotten) <= set(held) - set(used)
+    assert (len(forgotten) > 0) == (limit == 1)
+
+
+def test_an_error_of_a_task_computed_ahead_is_told_as_any_other() -> None:
+    @dataclass(frozen=True)
+    class Failing:
+        inner: Any
+
+        def __call__(self, cohort):
+            if 7 in cohort.clients:
+                raise ValueError("client 7 is broken")
+            return self.inner(cohort)
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+    fleet = Fleet(overhead_s=np.where(np.arange(12) == 7, 500.0, 1.0 + np.arange(12)).astype(np.float32))
+    world = PROBLEM.world(FedBuff(90, 12, 2), fleet=fleet, works={"train": Failing(PROBLEM.work())})
+    with pytest.raises(ValueError, match="client 7 is broken") as failed:
+        simulate(world, workers=2)
+    assert "in worker process" in failed.value.__notes__[0]
 
 
 def test_a_budget_in_seconds_limits_the_steps_of_tasks_in_streams_each_by_its_own_run() -> None:
@@ -737,8 +782,8 @@ def test_streams_of_several_works_go_side_by_side() -> None:
         for work, leaf in (("train", "delta"), ("echo", "id"))
     )
     world = PROBLEM.world(Asking(runs, together=True))
-    one, other = simulate(world), loop(world)
-    assert one.transcript.lines() == other.transcript.lines()
+    one, other, forked = simulate(world), loop(world), simulate(world, workers=2)
+    assert one.transcript.lines() == other.transcript.lines() == forked.transcript.lines()
     assert set(one.driver.progress.streams) == {"central train", "central echo"}
 
 
@@ -754,6 +799,7 @@ def test_a_spoilt_reply_is_refused_also_when_it_was_computed_ahead() -> None:
     assert {one for some in refused for one in some} <= {3, 4, 5}
     assert all(np.isfinite(end.model.vector))
     assert loop(world).transcript.lines() == end.transcript.lines()
+    assert simulate(world, workers=2).transcript.lines() == end.transcript.lines()
 
 
 def test_a_selection_rule_is_told_of_the_later_reply_of_a_client_that_replied_twice() -> None:
@@ -798,6 +844,7 @@ def test_models_of_bytes_are_told_apart_in_a_stream() -> None:
         mixed += len(set(last.values())) > 1
     assert mixed
     assert loop(world).transcript.lines() == end.transcript.lines()
+    assert simulate(world, workers=2).transcript.lines() == end.transcript.lines()
 
 
 def test_a_stack_of_replies_with_their_ages_is_folded_in_order_of_client() -> None:
@@ -814,6 +861,7 @@ def test_a_stack_of_replies_with_their_ages_is_folded_in_order_of_client() -> No
         factor = Staleness().factor(event.metrics["staleness"].astype(np.int64))
         assert event.output["delta"].weight.tolist() == (event.weights * factor).tolist()
     assert simulate(world, chunk=1).transcript.lines() == loop(world).transcript.lines() == end.transcript.lines()
+    assert simulate(world, workers=2).transcript.lines() == end.transcript.lines()
 
 
 def test_an_observer_of_a_simulated_stream_may_be_recorded() -> None:

@@ -1,8 +1,10 @@
-"""The values of a stream's gather: what it needs now, and tasks at work computed beside it while it is worth it.
+"""The values of a stream's gathers: tasks that end later are computed before they are due, so that stacks are full.
 
-A task's inputs are known when it begins. So where a gather needs few replies, tasks that end later are computed in the
-same stack, and their rows are held until their gather comes. Not here: when that is (`stream`). Invariant: what a
-gather says does not depend on what was computed beside it, or held.
+A gather of ten replies would make stacks of ten, and leave all workers idle while it is folded. What it lacks is
+therefore computed together with tasks that will end next (their inputs are known since they began), whatever their
+versions. Worker processes go on with those by themselves, hold the rows, and fold them when their gather comes. Not
+here: who is at work (`stream`). Invariant: a task is computed at most once, and what a gather says does not depend on
+what was computed ahead.
 """
 
 from __future__ import annotations
@@ -19,150 +21,245 @@ from fieldfare.core.effects import Run
 from fieldfare.core.events import Gathered
 from fieldfare.core.params import Layout
 from fieldfare.sim.batch import Executor
-from fieldfare.sim.compute import Request, Segment
+from fieldfare.sim.compute import Held, Piece, Recall, Request, Segment, Share, fold_held, own
+from fieldfare.sim.pool import Begun
 from fieldfare.sim.stream import Stream, StreamAsk
-from fieldfare.sim.table import UNLIMITED
+from fieldfare.sim.table import UNLIMITED, Rows
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_ENOUGH, _EACH = 64, 8
-"""Tasks that fill one stack, and each of several workers: a gather that computes so many anyway computes nothing ahead.
-
-A task computed ahead costs more than one computed in its gather: its row travels and is folded by this process alone.
-"""
+_ENOUGH, _EACH = 64, 16
+"""Tasks that fill one stack, and each of several workers: so many are computed ahead, and no more."""
 _HELD_BYTES = 512 << 20
 _NOTHING = Layout((), ())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """One computed task: its row of each leaf, weight, metrics, and whether it diverged."""
+class Answer:
+    """A gather of `ask` that is being filled."""
 
-    rows: Mapping[str, Any]
-    weight: float
-    metrics: Mapping[str, float]
-    bad: bool
+    def __init__(self, ask: StreamAsk) -> None:
+        n = len(ask.clients)
+        self.ask, self.factor = ask, ask.factor if (ask.factor != 1.0).any() else None
+        self.gather = Gather(ask.run.reduce, max(ask.asked, n), self.factor is not None)
+        self.weight, self.bad = np.zeros(n), np.zeros(n, np.bool_)
+        self.metrics: dict[str, F64] = {}
+        self.refused = set[int]()
+
+    def tell(self, at: I64, held: list[Held]) -> None:
+        """What the tasks at positions `at` of the ask came to, beside their rows."""
+        self.weight[at], self.bad[at] = [one.weight for one in held], [one.bad for one in held]
+        for name in dict.fromkeys(name for one in held for name in one.metrics):
+            self._metric(name)[at] = [one.metrics.get(name, np.nan) for one in held]
+
+    def tell_piece(self, at: I64, piece: Piece) -> None:
+        """The same of the first tasks of a piece."""
+        n = len(at)
+        self.weight[at], self.bad[at] = piece.weight[:n], piece.refused[:n]
+        for name, values in piece.metrics.items() if n else ():
+            self._metric(name)[at] = values[:n]
+
+    def tell_held(self, held: dict[int, Held]) -> None:
+        """The same of those that workers have recalled, and folded unless they refused them."""
+        at = [i for i, serial in enumerate(self.ask.serials.tolist()) if serial in held]
+        if at:
+            self.tell(np.array(at), [held.pop(int(self.ask.serials[i])) for i in at])
+            self.bad[at] |= np.isin(self.ask.serials[at], list(self.refused))
+
+    def _metric(self, name: str) -> F64:
+        return self.metrics.setdefault(name, np.full(len(self.weight), np.nan))
+
+    def finish(self) -> Gathered:
+        ask, good, missing = self.ask, ~self.bad, dict(self.ask.missing)
+        if self.bad.any():
+            missing["refused"] = ask.clients[self.bad]
+        metrics = {**self.metrics, "staleness": ask.staleness.astype(np.float64)}
+        weight = self.weight[good]
+        return Gathered(
+            ask.run.tag, self.gather.finish(), float(weight.sum()), ask.clients[good], weight,
+            {name: values[good] for name, values in metrics.items()}, missing,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tasks:
+    """Tasks that share a stack, `[n]` each; the first are those at positions `at` of an ask, the others end later."""
+
+    at: I64
+    clients: I64
+    keys: NDArray[np.uint64]
+    base: I64
+    serials: I64
+    steps: I64 | None
+
+    def and_then(self, rows: Rows) -> Tasks:
+        steps, most = self.steps, rows.parts.steps
+        if steps is not None or most is not None:
+            steps = np.full(len(self.base), UNLIMITED) if steps is None else steps
+            steps = np.concatenate([steps, np.full(len(rows.base), UNLIMITED) if most is None else most])
+        return Tasks(
+            self.at, np.concatenate([self.clients, rows.client]), np.concatenate([self.keys, rows.key]),
+            np.concatenate([self.base, rows.base]), np.concatenate([self.serials, rows.serial]), steps,
+        )  # fmt: skip
+
+
+_NONE = Tasks(*(np.empty(0, kind) for kind in (np.int64, np.int64, np.uint64, np.int64, np.int64)), None)
 
 
 @dataclass(slots=True, eq=False)
 class Ahead:
-    """Computed tasks of one stream that no gather has taken yet, by serial number."""
+    """Tasks of one stream that no gather has taken yet: computed, by serial number; or in requests `under` way.
+
+    `gone`: held by workers, who have to be told that nobody will recall them.
+    """
 
     held: dict[int, Held] = field(default_factory=dict[int, Held])
-    _serials: I64 = field(default_factory=lambda: np.empty(0, np.int64))
+    under: list[tuple[Begun, Tasks]] = field(default_factory=list[tuple[Begun, Tasks]])
+    gone: list[int] = field(default_factory=list[int])
+    _kinds: dict[int, Any] = field(default_factory=dict[int, Any])
 
     def gather(self, ask: StreamAsk, stream: Stream, executor: Executor | None) -> Gathered:
         """The `Gathered` of `ask`; without an executor (`train=False`), of weights and staleness alone."""
-        staleness = {"staleness": ask.staleness.astype(np.float64)}
         if executor is None:
+            staleness = {"staleness": ask.staleness.astype(np.float64)}
             weight = stream.population.examples[ask.clients].astype(np.float64)
             return Gathered(ask.run.tag, {}, float(weight.sum()), ask.clients, weight, staleness, ask.missing)
-        n = len(ask.clients)
-        discounted = bool((ask.factor != 1.0).any())
-        gather = Gather(ask.run.reduce, max(ask.asked, n), discounted)
-        weight, bad = np.zeros(n), np.zeros(n, np.bool_)
-        metrics: dict[str, F64] = {}
+        answer, away = Answer(ask), {serial for _, tasks in self.under for serial in tasks.serials.tolist()}
+        known = away.union(self.held)
+        lacking = [at for at, serial in enumerate(ask.serials.tolist()) if serial not in known]
+        kinds = self._by_kind(ask, lacking, executor.works[ask.run.work])
+        each, most = float(ask.flops) / max(len(ask.clients), 1), _EACH * executor.workers
+        if (
+            executor.forked(each * max(len(lacking), most))
+            or away
+            or any(one.rows is None for one in self.held.values())
+        ):
+            self._by_workers(answer, stream, executor, list(kinds.values()), known)
+            return answer.finish()
+        self._fold_held(answer)
+        for kind, tasks in kinds.items():
+            more = (_ENOUGH if executor.workers == 1 else most) - len(tasks.at)
+            if more > 0:
+                pending = stream.pending()
+                self._forget(ask, pending)
+                rows = self._next(ask, stream, pending, executor.works[ask.run.work], kind, set(self.held), more)
+                tasks = tasks if rows is None else tasks.and_then(rows)
+            request = _request({**ask.runs, **stream.runs}, tasks, answer)
+            self._take(executor.compute(request, each * request.n), tasks, answer)
+        return answer.finish()
 
-        def tell(at: Any, name: str, values: Any) -> None:
-            metrics.setdefault(name, np.full(n, np.nan))[at] = values
+    def _by_workers(
+        self, answer: Answer, stream: Stream, executor: Executor, lacking: list[Tasks], known: set[int]
+    ) -> None:
+        """Have the workers compute what is `lacking` and recall the rest; behind that, go on with what will end next.
 
-        mine = np.array([serial in self.held for serial in ask.serials.tolist()], np.bool_)
-        for at in np.flatnonzero(mine).tolist():
-            one = self.held.pop(int(ask.serials[at]))
-            weight[at], bad[at] = one.weight, one.bad
-            for name, value in one.metrics.items():
-                tell(at, name, value)
-            rows = {leaf: row[None] if isinstance(row, np.ndarray) else [row] for leaf, row in one.rows.items()}
-            factor = ask.factor[[at]] if discounted else None
-            bad[[at]] = gather.take(ask.clients[[at]], rows, weight[[at]], bad[[at]], factor=factor)
-        lacking = np.flatnonzero(~mine)
-        for at, tasks in self._requests(ask, lacking, stream, executor):
-            factor = ask.factor[at] if discounted else None
-            segments = [Segment(0, len(at), ask.run.reduce, max(ask.asked, n), factor=factor)]
-            if tasks.n > len(at):
-                segments.append(Segment(len(at), tasks.n, {}, 0, keep=True))
-            request = replace(tasks, segments=tuple(segments))
-            flops = float(ask.flops) / max(n, 1) * request.n
-            for share in executor.compute(request, flops):
-                for partials in share.partials.values():
-                    gather.merge(partials)
-                for piece in share.pieces:
-                    stop = min(piece.stop, len(at))
-                    if piece.start < stop:
-                        part, to = slice(0, stop - piece.start), at[piece.start : stop]
-                        weight[to], bad[to] = piece.weight[part], piece.refused[part]
-                        for name, values in piece.metrics.items():
-                            tell(to, name, values[part])
-                    self._hold(piece, max(stop, piece.start), request, stream)
-        good = ~bad
-        missing = dict(ask.missing)
-        if bad.any():
-            missing["refused"] = ask.clients[bad]
-        metrics = {name: values[good] for name, values in {**metrics, **staleness}.items()}
-        return Gathered(
-            ask.run.tag, gather.finish(), float(weight[good].sum()), ask.clients[good], weight[good], metrics, missing
-        )
+        They are never without a request while this process folds, steps and plans.
+        """
+        ask, name = answer.ask, f"{stream.node} {stream.work}"
+        pending, most = stream.pending(), _EACH * executor.workers
+        self._forget(ask, pending)
+        recalled = np.array([at for at, serial in enumerate(ask.serials.tolist()) if serial in known], np.int64)
+        begun: list[tuple[Begun, Tasks]] = []
+        for tasks in lacking or [_NONE] * bool(len(recalled)):
+            request = replace(_request(ask.runs, tasks, answer, recalled), stream=name, forget=tuple(self.gone))
+            begun.append((executor.start(request), tasks))
+            recalled = recalled[:0]
+            self.gone.clear()
+        work, rows = executor.works[ask.run.work], None
+        more = most - len(known.intersection(pending.serial.tolist()))
+        if 2 * more >= most:
+            rows = self._next(ask, stream, pending, work, self._kind(ask.number, ask.run, work), known, more)
+        if rows is not None:
+            tasks = _NONE.and_then(rows)
+            request = _request(stream.runs, tasks, answer)
+            held = Segment(0, request.n, {}, 0, keep=True, serials=tasks.serials)
+            self.under.append((executor.start(replace(request, segments=(held,), stream=name)), tasks))
+        self._fold_held(answer)
+        for request, tasks in begun:
+            self._take(request.result(), tasks, answer)
+        for request, tasks in [one for one in self.under if one[0].received]:
+            self._take(request.result(), tasks, answer, away=True)
+            self.under.remove((request, tasks))
+        answer.tell_held(self.held)
 
-    def _hold(self, piece: Any, first: int, request: Request, stream: Stream) -> None:
-        serials = self._serials
-        for at in range(first, piece.stop):
-            i = at - first
-            self.held[int(serials[at])] = Held(
-                {leaf: _own(rows[i]) for leaf, rows in piece.rows.items()}, float(piece.weight[at - piece.start]),
-                {name: float(values[at - piece.start]) for name, values in piece.metrics.items()},
-                bool(piece.refused[at - piece.start]),
-            )  # fmt: skip
+    def _fold_held(self, answer: Answer) -> None:
+        """Fold what this process holds of the gather."""
+        ask = answer.ask
+        at = [
+            i
+            for i, serial in enumerate(ask.serials.tolist())
+            if serial in self.held and self.held[serial].rows is not None
+        ]
+        held = [self.held.pop(int(ask.serials[i])) for i in at]
+        if held:
+            place = np.array(at)
+            answer.tell(place, held)
+            factor = None if answer.factor is None else answer.factor[place]
+            answer.bad[place] = fold_held(answer.gather, ask.clients[place], held, factor)
 
-    def _forget(self, pending: I64) -> None:
-        """Let go of tasks that are over and were never taken: too old, when they ended."""
-        at_work = set(pending.tolist())
-        for serial in [one for one in self.held if one not in at_work]:
-            del self.held[serial]
+    def _take(self, shares: list[Share], tasks: Tasks, answer: Answer, away: bool = False) -> None:
+        """What was computed of `tasks`: the gather's part to `answer`, the rest is held; `away`: by workers."""
+        folded = len(tasks.at)
+        for share in shares:
+            answer.refused.update(share.refused)
+            for partials in share.partials.values():
+                answer.gather.merge(partials)
+            for piece in share.pieces:
+                mine = max(min(folded, piece.stop) - piece.start, 0)
+                answer.tell_piece(tasks.at[piece.start : piece.start + mine], piece)
+                for i in range(mine, piece.stop - piece.start):
+                    rows = None if away else {leaf: own(values[i - mine]) for leaf, values in piece.rows.items()}
+                    metrics = {name: float(values[i]) for name, values in piece.metrics.items()}
+                    one = Held(rows, float(piece.weight[i]), metrics, bool(piece.refused[i]))
+                    self.held[int(tasks.serials[piece.start + i])] = one
 
-    def _requests(self, ask: StreamAsk, lacking: I64, stream: Stream, executor: Executor) -> Any:
-        """(positions in `ask`, request) of everything lacking, by what can share a stack, with tasks that end later."""
-        work: Any = executor.works[ask.run.work]
+    def _forget(self, ask: StreamAsk, pending: Rows) -> None:
+        """Let go of tasks that are over and no part of the gather: too old, when they ended."""
+        wanted = {*pending.serial.tolist(), *ask.serials.tolist()}
+        for serial in [one for one in self.held if one not in wanted]:
+            if self.held.pop(serial).rows is None:
+                self.gone.append(serial)
+
+    def _next(
+        self, ask: StreamAsk, stream: Stream, pending: Rows, work: Any, kind: Any, known: set[int], most: int
+    ) -> Rows | None:
+        """Up to `most` of the `pending` that will end next, of one kind, not yet known and not too old by then."""
+        oldest = -1 if (limit := ask.run.quorum.stale.limit) is None else ask.number + 1 - limit
+        size = 4 * (ask.run.model.size if ask.run.model is not None else 0) * max(len(ask.run.reduce), 1)
+        most = min(most, _HELD_BYTES // max(size, 1) - len(known))
+        if most <= 0:
+            return None
+        alike = {
+            number: number >= oldest and self._kind(number, stream.runs[number], work) == kind
+            for number in np.unique(pending.base).tolist()
+        }
+        found = zip(pending.serial.tolist(), pending.base.tolist(), strict=True)
+        pick = [at for at, (serial, number) in enumerate(found) if alike[number] and serial not in known][:most]
+        return pending.pick(pick) if pick else None
+
+    def _by_kind(self, ask: StreamAsk, places: list[int], work: Any) -> dict[Any, Tasks]:
+        """The tasks at these positions of the ask, by what can share a stack."""
+        of = {number: self._kind(number, run, work) for number, run in ask.runs.items()} if places else {}
         kinds: dict[Any, list[int]] = {}
-        of = {number: _kind(run, work) for number, run in ask.runs.items()}
-        for at in lacking.tolist():
+        for at in places:
             kinds.setdefault(of[int(ask.base[at])], []).append(at)
-        enough = _ENOUGH if executor.workers == 1 else _EACH * executor.workers
-        for kind, places in kinds.items():
-            at = np.array(places, np.int64)
-            runs: dict[int, Run] = dict(ask.runs)
-            clients, keys, base, serials = ask.clients[at], ask.keys[at], ask.base[at], ask.serials[at]
-            steps = None if ask.steps is None else ask.steps[at]
-            if len(at) < enough:
-                more = stream.pending()
-                self._forget(more.serial)
-                runs |= stream.runs
-                oldest = -1 if (limit := ask.run.quorum.stale.limit) is None else ask.number + 1 - limit
-                alike = {
-                    number: number >= oldest and _kind(runs[number], work) == kind
-                    for number in np.unique(more.base).tolist()
-                }
-                found = zip(more.serial.tolist(), more.base.tolist(), strict=True)
-                pick = [i for i, (one, number) in enumerate(found) if alike[number] and one not in self.held]
-                size = 4 * (ask.run.model.size if ask.run.model is not None else 0) * max(len(ask.run.reduce), 1)
-                pick = pick[: max(0, min(enough - len(at), _HELD_BYTES // max(size, 1) - len(self.held)))]
-                if pick:
-                    more = more.pick(pick)
-                    clients, keys = np.concatenate([clients, more.client]), np.concatenate([keys, more.key])
-                    base, serials = np.concatenate([base, more.base]), np.concatenate([serials, more.serial])
-                    most = more.parts.steps
-                    if steps is not None or most is not None:
-                        steps = np.full(len(at), UNLIMITED) if steps is None else steps
-                        most = np.full(len(pick), UNLIMITED) if most is None else most
-                        steps = np.concatenate([steps, most])
-            self._serials = serials
-            yield at, _request(runs, clients, keys, base, steps)
+        return {
+            kind: Tasks(
+                np.array(at), ask.clients[at], ask.keys[at], ask.base[at], ask.serials[at],
+                None if ask.steps is None else ask.steps[at],
+            )
+            for kind, at in kinds.items()
+        }  # fmt: skip
 
-
-def _own(row: Any) -> Any:
-    """A row that keeps no others in memory."""
-    return row.copy() if isinstance(row, np.ndarray) else row
+    def _kind(self, number: int, run: Run, work: Any) -> Any:
+        """What the tasks of `run`, the stream's `number`, have in common with others that can share their stack."""
+        found = self._kinds.get(number)
+        if found is None:
+            if len(self._kinds) > 1000:
+                self._kinds.clear()
+            found = self._kinds[number] = _kind(run, work)
+        return found
 
 
 def _kind(run: Run, work: Any) -> Any:
@@ -174,18 +271,28 @@ def _kind(run: Run, work: Any) -> Any:
     return (run.work, None if run.model is None else run.model.layout, config)
 
 
-def _request(runs: Mapping[int, Run], clients: I64, keys: NDArray[np.uint64], base: I64, steps: I64 | None) -> Request:
-    versions, row = np.unique(base, return_inverse=True)
-    run = runs[int(versions[-1])]
+def _request(runs: Mapping[int, Run], tasks: Tasks, answer: Answer, recalled: I64 | None = None) -> Request:
+    """The first tasks folded for the gather, with those `recalled` (positions in its ask); the rows of others kept."""
+    ask, n, folded = answer.ask, len(tasks.clients), len(tasks.at)
+    versions, row = np.unique(tasks.base, return_inverse=True)
+    run = runs[int(versions[-1])] if n else ask.run
     if run.model is None:
         models, layout = np.empty((1, 0), np.float32), _NOTHING
-        row = np.zeros(len(clients), np.int64)
+        row = np.zeros(n, np.int64)
     else:
-        models = np.stack([runs[int(number)].model.vector for number in versions])  # type: ignore[union-attr]
-        layout = run.model.layout
-    opaque = run.model.opaque if run.model is not None else b""
-    sides = run.model.sides if run.model is not None else {}
+        vectors = [runs[int(number)].model.vector for number in versions]  # type: ignore[union-attr]
+        models, layout = np.stack(vectors) if vectors else np.empty((0, 0), np.float32), run.model.layout
+    recall = None
+    if recalled is not None and len(recalled):
+        factor = None if answer.factor is None else answer.factor[recalled]
+        recall = Recall(ask.serials[recalled], ask.clients[recalled], factor)
+    factor = None if answer.factor is None else answer.factor[tasks.at]
+    cohort = max(ask.asked, len(ask.clients))
+    segments = [Segment(0, folded, ask.run.reduce, cohort, factor=factor, recall=recall)] if folded or recall else []
+    if n > folded:
+        segments.append(Segment(folded, n, {}, 0, keep=True))
     return Request(
-        run.work, models, row.astype(np.int64), layout, clients, keys, (), run.config, opaque=opaque, steps=steps,
-        sides=sides,
+        run.work, models, row.astype(np.int64), layout, tasks.clients, tasks.keys, tuple(segments), run.config,
+        opaque=run.model.opaque if run.model is not None and n else b"", steps=tasks.steps,
+        sides=run.model.sides if run.model is not None else {},
     )  # fmt: skip

@@ -20,7 +20,7 @@ from fieldfare.core.work import Work
 from fieldfare.sim.asks import Ask, client_keys, levels
 from fieldfare.sim.cluster import ready
 from fieldfare.sim.compute import Piece, Request, Segment, Share, compute_inline
-from fieldfare.sim.pool import Pool, allowed_workers, one_thread
+from fieldfare.sim.pool import Begun, Pool, allowed_workers, one_thread
 from fieldfare.sim.ray import RayPool
 
 F32 = NDArray[np.float32]
@@ -85,11 +85,20 @@ class Executor:
             if self._pool is None:
                 self._pool = RayPool(self.works, self.data, self._asked, self.on)
             return self._pool.compute(request, self.chunk)
-        if self.workers > 1 and request.n > 1 and (self._eager or flops >= _WORTH_FORKING):
-            if self._pool is None:
-                self._pool = Pool(self.works, self.data, self.workers)
-            return self._pool.compute(request, self.chunk)
+        if request.n > 1 and self.forked(flops):
+            return self.start(request).result()
         return compute_inline(request, self.works, self.data, self.chunk)
+
+    def forked(self, flops: float) -> bool:
+        """Whether requests of so many FLOPs are computed in forked processes."""
+        return self.on == "local" and self.workers > 1 and (self._eager or flops >= _WORTH_FORKING)
+
+    def start(self, request: Request) -> Begun:
+        """Begin a request in forked processes, without waiting for it."""
+        if self._pool is None:
+            self._pool = Pool(self.works, self.data, self.workers)
+        assert isinstance(self._pool, Pool)
+        return self._pool.start(request, self.chunk)
 
     def keep(self, ask: Ask, slot: str, clients: I64, rows: F32) -> None:
         """New client state, provisional until the gather is accepted."""

@@ -6,7 +6,7 @@ Not here: processes (pool) and time (simulator). Invariant: a result does not de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,33 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-CHUNK_BYTES = 160 << 20
+CHUNK_BYTES, _TOGETHER_BYTES = 160 << 20, 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """One computed task: its row of each leaf, weight, metrics, and whether it diverged.
+
+    `rows`: None where another process, that computed them, holds them.
+    """
+
+    rows: Mapping[str, Any] | None
+    weight: float
+    metrics: Mapping[str, float]
+    bad: bool
+
+
+Store = dict[tuple[str, int], Held]
+"""What a process holds, by stream and number of the task."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recall:
+    """Tasks computed before, whose rows are folded now by whoever holds them: numbers, clients, factors `[m]`."""
+
+    serials: I64
+    clients: I64
+    factor: F64 | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +58,8 @@ class Segment:
     """One `Run`'s share of a request: clients `start..stop`, folded by `reduce` for a cohort of `asked`.
 
     `index` int64 `[p]` and `size`: the coordinates of the whole vector that a sub-model's rows are. `factor` `[n]`: on
-    the weights, where replies are stale. `keep`: the rows are handed back as they are, and nothing is folded.
+    the weights, where replies are stale. `recall`: what else is folded with them. `keep`: the rows are handed back as
+    they are, and nothing is folded; with `serials` `[n]` the process that computes them holds them under these numbers.
     """
 
     start: int
@@ -43,11 +70,16 @@ class Segment:
     size: int | None = None
     factor: F64 | None = None
     keep: bool = False
+    serials: I64 | None = None
+    recall: Recall | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """Clients of one or several `Run`s that share work, layout and settings, to be computed together."""
+    """Clients of one or several `Run`s that share work, layout and settings, to be computed together.
+
+    `stream` and `forget`: whose tasks are held, and the numbers of those that nobody will recall.
+    """
 
     work: str
     models: F32
@@ -64,6 +96,8 @@ class Request:
     opaque: bytes = b""
     steps: I64 | None = None
     sides: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    stream: str = ""
+    forget: tuple[int, ...] = ()
 
     @property
     def n(self) -> int:
@@ -86,10 +120,11 @@ class Piece:
 
 @dataclass(slots=True, eq=False)
 class Share:
-    """What one worker computed: its pieces, and per segment the partial folds."""
+    """What one worker computed: its pieces, and per segment the partial folds; `refused`: recalled, but not folded."""
 
     pieces: list[Piece] = field(default_factory=list[Piece])
     partials: dict[int, dict[str, Partial]] = field(default_factory=dict[int, dict[str, Partial]])
+    refused: list[int] = field(default_factory=list[int])
 
 
 def pieces(request: Request, workers: int, chunk: int | None) -> list[tuple[int, int]]:
@@ -105,10 +140,13 @@ def pieces(request: Request, workers: int, chunk: int | None) -> list[tuple[int,
 
 
 class Tally:
-    """Computes pieces of one request and keeps the partial folds of each segment."""
+    """Computes pieces of one request and keeps the partial folds of each segment.
 
-    def __init__(self, request: Request, works: Mapping[str, Work], data: Any) -> None:
-        self.request = request
+    `store`: what this process holds of earlier requests, for those that recall it.
+    """
+
+    def __init__(self, request: Request, works: Mapping[str, Work], data: Any, store: Store | None = None) -> None:
+        self.request, self.store = request, {} if store is None else store
         self.work = works[request.work]
         self.data = data
         self.share = Share()
@@ -141,11 +179,38 @@ class Tally:
         bad, kept = out.diverged, dict[str, Any]()
         for number, segment in enumerate(request.segments):
             a, b = max(segment.start, start) - start, min(segment.stop, stop) - start
-            if a < b and segment.keep:
+            if a < b and segment.serials is not None:
+                for i in range(a, b):
+                    rows = {leaf: own(values[i]) for leaf, values in out.leaves.items()}
+                    serial = int(segment.serials[start + i - segment.start])
+                    self.store[request.stream, serial] = Held(rows, float(out.weight[i]), {}, bool(bad[i]))
+            elif a < b and segment.keep:
                 kept = {leaf: rows[a:b].copy() if a else rows for leaf, rows in out.leaves.items()}
             elif a < b:
                 self._fold(number, segment, start, clients[a:b], out.leaves, out.weight, slice(a, b), bad)
         self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state, kept))
+
+    def recall(self) -> None:
+        """Fold what this process holds of what the request recalls, and forget what it says."""
+        for number, segment in enumerate(self.request.segments):
+            if (call := segment.recall) is None:
+                continue
+            names = [(self.request.stream, serial) for serial in call.serials.tolist()]
+            at = np.array([i for i, name in enumerate(names) if name in self.store], np.int64)
+            held = [self.store.pop(names[i]) for i in at.tolist()]
+            factor = None if call.factor is None else call.factor[at]
+            bad = fold_held(self._gather(number, segment), call.clients[at], held, factor)
+            self.share.refused += call.serials[at[bad]].tolist()
+        for serial in self.request.forget:
+            self.store.pop((self.request.stream, serial), None)
+
+    def _gather(self, number: int, segment: Segment) -> Gather:
+        gather = self._gathers.get(number)
+        if gather is None:
+            gather = Gather(segment.reduce, segment.asked, segment.factor is not None)
+            self._gathers[number] = gather
+            self.share.partials[number] = gather.partials
+        return gather
 
     def _fold(
         self, number: int, segment: Segment, start: int, clients: I64, leaves: Mapping[str, Any], weight: F64,
@@ -153,11 +218,7 @@ class Tally:
     ) -> None:  # fmt: skip
         if not segment.reduce:
             return
-        gather = self._gathers.get(number)
-        if gather is None:
-            gather = Gather(segment.reduce, segment.asked, segment.factor is not None)
-            self._gathers[number] = gather
-            self.share.partials[number] = gather.partials
+        gather = self._gather(number, segment)
         whole = where == slice(0, len(weight))
         rows = leaves if whole else {leaf: value[where] for leaf, value in leaves.items()}
         factor = segment.factor
@@ -165,6 +226,33 @@ class Tally:
             first = start + (where.start or 0) - segment.start
             factor = factor[first : first + len(clients)]
         bad[where] = gather.take(clients, rows, weight[where], bad[where], segment.index, segment.size, factor)
+
+
+def fold_held(gather: Gather, clients: I64, held: Sequence[Held], factor: F64 | None) -> NDArray[np.bool_]:
+    """Fold the rows of `held` tasks of `clients` `[m]`, a megabyte or so at once; which of them were refused `[m]`."""
+    bad = np.array([one.bad for one in held], np.bool_)
+    weight = np.array([one.weight for one in held], np.float64)
+    found = [one.rows or {} for one in held]
+    size = sum(row.nbytes for row in found[0].values() if isinstance(row, np.ndarray)) if found else 0
+    step = max(1, _TOGETHER_BYTES // max(size, 1))
+    for first in range(0, len(held), step):
+        some = slice(first, first + step)
+        rows = {leaf: _stacked([rows[leaf] for rows in found[some]]) for leaf in found[first]}
+        bad[some] = gather.take(
+            clients[some], rows, weight[some], bad[some], factor=None if factor is None else factor[some]
+        )
+    return bad
+
+
+def own(row: Any) -> Any:
+    """A row that keeps no others in memory."""
+    return row.copy() if isinstance(row, np.ndarray) else row
+
+
+def _stacked(rows: list[Any]) -> Any:
+    if not isinstance(rows[0], np.ndarray):
+        return rows
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
 def compute_inline(request: Request, works: Mapping[str, Work], data: Any, chunk: int | None) -> list[Share]:

@@ -1,6 +1,7 @@
 """Worker processes of the simulator: forked once, one BLAS thread each, arrays through shared memory.
 
-Workers take pieces of a request from a shared counter, fold them where they lie, and send back one share each. The
+Workers take pieces of a request from a shared counter, fold them where they lie, and send back one share each. Several
+requests may be under way, one behind the other: a worker that finds no more pieces of one goes on with the next. The
 headers that travel through the pipe are made and read by the same program, parent and child of one fork.
 Invariant: results are those of `compute_inline`, bit for bit.
 """
@@ -14,7 +15,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 
 from fieldfare.core.work import Work
 from fieldfare.sim.arena import Arena
-from fieldfare.sim.compute import Request, Share, Tally, pieces
+from fieldfare.sim.compute import Request, Share, Store, Tally, pieces
 
 
 class WorkerDied(RuntimeError):
@@ -50,21 +51,63 @@ def default_workers() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
+_LANES = 3
+"""Requests that may be under way at once."""
+_LIGHT, _LIGHT_BYTES = 1024, 1 << 14
+"""Clients, and bytes of an opaque model, of a request that may wait behind another: its messages fit into a pipe."""
+
+
+class Lane:
+    """Where one request's numbers lie, down and (by worker) up, and the counter of its pieces."""
+
+    def __init__(self, context: Any, count: int) -> None:
+        self.next = context.Value("q", 0)
+        self.down = Arena()
+        self.ups = [Arena() for _ in range(count)]
+
+
+class Begun:
+    """A request under way in a pool."""
+
+    def __init__(self, pool: Pool, lane: Lane, pieces: int) -> None:
+        self.pool, self.lane, self.pieces = pool, lane, pieces
+        self.shares: list[Share] = []
+        self.failed: list[tuple[int, int, Exception, str]] = []
+
+    @property
+    def received(self) -> bool:
+        """Whether the shares are there; a request that began later, and was waited for, saw to that."""
+        return self not in self.pool.open
+
+    def result(self) -> list[Share]:
+        """The shares of all workers, once they are there.
+
+        An exception of the work (of the first piece that has one) is raised here.
+        """
+        while not self.received:
+            self.pool.receive()
+        if self.failed:
+            _, number, error, text = min(self.failed, key=lambda fail: fail[:2])
+            error.add_note(f"in worker process {self.pool.pids[number]}:\n{text}")
+            raise error
+        return self.shares
+
+
 class Pool:
     """`count` forked workers holding the works and the data; used as a context manager or closed by hand."""
 
     def __init__(self, works: Mapping[str, Work], data: Any, count: int) -> None:
         context = mp.get_context("fork")
         self.count = count
-        self._next = context.Value("q", 0)
-        self._down = Arena()
-        self._ups = [Arena() for _ in range(count)]
+        self.open: list[Begun] = []
+        self._lanes = [Lane(context, count) for _ in range(_LANES)]
+        self._begun = 0
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
-        for up in self._ups:
+        for number in range(count):
             mine, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, self._next, self._down, up, works, data, os.getpid()), daemon=True
+                target=_serve, args=(theirs, number, self._lanes, works, data, os.getpid()), daemon=True
             )
             with warnings.catch_warnings():
                 # JAX, if loaded, warns of any fork; no work that uses it is computed in a fork (`forks = False`).
@@ -79,7 +122,16 @@ class Pool:
         return [process.pid for process in self._processes]
 
     def compute(self, request: Request, chunk: int | None) -> list[Share]:
-        """The shares of all workers; an exception of the work (of the first piece that has one) is raised here."""
+        """The shares of all workers."""
+        return self.start(request, chunk).result()
+
+    def start(self, request: Request, chunk: int | None) -> Begun:
+        """Put a request behind those that are under way."""
+        light = request.n <= _LIGHT and not request.inputs and not request.each and len(request.opaque) <= _LIGHT_BYTES
+        while self.open and (not light or len(self.open) >= _LANES):
+            self.receive()
+        at = self._begun % _LANES
+        lane, self._begun = self._lanes[at], self._begun + 1
         arrays = [request.models, request.row, request.clients, request.keys]
         if request.state is not None:  # rows that are one, seen many times, travel as one
             arrays.append(request.state if request.state.strides[0] else request.state[:1])
@@ -88,7 +140,7 @@ class Pool:
         if request.steps is not None:
             arrays.append(request.steps)
         arrays += request.sides.values()
-        specs = self._down.write(arrays)
+        specs = lane.down.write(arrays)
         none = np.empty(0)
         header = replace(
             request, models=none, row=none, clients=none, keys=none,
@@ -97,31 +149,33 @@ class Pool:
             sides=dict.fromkeys(request.sides, none),
         )  # fmt: skip
         cuts = pieces(request, self.count, chunk)
-        self._next.value = 0
-        shares: list[Share] = []
-        failed: list[tuple[int, int, Exception, str]] = []
-        try:
+        lane.next.value = 0
+        begun = Begun(self, lane, len(cuts))
+        with _alive():
+            message = ForkingPickler.dumps((at, header, specs, cuts))
             for pipe in self._pipes:
-                pipe.send((header, specs, cuts))
-            for number, (pipe, up) in enumerate(zip(self._pipes, self._ups, strict=True)):
+                pipe.send_bytes(message)
+        self.open.append(begun)
+        return begun
+
+    def receive(self) -> None:
+        """Wait for the oldest request under way."""
+        begun = self.open.pop(0)
+        with _alive():
+            for number, (pipe, up) in enumerate(zip(self._pipes, begun.lane.ups, strict=True)):
                 match pipe.recv():
                     case ("error", int(piece), error, text):
-                        failed.append((piece, number, error, text))
+                        begun.failed.append((piece, number, error, text))
                     case (_, share, specs):
-                        shares.append(_receive(share, up.read(specs)))
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise WorkerDied(
-                "a worker process ended in the middle of a computation (killed, or out of memory): "
-                "resume the run with fewer workers or a smaller chunk."
-            ) from error
-        if failed:
-            _, number, error, text = min(failed, key=lambda fail: fail[:2])
-            error.add_note(f"in worker process {self._processes[number].pid}:\n{text}")
-            raise error
-        return shares
+                        begun.shares.append(_receive(share, up.read(specs)))
 
     def close(self) -> None:
-        """End the workers; also done when the parent ends."""
+        """End the workers, at the end of the piece each is at; also done when the parent ends."""
+        for begun in self.open:
+            counter = begun.lane.next
+            if counter.get_lock().acquire(timeout=0.1):
+                counter.value = begun.pieces
+                counter.get_lock().release()
         for pipe in self._pipes:
             with contextlib.suppress(OSError):
                 pipe.send(None)
@@ -131,13 +185,24 @@ class Pool:
             if process.is_alive():
                 process.kill()
                 process.join()
-        for arena in (self._down, *self._ups):
-            arena.close()
+        for lane in self._lanes:
+            for arena in (lane.down, *lane.ups):
+                arena.close()
 
 
-def _serve(
-    pipe: Any, counter: Any, down: Arena, up: Arena, works: Mapping[str, Work], data: Any, parent: int
-) -> None:  # fmt: skip
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    """A pipe that breaks is told as what it means."""
+    try:
+        yield
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise WorkerDied(
+            "a worker process ended in the middle of a computation (killed, or out of memory): "
+            "resume the run with fewer workers or a smaller chunk."
+        ) from error
+
+
+def _serve(pipe: Any, number: int, lanes: list[Lane], works: Mapping[str, Work], data: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         import ctypes
@@ -146,6 +211,8 @@ def _serve(
         if os.getppid() != parent:  # it died before that was set
             os._exit(1)
     one_thread()
+    _hold_on_to_memory()
+    store: Store = {}
     while True:
         try:
             message = pipe.recv()
@@ -153,10 +220,11 @@ def _serve(
             return
         if message is None:
             return
-        header, specs, cuts = message
-        at = -1
+        lane, header, specs, cuts = message
+        lane = lanes[lane]
+        counter, at = lane.next, -1
         try:
-            arrays = down.read(specs)
+            arrays = lane.down.read(specs)
             request = replace(header, models=arrays[0], row=arrays[1], clients=arrays[2], keys=arrays[3])
             rest = arrays[4:]
             if header.state is not None:
@@ -169,7 +237,8 @@ def _serve(
             if header.steps is not None:
                 request = replace(request, steps=rest.pop(0))
             request = replace(request, sides=dict(zip(header.sides, rest, strict=True)))
-            tally = Tally(request, works, data)
+            tally = Tally(request, works, data, store)
+            tally.recall()
             while True:
                 with counter.get_lock():
                     at = counter.value
@@ -178,9 +247,19 @@ def _serve(
                     break
                 tally.compute(*cuts[at])
             share, out = _strip(tally.share)
-            pipe.send(("share", share, up.write(out)))
+            pipe.send(("share", share, lane.ups[number].write(out)))
         except Exception as error:
             pipe.send(("error", at, _portable(error), traceback.format_exc()))
+
+
+def _hold_on_to_memory() -> None:
+    """Keep what is freed for the next piece: small stacks spend a third of their time on getting it anew, else."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt  # of glibc
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+        mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def _portable(error: Exception) -> Exception:
@@ -226,7 +305,7 @@ def _receive(share: Share, arrays: list[Any]) -> Share:
             piece.state = next(at).copy()
         for leaf, rows in piece.rows.items():
             if rows is None:
-                piece.rows[leaf] = next(at)  # held until the next computation; who keeps a row copies it
+                piece.rows[leaf] = next(at).copy()
     for partials in share.partials.values():
         for partial in partials.values():
             if partial.sum is not None:
