@@ -71,15 +71,16 @@ def test_steps_up_to_the_end_are_all_steps(one):
 
 
 def lock_step(powers, cycles, link_s):
-    """Everybody takes one step, the fast wait for the slow, and then for links."""
-    now, work, messages = 0.0, [], []
+    """Everybody takes one step and tells the first, who tells all when the last has come."""
+    now, work, messages, n = 0.0, [], [], len(powers)
     for cycle in range(1, cycles + 1):
         ends = [now + 1.0 / p for p in powers]
         work += [(k, now, end, 1, 0, cycle) for k, end in enumerate(ends)]
-        late = max(ends)
-        messages += [(late, late + link_s, k, (k + 1) % len(powers), 0, 10, cycle, 0, 0) for k in range(len(powers))]
-        now = late + link_s
-    return nodes_of(messages, work, kinds=("Frame",), peers=len(powers)), now
+        messages += [(end, end + link_s / 2, k, 0, 0, 10, cycle, 0, 0) for k, end in enumerate(ends)]
+        late = max(ends) + link_s / 2
+        messages += [(late, late + link_s / 2, 0, k, 0, 10, cycle, 0, 1) for k in range(n)]
+        now = late + link_s / 2
+    return nodes_of(messages, work, kinds=("Frame",), peers=n), now
 
 
 def free(powers, seconds):
@@ -113,9 +114,31 @@ def test_who_is_not_in_the_ring_does_not_hold_up_those_who_are():
     assert links_s(nodes_of(frames, work, kinds=("Frame",), peers=3), 4.0) == pytest.approx([2.0, 2.0, 0.0])
 
 
+def test_who_answers_while_it_trains_is_not_waited_for():
+    work = [(0, 0.0, 1.0, 1, 0, 1), (0, 5.0, 6.0, 1, 0, 2), (1, 0.0, 9.0, 9, 0, 1)]
+    ask_and_answer = [(1.0, 3.0, 0, 1, 0, 8, -1, -1, -1), (3.0, 5.0, 1, 0, 0, 8, -1, -1, -1)]
+    assert links_s(nodes_of(ask_and_answer, work, kinds=("Offer",), peers=2), 9.0) == pytest.approx([4.0, 0.0])
+
+
+def test_waiting_for_one_who_waits_is_told_by_what_that_one_waits_for():
+    work = [(0, 0.0, 1.0, 1, 0, 1), (0, 8.0, 9.0, 1, 0, 2), (1, 0.0, 2.0, 2, 0, 1), (1, 5.0, 7.0, 2, 0, 2),
+            (2, 0.0, 4.0, 4, 0, 1), (2, 4.0, 9.0, 5, 0, 2)]  # fmt: skip
+    messages = [(4.0, 5.0, 2, 1, 0, 8, -1, -1, -1), (7.0, 8.0, 1, 0, 0, 8, -1, -1, -1)]
+    nodes = nodes_of(messages, work, kinds=("Offer",), peers=3)
+    assert links_s(nodes, 9.0) == pytest.approx([2.0, 1.0, 0.0])  # 7 to 8 and 4 to 5; the rest somebody trained
+    assert links_s(nodes, 7.5) == pytest.approx([1.5, 1.0, 0.0])
+
+
+def test_a_wait_that_only_a_timer_ends_is_for_links_and_one_that_nothing_ends_for_others():
+    work = [(0, 0.0, 1.0, 1, 0, 1), (0, 3.0, 4.0, 1, 0, 2)]
+    nodes = nodes_of([], work, kinds=(), peers=1, span_s=9.0)
+    assert links_s(nodes, 9.0) == pytest.approx([2.0])
+
+
 def test_time_away_is_nobodys_waiting():
     work = [(0, 0.0, 1.0, 1, 0, 1), (0, 9.0, 10.0, 1, 0, 2)]
-    nodes = nodes_of([], work, kinds=(), peers=1, came=[(2.0, 0, False), (7.0, 0, True)])
+    welcome = [(7.5, 9.0, 0, 0, 0, 8, -1, -1, -1)]
+    nodes = nodes_of(welcome, work, kinds=("Welcome",), peers=1, came=[(2.0, 0, False), (7.0, 0, True)])
     assert links_s(nodes, 10.0) == pytest.approx([3.0])
 
 
