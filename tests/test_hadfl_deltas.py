@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from fieldfare.algorithms.hadfl.agreed import delta_weights, drawn, model_weights, shares, step_factor
 from fieldfare.algorithms.hadfl.coordinator import Coordinator
 from fieldfare.algorithms.hadfl.draw import Table, chances
+from fieldfare.algorithms.hadfl.member import enter, on_ack, on_tick
 from fieldfare.algorithms.hadfl.messages import (
+    Ack,
     Backup,
     Behind,
     Broadcast,
     Ping,
     Plan,
     Pong,
+    Probe,
     Profile,
     Select,
     Skip,
@@ -34,7 +37,7 @@ from fieldfare.algorithms.hadfl.periods import reach
 from fieldfare.algorithms.hadfl.ring import Frame, hops, levels, quantise, serial_mean, step_of
 from fieldfare.algorithms.hadfl.warmup import link
 from fieldfare.core.algorithm import Context
-from fieldfare.core.effects import Publish, Run, Send
+from fieldfare.core.effects import Publish, Run, Send, Wake
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Gathered, Joined, Left, Received, Started
 from fieldfare.fleet.fleet import Fleet
@@ -51,7 +54,8 @@ WAYS = [
     {"per_cycle": 2, "stride": 2, "turns": True}, {"keep_warmup": True, "wire": "int8"},
 ]  # fmt: skip
 ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: " ".join(f"{k}={v}" for k, v in way.items()) or "plain")
-PEERS = {"overlap", "stride", "counted", "keep_warmup", "probe_bytes", "lr", "evaluate"}
+PEER = Peer(9, rule="deltas")
+PEERS = {"checks", "overlap", "stride", "counted", "keep_warmup", "probe_bytes", "lr", "evaluate"}
 
 
 def world(peers=4, cycles=6, problem=PROBLEM, watch=None, per_cycle=None, links=None, steps=4, speeds=(3, 3, 1, 1, 2),
@@ -329,6 +333,60 @@ def test_by_turns_nobody_waits_for_two_blocks_in_a_whole_run():
     for start in range(1, 40, 3):
         block = [name for cycle in range(start, min(start + 3, 41)) for name in selects[cycle].members]
         assert len(set(block)) == 5 or start + 3 > 41
+
+
+# Pace and patience
+
+
+@pytest.mark.parametrize(
+    ("took", "then"), [(8.0, None), (7.9, None), (4.0, 4), (2.0, 8), (6.0, 1), (0.4, 40)],
+    ids=["no time left", "not even a step", "as planned", "twice as fast", "slower", "ten times as fast"],
+)  # fmt: skip
+def test_a_peer_whose_speed_changes_takes_the_steps_that_still_fit_in_the_period(took, then):
+    peer, ctx = Peer(9, rule="deltas", checks=2), Context(0.0, "a", 0)
+    state = replace(
+        peer.init(PROBLEM.model), stage="train", cycle=1, steps=8, period_s=8.0, serial=1, under_way=4, left=4
+    )
+    done = Gathered(("train", 1), {}, 8.0, np.array([0]), np.ones(1), {})
+    state, out = peer.step(state, done, replace(ctx, now=took))
+    runs = [e.config["steps"] for e in out if isinstance(e, Run)]
+    assert runs == ([] if then is None else [then])
+    assert state.stage == ("wait" if then is None else "train")
+    assert state.pace == took / 4
+
+
+def test_with_checks_and_steady_speeds_everybody_keeps_to_the_plan():
+    for often in (1, 2, 3):
+        end = simulate(world(cycles=4, steps=8, checks=often), keep=True)
+        plans = {to: body.steps for _, to, body in said(end, Plan)}
+        for name, steps in plans.items():
+            runs = [e for node, _, es in end.transcript.kept for e in es if node == name and isinstance(e, Run)]
+            assert sum(run.config["steps"] for run in runs[4:]) == 4 * steps
+            assert len(runs[4:]) == 4 * often
+
+
+def test_a_neighbour_in_an_earlier_ring_says_that_it_lives():
+    state = replace(PEER.init(PROBLEM.model), stage="ring", cycle=3, inside=3, period_s=5.0, peers=("a", "b"))
+    _, (ack,) = PEER.step(state, Received("b", Probe(4, 0, 0)), Context(0.0, "a", 0))
+    assert (ack.to, ack.body.cycle, ack.body.due_s) == ("b", 4, 5.0)
+    assert PEER.step(state, Received("b", Probe(2, 0, 0)), Context(0.0, "a", 0)) == (state, ())
+
+
+def test_who_waits_for_one_that_lives_asks_less_and_less_often():
+    select = select_of("ab", "ab", 2)
+    member, out = enter(1, replace(select, hop_s=1.0, ack_s=4.0), "a", np.ones(6, np.float32), 0.0, "boss", 0, ())
+    waits = []
+    for _ in range(9):
+        (wake,) = [e for e in out if isinstance(e, Wake)]
+        waits.append(wake.after)
+        if member.probed and not member.acked:
+            member, out = on_ack(member, "b", Ack(4, 0.0))
+        else:
+            member, out = on_tick(member, member.timer)
+    assert waits == [1.0, 4.0, 1.0, 4.0, 2.0, 4.0, 4.0, 4.0, 8.0]
+    assert [type(e.body) for e in out if isinstance(e, Send)] == [Probe]
+    _, out = on_tick(member, member.timer)
+    assert [(type(e.body), e.to) for e in out if isinstance(e, Send)] == [(Skip, "boss")]
 
 
 # Negotiation

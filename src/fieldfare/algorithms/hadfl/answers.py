@@ -30,9 +30,10 @@ def _probed(state: State, src: str, probe: Probe, now: float) -> tuple[Effect, .
         return (Send(src, state.decided),)
     if state.member is not None and state.member.ring.cycle == probe.cycle:
         return on_probe(state.member, src, probe)
-    if state.stage in ("train", "wait") and state.cycle <= probe.cycle:
+    if state.stage in ("train", "wait", "ring") and state.cycle <= probe.cycle:
         done, seconds = state.took
         pace = seconds / done if done else state.period_s / max(state.steps, 1)
-        due = state.begun + (state.under_way + state.left) * pace - now
-        return (Send(src, Ack(probe.cycle, max(due, 0.0) if state.stage == "train" else 0.0)),)
+        rest = state.begun + (state.under_way + state.left) * pace - now if state.stage == "train" else 0.0
+        ahead = (probe.cycle - state.cycle) * state.period_s
+        return (Send(src, Ack(probe.cycle, max(rest, 0.0) + ahead)),)
     return ()

@@ -254,18 +254,18 @@ class Coordinator:
         ages = tuple(float(cycle - state.drawn.get(name, 0)) for name in names)
         select = Select(
             cycle, 0, (), names, tuple(state.brown[name].ahead(1.0) for name in names), 1.0, 1.0,
-            cycle > 0 and (cycle % self.backup_every == 0 or cycle == self.cycles),
-            1.0,
+            cycle > 0 and (cycle % self.backup_every == 0 or cycle == self.cycles), 1.0,
             ages if self.by_age or self.turns else (), self.per_cycle if cycle else len(names),
             tuple(state.profiles[name].examples for name in names) if self.weigh == "examples" else (),
             self.wire if cycle else "int32", self.turns,
         )  # fmt: skip
-        share = shares(select)
         counts = [float(state.counts[name]) for name in names]
-        steps = reach(counts, [share[name] for name in names], self.reach) if names else 1.0
+        steps = reach(counts, list(shares(select).values()), self.reach) if names else 1.0
         members = draw(ctx.seed, select.table)
         members = members if len(members) > 1 else ()
-        select = replace(select, members=members, mean_steps=steps, hop_s=self._hop_s(state, len(members)))
+        hop_s = self._hop_s(state, len(members))
+        ack_s = hop_s + state.model.bytes / self._link(state)[1]
+        select = replace(select, members=members, mean_steps=steps, hop_s=hop_s, ack_s=ack_s)
         select = replace(select, step=self._unit(state, select, dict(zip(names, ages, strict=True))))
         rings = {c: r for c, r in state.rings.items() if c > cycle - _REMEMBERED} | {cycle: select}
         decisions = {c: d for c, d in state.decisions.items() if c in rings}

@@ -36,10 +36,10 @@ class State:
 
     `version`: cumulative local steps behind `model`, merged as the models are. `steps`, `period_s`: the plan. `serial`
     numbers the trainings; the one under way began at `begun` and takes `under_way` steps, `left` follow in this cycle;
-    `took`: (steps, seconds) of what is over in it. Warm-up: `pieces`, seconds per step; `pinged` when, `trips` there
-    and back, `change` the largest per step. `selects`: the newest epoch of the cycles ahead. `inside`: the cycle whose
-    ring this peer is in, -1 for none, as `member`. `early`: frames before their `Select`. `applied`: the last cycle in
-    the model (or the base). `incoming`: a mean to blend in.
+    `took`: (steps, seconds) of what is over in it, `pace`: seconds per step as last measured. Warm-up: `pieces`,
+    seconds per step; `pinged` when, `trips` there and back, `change` the largest per step. `selects`: the newest epoch
+    of the cycles ahead. `inside`: the cycle whose ring this peer is in, -1 for none, as `member`. `early`: frames
+    before their `Select`. `applied`: the last cycle in the model (or the base). `incoming`: a mean to blend in.
 
     By "deltas": `base` after `commits` commits; the model stands on `under`, the base after `stands`, with `pending`
     steps in `since` cycles not brought in. In a ring are `lent`, of `lent_of` (steps, cycles); `shared` of it has been
@@ -59,6 +59,7 @@ class State:
     under_way: int = 0
     left: int = 0
     took: tuple[int, float] = (0, 0.0)
+    pace: float = 0.0
     pieces: tuple[float, ...] = ()
     pinged: float = 0.0
     trips: tuple[float, ...] = ()
@@ -95,6 +96,15 @@ def based(state: State, base: Params, commits: int, cycle: int) -> State:
         state, model=base, base=base, under=base.vector, commits=commits, stands=commits, applied=cycle, pending=0,
         since=0, lent=None, shared=None, held={s: one for s, one in state.held.items() if s > commits},
     )  # fmt: skip
+
+
+def trained(state: State, steps: int, seconds: float, model: Params | None) -> State:
+    """A training of the cycle is over; without a `model` it came to nothing."""
+    took = (state.took[0] + steps, state.took[1] + seconds)
+    state = replace(state, took=took, pace=took[1] / took[0])
+    if model is None:
+        return state
+    return replace(state, model=model, version=state.version + steps, pending=state.pending + steps)
 
 
 def gone(state: State) -> State:

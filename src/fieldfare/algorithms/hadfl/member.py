@@ -19,13 +19,16 @@ from fieldfare.algorithms.hadfl.ring import F32, Frame, fits, hops
 from fieldfare.algorithms.hadfl.session import Session, again, begin, receive
 from fieldfare.core.effects import Effect, Send, Wake
 
+_DOUBLED = 5
+"""How often the patience with a neighbour that lives and has nothing yet is doubled."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
     """One member in one epoch of a ring, which `version` its model has; `arbiter` names the coordinator.
 
     `token` came and waits for the chunks, `told` are the tokens sent. `timer` numbers the wait under way; `probed`: the
-    neighbour was asked, `acked`: it answered.
+    neighbour was asked, `acked`: it answered, for the `answers`-th time since something moved.
     """
 
     session: Session
@@ -37,6 +40,7 @@ class Member:
     asked: Prepared | None = None
     probed: bool = False
     acked: bool = False
+    answers: int = 0
     decided: Decided | None = None
 
     @property
@@ -129,7 +133,8 @@ def on_ack(member: Member, src: str, ack: Ack) -> Moved:
     """The neighbour lives: slow is not dead."""
     if not member.probed or src != member.session.before or ack.cycle != member.ring.cycle:
         return member, ()
-    return _wait(replace(member, acked=True), (), max(member.ring.hop_s, ack.due_s))
+    wait_s = max(ack.due_s, member.ring.hop_s * 2.0 ** min(member.answers, _DOUBLED))
+    return _wait(member, (), wait_s, member.answers + 1)
 
 
 def on_tick(member: Member, timer: int) -> Moved:
@@ -138,21 +143,18 @@ def on_tick(member: Member, timer: int) -> Moved:
         return member, ()
     ring, session = member.ring, member.session
     if member.asked is not None:
-        return _again(member, Send(member.arbiter, member.asked))
+        return _wait(member, (Send(member.arbiter, member.asked),))
     if member.probed and not member.acked:
-        return _again(member, Send(member.arbiter, Skip(ring.cycle, ring.epoch, session.before)))
-    member, out = _again(member, Send(session.before, Probe(ring.cycle, ring.epoch, member.waits_for)))
-    return replace(member, probed=True), out
+        return _wait(member, (Send(member.arbiter, Skip(ring.cycle, ring.epoch, session.before)),))
+    probe = Send(session.before, Probe(ring.cycle, ring.epoch, member.waits_for))
+    member, out = _wait(member, (probe,), ring.ack_s, member.answers)
+    return replace(member, probed=True, acked=False), out
 
 
-def _again(member: Member, effect: Effect) -> Moved:
-    return _wait(member, (effect,))
-
-
-def _wait(member: Member, out: Sequence[Effect], after_s: float | None = None) -> Moved:
-    """Wait anew, as something has moved."""
+def _wait(member: Member, out: Sequence[Effect], after_s: float | None = None, answers: int = 0) -> Moved:
+    """Wait anew: as something has moved, or for `after_s` as there were so many `answers` and nothing has."""
     acked = after_s is not None
-    member = replace(member, timer=member.timer + 1, probed=acked, acked=acked)
+    member = replace(member, timer=member.timer + 1, probed=acked, acked=acked, answers=answers)
     wake = Wake(member.ring.hop_s if after_s is None else after_s, ("hop", member.timer))
     return member, (*out, wake)
 

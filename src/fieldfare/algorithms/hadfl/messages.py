@@ -74,7 +74,8 @@ class Select:
     """Who forms the ring of `cycle`, in order; a higher `epoch` of the same cycle restarts it.
 
     `names` and `predicted` are the table drawn from, so that everyone can redo the draw. `step`: unit of the sums, and
-    `wire` their type. `hop_s`: patience with one hop. `backup`: whether the result also goes to the coordinator.
+    `wire` their type. `hop_s`: patience with one hop, `ack_s` with an answer, which may have to wait for a whole
+    model on its link. `backup`: whether the result also goes to the coordinator.
     `mean_steps`: local steps that a mean delta per step is worth. `ages`: cycles since each name was last drawn, where
     that counts; `turns`: whoever has not had its turn comes first. `count`: how many were to be drawn. `examples` of
     each name, where they weigh.
@@ -94,6 +95,7 @@ class Select:
     examples: tuple[float, ...] = ()
     wire: Wire = "int32"
     turns: bool = False
+    ack_s: float = 1.0
 
     @property
     def table(self) -> Table:

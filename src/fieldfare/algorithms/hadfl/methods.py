@@ -86,9 +86,11 @@ class PacedRing:
     has learnt until it is: all of it counts "once", or the last cycle's by the "inverse" of its chance (`counted`; both
     unbiased, see `agreed.delta_weights`). `per_cycle`: None for all, of up to 32. `draw`: by "turns", nobody twice
     before everybody once; by "age", who has not been drawn for long is drawn sooner; by "version", as `HADFL`. `reach`:
-    how far a mean delta goes, see `periods.reach` (None: the mean number of steps, as FedNova). `wire`: integers that
-    travel; what 16 or 8 bits leave out goes into the next ring (error feedback). `overlap`: the next cycle's training
-    begins while the ring runs, whose result is applied one cycle late. `keep_warmup`: warm-up is part of the training.
+    how far a mean delta goes, see `periods.reach` (None: the mean number of steps, as FedNova). `checks`: how often in
+    a cycle a device looks at its pace, to take the steps that still fit in the period (None: keeps to its plan).
+    `wire`: integers that travel; what 16 or 8 bits leave out goes into the next ring (error feedback). `overlap`: the
+    next cycle's training begins while the ring runs, whose result is applied one cycle late. `keep_warmup`: warm-up is
+    part of the training.
     """
 
     cycles: int
@@ -101,6 +103,7 @@ class PacedRing:
     pace: float | None = 0.2
     least: int = 5
     reach: float | None = 1.75
+    checks: int | None = 2
     keep_warmup: bool = False
     stride: int | None = None
     smoothing: float = 0.5
@@ -127,6 +130,7 @@ class PacedRing:
         peer = _peer(
             self, per_cycle, training, warmup=self.warmup, warmup_steps=self.warmup_steps, stride=self.stride,
             rule="deltas", counted=self.counted, overlap=self.overlap, keep_warmup=self.keep_warmup,
+            checks=self.checks,
         )  # fmt: skip
         boss = Coordinator(
             self.cycles, per_cycle, "deadline", self.smoothing, *_expected(self), slack=self.slack,

@@ -8,6 +8,7 @@ between two trainings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -18,7 +19,7 @@ from fieldfare.algorithms.hadfl import member as ring
 from fieldfare.algorithms.hadfl import warmup
 from fieldfare.algorithms.hadfl.agreed import Counting, drawn, herald, run_of
 from fieldfare.algorithms.hadfl.answers import answer
-from fieldfare.algorithms.hadfl.holding import State, based, gone
+from fieldfare.algorithms.hadfl.holding import State, based, gone, trained
 from fieldfare.algorithms.hadfl.messages import (
     Ack,
     Broadcast,
@@ -33,6 +34,7 @@ from fieldfare.algorithms.hadfl.messages import (
     Welcome,
     Whole,
 )
+from fieldfare.algorithms.hadfl.periods import fitting
 from fieldfare.algorithms.hadfl.ring import Frame
 from fieldfare.algorithms.hadfl.rules import Deltas, Models, Rule
 from fieldfare.core.algorithm import Context
@@ -42,8 +44,8 @@ from fieldfare.core.events import Event, Gathered, Joined, Left, Received, Start
 from fieldfare.core.folds import Stack
 from fieldfare.core.params import Params
 
-_EARLY = 16
-"""Frames kept of rings that this peer has not entered yet: what is dropped is sent again when it is missed."""
+_EARLY = 16  # frames kept of rings that are not entered yet: what is dropped is sent again when it is missed
+_WORTH = 0.1  # of a cycle's steps: fewer are not worth a training of their own
 _WAITS = 10.0  # times the warm-up that a neighbour is waited for, when it does not answer
 
 
@@ -55,8 +57,9 @@ class Peer:
     They are thrown away; with `keep_warmup` each goes on from the one before, and the mean of all is the common start
     (both our reading). Meanwhile `probe_bytes` (0: none) go to a neighbour and back, to time the link.
     `blend`: lambda of w <- lambda w_agg + (1 - lambda) w for those outside the ring, 1/2 by our reading, 1 overwrites.
-    `stride`: steps per training, hence how soon a broadcast is merged; None takes a whole cycle at once. `per_cycle` as
-    the coordinator's. `evaluate`: central evaluations of committed means.
+    `stride`: steps per training, hence how soon a broadcast is merged; None takes a whole cycle at once. `checks`
+    (ours; None: none): how often in a cycle a peer looks at its pace, to take the steps that still fit in the period.
+    `per_cycle` as the coordinator's. `evaluate`: central evaluations of committed means.
 
     `rule`: "models" averages models, as HADFL does. "deltas" is ours: what travels is what was learnt since the base,
     per step and `counted` "once" or by the "inverse" of the chance of being drawn (`agreed.delta_weights`); those
@@ -80,22 +83,21 @@ class Peer:
     overlap: bool = False
     keep_warmup: bool = False
     probe_bytes: int = 0
+    checks: int | None = None
     messages: ClassVar[Message | State | None] = None
     """For those who store what is under way: the types of all that is said and held."""
 
     def __post_init__(self) -> None:
-        if self.cycles < 1 or self.warmup < 2 or self.warmup_steps < 1 or self.per_cycle < 2 or self.batch_size < 1:
+        if min(self.cycles, self.warmup_steps, self.batch_size, self.warmup - 1, self.per_cycle - 1) < 1:
             raise UsageError(
                 f"Peer(cycles={self.cycles}, warmup={self.warmup}, warmup_steps={self.warmup_steps}, "
-                f"per_cycle={self.per_cycle}, batch_size={self.batch_size}): use cycles, warmup_steps and batch_size "
-                ">= 1, warmup and per_cycle >= 2."
+                f"per_cycle={self.per_cycle}, batch_size={self.batch_size}): use numbers >= 1, and >= 2 for warmup and "
+                "per_cycle."
             )
         if not 0.0 < self.blend <= 1.0:
             raise UsageError(f"Peer(blend={self.blend}): the share of the received mean is in (0, 1]; 1 overwrites.")
-        if (self.stride is not None and self.stride < 1) or self.probe_bytes < 0:
-            raise UsageError(
-                f"Peer(stride={self.stride}, probe_bytes={self.probe_bytes}): use a stride >= 1, bytes >= 0."
-            )
+        if min(self.probe_bytes + 1, *(one for one in (self.stride, self.checks, 1) if one is not None)) < 1:
+            raise UsageError(f"{self}: use stride and checks >= 1 or None, and probe_bytes >= 0.")
         if self.overlap and self.rule == "models":
             raise UsageError("Peer(overlap=True, rule='models'): models are averaged as they stand; use rule='deltas'.")
 
@@ -172,10 +174,8 @@ class Peer:
     def _train(self, state: State, ctx: Context, steps: int) -> tuple[State, Sequence[Effect]]:
         lr, serial = warmup.RATE * self.lr if state.stage == "warm" else self.lr, state.serial + 1
         config = {"steps": steps, "lr": lr, "round": max(state.cycle, 1), "reply": "model"}
-        run = Run(
-            self.work, (ctx.me,), ("train", serial), state.model, reduce={"model": Stack()}, config=config,
-            key=("hadfl", ctx.me, serial),
-        )  # fmt: skip
+        key, reduce = ("hadfl", ctx.me, serial), {"model": Stack()}
+        run = Run(self.work, (ctx.me,), ("train", serial), state.model, reduce=reduce, config=config, key=key)
         return replace(state, serial=serial, begun=ctx.now, under_way=steps), (run,)
 
     def _trained(self, state: State, event: Gathered, ctx: Context) -> tuple[State, Sequence[Effect]]:
@@ -190,9 +190,10 @@ class Peer:
                 return self._train(state, ctx, self.warmup_steps)
             wait = Wake(_WAITS * sum(state.pieces) * self.warmup_steps, ("probe",))
             return self._profiled(state) if warmup.probed(state, self.probe_bytes) else (state, (wait,))
-        if model is not None:
-            state = replace(state, model=model, version=state.version + steps, pending=state.pending + steps)
-        state = self._rule.merged(replace(state, took=(state.took[0] + steps, state.took[1] + seconds)))
+        state = self._rule.merged(trained(state, steps, seconds, model))
+        if self.checks is not None:
+            more = fitting(state.period_s - state.took[1], state.pace)
+            state = replace(state, left=more if more >= _WORTH * state.took[0] else 0)
         return self._go_on(state, ctx) if state.left else self._arrived(replace(state, since=state.since + 1), ctx)
 
     def _profiled(self, state: State) -> tuple[State, Sequence[Effect]]:
@@ -216,11 +217,12 @@ class Peer:
         missed = self._rule.missed(state)
         if cycle > self.cycles:
             return replace(state, stage="done"), missed
-        state, out = self._go_on(replace(state, stage="train", left=state.steps), ctx)
+        left = max(fitting(state.period_s, state.pace), 1) if self.checks and state.pace else state.steps
+        state, out = self._go_on(replace(state, stage="train", left=left), ctx)
         return state, (*missed, *out)
 
     def _go_on(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
-        steps = state.left if self.stride is None else min(self.stride, state.left)
+        steps = min(state.left, self.stride or math.ceil((state.left + state.took[0]) / (self.checks or 1)))
         return self._train(replace(state, left=state.left - steps), ctx, steps)
 
     # Cycles
@@ -241,11 +243,9 @@ class Peer:
     def _proceed(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """From waiting into the ring of this cycle, or past it; not before the ring one is in is decided."""
         select = state.selects.get(state.cycle)
-        if select is None:
-            return state, ()
-        if ctx.me not in select.members:
+        if select is not None and ctx.me not in select.members:
             return self._next(state, ctx, state.cycle + 1)
-        if state.inside >= 0:
+        if select is None or state.inside >= 0:
             return state, ()
         state = self._rule.lent(self._rule.merged(state))
         state, out = self._enter(replace(state, stage="ring", inside=state.cycle), select, ctx)

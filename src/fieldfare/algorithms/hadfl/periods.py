@@ -82,7 +82,16 @@ def within(step_s: Sequence[float], seconds: float) -> Period:
     (10, 3)
     """
     _check(step_s)
-    return Period(seconds, tuple(max(1, math.floor(seconds / c * (1.0 + 1e-12))) for c in step_s), "deadline")
+    return Period(seconds, tuple(max(1, fitting(seconds, c)) for c in step_s), "deadline")
+
+
+def fitting(seconds: float, step_s: float) -> int:
+    """Whole steps of `step_s` seconds within `seconds`; a hair more counts as whole.
+
+    >>> fitting(3.0, 0.1), fitting(-1.0, 0.1)
+    (30, 0)
+    """
+    return max(0, math.floor(seconds / step_s * (1.0 + 1e-9)))
 
 
 def plan(step_s: Sequence[float], epoch_steps: Sequence[int], mode: Mode = "deadline", most: int = 16) -> Period:
