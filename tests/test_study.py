@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import HELLO, fieldfare, job_file, program
+from command_line import HELLO, PROGRAM, environment, fieldfare, job_file, program
 
 import fieldfare as ff
 from fieldfare.store.runs import RunFolder
@@ -294,3 +297,24 @@ def test_arms_side_by_side_end_as_they_do_one_by_one(tmp_path):
 def test_what_a_study_cannot_show_is_refused(tmp_path, settings, words):
     job_file(tmp_path, "import fieldfare.study\n" + STUDY.replace('claims="claims.toml",', settings + ","))
     fieldfare(tmp_path, "run", "hello.py").refused(words)
+
+
+@pytest.mark.slow
+def test_arms_side_by_side_stop_soon_when_their_study_is_killed_and_it_can_be_gone_on_with(tmp_path):
+    job_file(tmp_path, STUDY.replace('claims="claims.toml",', "processes=2,").replace("(0, 1)", "range(40)"))
+    env = environment(tmp_path)
+    study = subprocess.Popen([*PROGRAM, "run", "hello.py", "-q"], cwd=tmp_path, env=env)
+    ended = list[Path]()
+    while len(ended) < 4:
+        time.sleep(0.05)
+        ended = list((tmp_path / "runs").glob("*/arms/fedavg/*/summary.json"))
+    study.kill()
+    study.wait()
+    for _ in range(100):
+        before, ended = len(ended), list((tmp_path / "runs").glob("*/arms/*/*/summary.json"))
+        time.sleep(0.1)
+        if before == len(ended):
+            break
+    assert len(ended) < 41
+    told = program(tmp_path, "resume", "--json", "-q").result
+    assert len(told["finals"]) == 41

@@ -39,7 +39,7 @@ def side_by_side(work: Callable[[T], Any], todo: Sequence[T], count: int) -> Ite
     try:
         for _ in range(count):
             mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_serve, args=(work, todo, turn, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(work, todo, turn, theirs, os.getpid()), daemon=True)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*fork.*")
                 process.start()
@@ -71,12 +71,12 @@ def side_by_side(work: Callable[[T], Any], todo: Sequence[T], count: int) -> Ite
             process.join()
 
 
-def _serve(work: Callable[[Any], Any], todo: Sequence[Any], turn: Any, pipe: Any) -> None:
-    """Take pieces until there are none; an interrupt is for the process that listens."""
+def _serve(work: Callable[[Any], Any], todo: Sequence[Any], turn: Any, pipe: Any, listener: int) -> None:
+    """Take pieces until there are none, or nobody listens; an interrupt is for the process that listens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(BrokenPipeError):
-        while True:
+        while os.getppid() == listener:
             with turn.get_lock():
                 at, turn.value = turn.value, turn.value + 1
             if at >= len(todo):
