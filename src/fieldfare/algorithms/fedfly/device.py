@@ -101,6 +101,8 @@ class Device:
         match body:
             case Begin() if _opens(state, body):
                 return half.forward(half.begun(state, src, body), ctx)
+            case Begin(round_, epoch) if state.stage == "idle" and (round_, epoch) == (state.round, state.epoch):
+                return self._offer(replace(state, stage="finish", sent=(), tries=0), ctx)
             case Between(act=act) if _awaited(state, src, body) and state.stage == "up" and state.plan.tail:
                 return half.tail(answered(state, body.epoch), act, ctx)
             case Backward(grad=grad, between=between) if _awaited(state, src, body):
