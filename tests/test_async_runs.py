@@ -202,7 +202,7 @@ def test_a_budget_of_time_gives_the_whole_steps_that_fit_beside_the_transfers_an
 ) -> None:
     fleet = Fleet(
         flops_per_s=np.array([10, 20, 40], np.float32), overhead_s=1.0, downlink_bytes_per_s=10.0,
-        uplink_bytes_per_s=5.0, kind=np.array([0, 1, 1]), kinds=("slow", "fast"),
+        uplink_bytes_per_s=5.0, slow_links=True, kind=np.array([0, 1, 1]), kinds=("slow", "fast"),
     )  # fmt: skip
     problem = quadratics(n=3, dim=2)
     work, examples = problem.work(batch_size=4, epochs=2), np.array(sizes)

@@ -137,7 +137,7 @@ def test_a_preset_is_a_hundred_thousand_devices_unless_said():
 
 def test_the_size_of_a_fleet_is_that_of_what_it_holds():
     assert size_of(two_of_four()) == 4
-    assert size_of(Fleet(uplink_bytes_per_s=np.ones(7, np.float32))) == 7
+    assert size_of(Fleet(uplink_bytes_per_s=np.full(7, 1e6, np.float32))) == 7
     assert size_of(Fleet()) == 1
 
 

@@ -99,7 +99,7 @@ def test_a_fleet_without_drift_and_one_of_factor_one_take_the_same_time_to_the_l
 
 
 def test_computing_drifts_from_when_the_download_is_over():
-    fleet = Fleet(1.0, 1.0, 1.0, 2.0, latency_s=1.0, drift=DriftTable([0.0, 8.0], [[1.0, 0.5]]))
+    fleet = Fleet(1.0, 1.0, 1.0, 2.0, latency_s=1.0, drift=DriftTable([0.0, 8.0], [[1.0, 0.5]]), slow_links=True)
     parts = phases(fleet, np.array([0]), Cost(5.0, 3.0, 1.0), 0.0)
     assert parts.down.tolist() == [4.0]
     assert parts.compute.tolist() == [2.0 + 3.0 / 0.5]
@@ -107,7 +107,7 @@ def test_computing_drifts_from_when_the_download_is_over():
 
 
 def test_a_drifting_task_that_is_cut_short_has_computed_until_then():
-    fleet = Fleet(1.0, 1.0, 1.0, 0.0, drift=DriftTable([0.0, 4.0], [[1.0, 0.5]]))
+    fleet = Fleet(1.0, 1.0, 1.0, 0.0, drift=DriftTable([0.0, 4.0], [[1.0, 0.5]]), slow_links=True)
     one, cost = np.array([0]), Cost(np.array([5.0]), np.array([1.0]), np.array([1.0]))
     parts = phases(fleet, one, cost, 0.0)
     cut = np.array([INTERRUPTED], np.int8)

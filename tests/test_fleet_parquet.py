@@ -85,6 +85,15 @@ def test_a_generated_fleet_reads_back_equal(tmp_path, format):
     assert same(read_fleet(write_fleet(fleet, tmp_path / "f", format=need(format))), fleet)
 
 
+def test_links_said_to_be_slow_are_read_back_as_such(tmp_path):
+    fleet = Fleet(uplink_bytes_per_s=np.array([5.0, 50.0], np.float32), slow_links=True)
+    assert same(back := read_fleet(write_fleet(fleet, tmp_path / "f", format="csv")), fleet)
+    assert back.slow_links
+    (tmp_path / "f" / "fleet.json").write_text('{"slow_links": "yes"}')
+    with pytest.raises(UsageError, match="slow_links = 'yes'; use true or false"):
+        read_fleet(tmp_path / "f")
+
+
 def test_a_fleet_of_plain_numbers_keeps_its_size(tmp_path):
     back = read_fleet(write_fleet(Fleet(flops_per_s=3e9, overhead_s=0.5), tmp_path / "f", n=7, format="csv"))
     assert size_of(back) == 7

@@ -32,7 +32,7 @@ from fieldfare.fleet.tasks import (
 
 FLEET = Fleet(
     flops_per_s=np.array([10.0, 20.0], np.float32), downlink_bytes_per_s=50.0, uplink_bytes_per_s=25.0, overhead_s=1.0,
-    latency_s=0.5, compute_w=3.0, radio_w=2.0,
+    slow_links=True, latency_s=0.5, compute_w=3.0, radio_w=2.0,
 )  # fmt: skip
 COST = Cost(100.0, 200.0, 100.0)
 BOTH, ZERO = np.arange(2), np.zeros(2)

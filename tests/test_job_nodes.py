@@ -460,7 +460,9 @@ def test_a_run_folder_is_resumed_only_with_the_settings_it_was_begun_with(tmp_pa
 @methods
 def test_devices_own_links_carry_what_nodes_say(tmp_path, name):
     quick = run(make(METHODS[name]))
-    slow = run(make(METHODS[name], simulated=on(fleet=replace(on().fleet, uplink_bytes_per_s=20.0))), tmp_path)
+    slow = run(
+        make(METHODS[name], simulated=on(fleet=replace(on().fleet, uplink_bytes_per_s=20.0, slow_links=True))), tmp_path
+    )
     assert slow.summary["virtual_s"] > quick.summary["virtual_s"]
     sent = messages(slow.path)
     taken = (sent["arrives_s"] - sent["sent_s"])[np.isfinite(sent["arrives_s"])]
@@ -498,7 +500,7 @@ def test_devices_that_come_and_go_are_on_record_and_the_run_goes_on(tmp_path, na
 @pytest.mark.usefixtures("at_every_moment")
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_a_run_on_slow_links_with_devices_that_go_is_resumed_to_the_same_bits(tmp_path, share):
-    fleet = replace(on().fleet, availability=sessions(), uplink_bytes_per_s=400.0)
+    fleet = replace(on().fleet, availability=sessions(), uplink_bytes_per_s=400.0, slow_links=True)
     job = make(ff.HADFL(cycles=8, latency_s=0.0, bytes_per_s=40.0), simulated=on(fleet=fleet))
     whole = run(job, tmp_path / "whole")
     assert np.isnan(messages(whole.path)["arrives_s"]).any()

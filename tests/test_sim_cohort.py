@@ -149,7 +149,7 @@ def test_bytes_are_those_of_the_model_both_ways():
 @pytest.mark.parametrize("drive", [simulate, loop])
 @pytest.mark.parametrize("work", ["train", "evaluate"])
 def test_bytes_down_count_what_a_model_has_beside_its_vector_and_it_takes_time(drive, work):
-    plain, fleet = PROBLEM.model, Fleet(downlink_bytes_per_s=1.0)
+    plain, fleet = PROBLEM.model, Fleet(downlink_bytes_per_s=1.0, slow_links=True)
     more = Params(plain.vector, plain.layout, {"seen": np.zeros(3, np.int64)}, b"x" * 76)
 
     def end(model):

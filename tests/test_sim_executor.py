@@ -267,6 +267,8 @@ def test_a_worker_that_does_not_end_is_killed_and_waited_for():
         ({"flops_per_s": np.array([1.0, np.nan])}, "device 1 has flops_per_s = nan: use a finite number above zero."),
         ({"uplink_bytes_per_s": np.array([1.0, np.inf])}, "device 1 has uplink_bytes_per_s = inf"),
         ({"downlink_bytes_per_s": 0}, "device 0 has downlink_bytes_per_s = 0"),
+        ({"downlink_bytes_per_s": 10}, "has a median of 10: .*1 Mbit/s = 125000.*slow_links=True"),
+        ({"uplink_bytes_per_s": np.array([5.0, 2e6, 7.5])}, r"Fleet\(uplink_bytes_per_s=...\) has a median of 7.5"),
         ({"flops_per_s": [1.0, 2.0]}, "use an array or a number"),
         ({"flops_per_s": np.ones((2, 2))}, "a number for all devices, or an array of one each"),
         ({"flops_per_s": np.array(["fast"])}, "a number for all devices, or an array of one each"),
@@ -279,6 +281,16 @@ def test_a_fleet_that_cannot_be_is_refused_in_one_line(columns, words):
     with pytest.raises(ff.UsageError, match=words) as refused:
         Fleet(**columns)
     assert "\n" not in str(refused.value)
+
+
+def test_links_that_look_like_mbit_are_refused_unless_they_are_said_to_be_slow():
+    with pytest.raises(ff.UsageError, match=r"phones\(uplink_bytes_per_s=...\) has a median of 2.5: .* 125000\)\.$"):
+        ff.fleet.phones(uplink_bytes_per_s=2.5)
+    with pytest.raises(ff.UsageError, match=r"Fleet\(downlink_bytes_per_s=...\) has a median of 999"):
+        ff.fleet.uniform(downlink_bytes_per_s=999.0)
+    few = np.array([10.0, 1e3, 1e6], np.float32)
+    assert Fleet(downlink_bytes_per_s=few, uplink_bytes_per_s=1e3).uplink_bytes_per_s == 1e3
+    assert Fleet(uplink_bytes_per_s=10.0, slow_links=True).uplink_bytes_per_s == 10.0
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ FLEET = Fleet(
     flops_per_s=1e3,
     uplink_bytes_per_s=np.array([10.0, 100.0, 1000.0, 50.0], np.float32),
     downlink_bytes_per_s=np.array([100.0, 10.0, 1000.0, 200.0], np.float32),
+    slow_links=True,
     latency_s=np.array([0.5, 0.25, 0.0, 1.0], np.float32),
     overhead_s=0.0,
 )

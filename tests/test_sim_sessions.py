@@ -201,7 +201,7 @@ def test_a_device_that_is_back_finds_its_links_free():
 
 
 def test_what_was_sent_to_a_device_that_was_away_does_not_fill_its_link():
-    of = replace(fleet([(0.0, inf)], [(0.0, 5.0), (20.0, inf)]), downlink_bytes_per_s=10.0)
+    of = replace(fleet([(0.0, inf)], [(0.0, 5.0), (20.0, inf)]), downlink_bytes_per_s=10.0, slow_links=True)
     it = world({"a": Works(say=((10.0, "b", 1000), (20.0, "b", 10))), "b": Works()}, of)
     end = simulate(it)
     assert told(end, "b")[-1] == ("heard", "a", pytest.approx(21.0))
@@ -253,7 +253,9 @@ def own(of: Fleet, quorum=Quorum(), now=0.0, config=None, **more):
 
 
 def test_a_node_that_trains_its_own_model_waits_for_no_transfer_and_no_start():
-    slow = replace(fleet(), downlink_bytes_per_s=1.0, uplink_bytes_per_s=1.0, latency_s=9.0, overhead_s=7.0)
+    slow = replace(
+        fleet(), downlink_bytes_per_s=1.0, uplink_bytes_per_s=1.0, latency_s=9.0, overhead_s=7.0, slow_links=True
+    )
     begun = own(slow, now=3.0)
     assert begun.seconds.tolist() == begun.parts.compute.tolist() == [2 * STEP_S]
     assert (begun.cost.bytes_down.tolist(), begun.cost.bytes_up.tolist()) == ([0.0], [0.0])

@@ -219,7 +219,7 @@ def fleets(draw: st.DrawFn, n: int, available: bool = True) -> Fleet:
     overhead: Any = seconds if whole else seconds * np.float32(1.37) + np.float32(0.11)
     more: dict[str, Any] = {"flops_per_s": 1e12 if whole else 300.0, "latency_s": 0.0 if whole else 0.125}
     if draw(st.booleans()):
-        more |= {"downlink_bytes_per_s": 40.0, "uplink_bytes_per_s": 10.0}
+        more |= {"downlink_bytes_per_s": 40.0, "uplink_bytes_per_s": 10.0, "slow_links": True}
     if draw(st.integers(0, 3)) == 0:
         more["network"] = links(n)
     if draw(st.integers(0, 3)) == 0:

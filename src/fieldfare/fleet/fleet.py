@@ -20,7 +20,7 @@ from fieldfare.core.settings import settings
 from fieldfare.core.work import Cost
 from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.drift import Drift, DriftTable
-from fieldfare.fleet.network import Network
+from fieldfare.fleet.network import SLOW_BYTES_PER_S, Network
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -47,6 +47,7 @@ class Fleet:
     work (None: always). `network`: links that change in time; where there is one, tasks go by it, and a link column
     that is one number becomes its mean rates `[n]`, by which estimates go.
     `note`: how the fleet was made. `drift`: what speeds are multiplied by as time goes by; estimates do not know of it.
+    `slow_links`: link columns with a median below 1 kB/s are meant so, and are no Mbit/s.
     """
 
     flops_per_s: Column = 2e9
@@ -68,6 +69,7 @@ class Fleet:
     network: Network | None = None
     note: str = ""
     drift: Drift | DriftTable | None = None
+    slow_links: bool = False
 
     def __post_init__(self) -> None:
         if self.network is not None:
@@ -80,6 +82,8 @@ class Fleet:
             _check_kinds(self.kind, self.kinds)
         for column in _COLUMNS:
             _check(column, getattr(self, column))
+        for column in _LINKS if self.network is None and not self.slow_links else ():
+            _check_unit(f"Fleet({column}=...)", getattr(self, column), ", or slow_links=True where they are so slow")
         for flag, value in self.flags.items():
             if not isinstance(value, np.ndarray) or value.dtype != np.bool_ or value.ndim != 1:
                 raise UsageError(
@@ -161,6 +165,10 @@ class Phones:
     uplink_bytes_per_s: float = 1e6
     overhead_s: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in _LINKS:
+            _check_unit(f"phones({name}=...)", getattr(self, name))
+
     def build(self, n: int, seed: int) -> Fleet:
         """Log-normal speeds and links around the medians, `[n]` each."""
         device = rng.keys(seed, ("fleet",), np.arange(n))
@@ -204,6 +212,16 @@ def _check(column: str, value: Any) -> None:
     if not good.all():
         at = int(np.argmin(good)) if numbers.ndim else 0
         raise UsageError(f"device {at} has {column} = {np.ravel(numbers)[at]}: use {said}.")
+
+
+def _check_unit(name: str, bytes_per_s: Any, way: str = "") -> None:
+    """Refuse rates whose median looks like Mbit/s; cheap where there are many."""
+    rates = np.asarray(bytes_per_s)
+    if 2 * np.count_nonzero(rates < SLOW_BYTES_PER_S) > rates.size:
+        raise UsageError(
+            f"{name} has a median of {np.median(rates):.4g}: as bytes per second that is slower than any link, so it "
+            f"looks like Mbit/s, kbit/s or kB/s; give bytes per second (1 Mbit/s = 125000){way}."
+        )
 
 
 def _check_kinds(kind: NDArray[np.integer[Any]], kinds: tuple[str, ...]) -> None:

@@ -83,9 +83,13 @@ def fleet_of_tables(
         if column not in NUMBERS:
             raise UsageError(f"fleet.json: columns has {column!r}; it takes {', '.join(NUMBERS)}.")
         given[column] = _number(value, column)
+    if meta.get("slow_links", False) is not False:
+        if meta["slow_links"] is not True:
+            raise UsageError(f"fleet.json: slow_links = {meta['slow_links']!r}; use true or false.")
+        given["slow_links"] = True
     for column in NUMBERS:
         if column in devices:
-            given[column] = _plausible(column, _numbers("devices", devices, column))
+            given[column] = _plausible(column, _numbers("devices", devices, column), "slow_links" in given)
     given["flags"] = {key[5:]: _bools(key, value) for key, value in devices.items() if key.startswith("flag_")}
     if "kind" in devices:
         given["kind"], given["kinds"] = _kinds(devices["kind"], meta.get("kinds"))
@@ -144,7 +148,7 @@ def write_fleet(
             columns[f"{name}_shift_s"] = part.shift_s
     meta: dict[str, Any] = {
         "format": "fieldfare fleet", "version": 1, "devices": n, "name": fleet.name, "note": fleet.note,
-        "noise": fleet.noise, "drop_out": fleet.drop_out,
+        "noise": fleet.noise, "drop_out": fleet.drop_out, "slow_links": fleet.slow_links,
         "columns": {name: float(getattr(fleet, name)) for name in NUMBERS if not np.ndim(getattr(fleet, name))},
     }  # fmt: skip
     if fleet.kinds:
@@ -273,10 +277,11 @@ def _numbers(table: str, columns: Columns, name: str) -> Array:
     return values
 
 
-def _plausible(column: str, values: Array) -> Array:
+def _plausible(column: str, values: Array, slow_links: bool) -> Array:
     middle = float(np.median(values)) if len(values) else 1.0
     if column in ("downlink_bytes_per_s", "uplink_bytes_per_s"):
-        check_rates(column, values)
+        if not slow_links:
+            check_rates(column, values)
     elif column in _PLAUSIBLE and middle > 0:
         low, high, unit = _PLAUSIBLE[column]
         if not low <= middle <= high:
