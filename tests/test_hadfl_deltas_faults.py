@@ -55,9 +55,9 @@ class Watch:
         return all(len(set(found.values())) == 1 for kept in (self.bases, self.means) for found in kept.values())
 
 
-def world(peers=4, per_cycle=3, cycles=3, watch=None, wire="int32", overlap=False, **more):
+def world(peers=4, per_cycle=3, cycles=3, watch=None, wire="int32", overlap=False, floor_s=0.2, **more):
     peer = Peer(cycles, batch_size=4, per_cycle=per_cycle, rule="deltas", overlap=overlap)
-    made = nodes(peers, peer, Coordinator(cycles, per_cycle, floor_s=0.2, wire=wire, turns=True))
+    made = nodes(peers, peer, Coordinator(cycles, per_cycle, floor_s=floor_s, wire=wire, turns=True))
     if watch is not None:
         made |= {name: (role, Checked(one, watch)) for name, (role, one) in made.items() if role == "peer"}
     more.setdefault("links", Links(0.01, 1e4))
@@ -180,6 +180,18 @@ def test_a_device_that_leaves_is_bypassed_and_holds_what_the_others_hold_when_it
     assert sorted(told) == list(range(1, 13))
     assert "peer/1" in watch.bases[max(watch.bases)]
     assert max(cycle for cycle, found in watch.means.items() if "peer/1" in found) > 6
+
+
+@pytest.mark.parametrize("wire", ["int8", "int32"])
+def test_who_takes_the_slow_for_dead_grows_patient(wire):
+    watch = Watch()
+    links = Links(0.1, 2e3)
+    end = simulate(world(watch=watch, cycles=20, per_cycle=4, wire=wire, links=links, floor_s=0.01), keep=True)
+    told = check(end, watch)
+    late = [epoch for cycle, what in told.items() for epoch, _, _ in what if cycle > 10]
+    assert {epoch for what in told.values() for epoch, _, _ in what} > {0}
+    assert set(late) == {0}
+    assert end.driver.progress.states["coordinator"].patience > 1.0
 
 
 def test_a_death_costs_less_than_a_cycle():

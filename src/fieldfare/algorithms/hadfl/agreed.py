@@ -5,13 +5,15 @@ Invariant: pure functions of what all have heard and the run's seed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import isfinite
 from typing import Literal
 
 import numpy as np
 
 from fieldfare.algorithms.hadfl.draw import chances, draw
 from fieldfare.algorithms.hadfl.messages import Select
-from fieldfare.algorithms.hadfl.ring import F32
+from fieldfare.algorithms.hadfl.ring import F32, step_of
 from fieldfare.core import rng
 
 Counting = Literal["once", "inverse"]
@@ -90,6 +92,27 @@ def step_factor(select: Select, steps: int, cycles: int, how: Counting) -> float
     FedNova's normalised average (Wang et al., NeurIPS 2020, equation 3) with plain SGD. "once" keeps the cycles.
     """
     return select.mean_steps / max(steps, 1) * (cycles if how == "once" else 1)
+
+
+def unit(
+    select: Select,
+    told: Mapping[str, float],
+    cycles: Mapping[str, float],
+    rule: Literal["models", "deltas"],
+    how: Counting,
+) -> float:
+    """The unit of the ring's sums, from the largest weight, or change per step, that each name `told`.
+
+    `cycles`: how many of them a name's delta is made of.
+    """
+    if rule == "models":
+        weights = model_weights(select)
+        found = [told[name] * weights.get(name, 1.0) for name in select.names]
+    else:
+        weights = delta_weights(select, how)
+        found = [told[name] * weights[name] * select.mean_steps * cycles[name] for name in select.members]
+    largest = max((one for one in found if isfinite(one)), default=0.0)
+    return step_of(select.wire, largest or 1.0, max(len(select.members), 1))
 
 
 def peak(vector: F32) -> float:

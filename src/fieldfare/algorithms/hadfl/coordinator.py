@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fieldfare.algorithms.hadfl.agreed import Counting, delta_weights, model_weights, shares
+from fieldfare.algorithms.hadfl.agreed import Counting, shares, unit
 from fieldfare.algorithms.hadfl.draw import draw
 from fieldfare.algorithms.hadfl.messages import (
     Backup,
@@ -31,10 +31,11 @@ from fieldfare.algorithms.hadfl.messages import (
     Welcome,
 )
 from fieldfare.algorithms.hadfl.periods import Mode, Period, drifted, plan, reach, within
-from fieldfare.algorithms.hadfl.ring import Wire, levels, ring_seconds, step_of
+from fieldfare.algorithms.hadfl.ring import Wire, levels, ring_seconds
 from fieldfare.algorithms.hadfl.supervision import (
     State,
     backed_up,
+    cleared,
     complete,
     decide,
     ended,
@@ -144,8 +145,8 @@ class Coordinator:
             case Profile():
                 return self._admit(replace(state, profiles={**state.profiles, src: body}), src)
             case Version() if src in state.brown and isfinite(body.version):
-                before, state = state, reported(state, src, body)
-                return self._turn(state, ctx) if state is not before and complete(state) else (state, ())
+                news = reported(state, src, body)
+                return self._turn(news, ctx) if news is not state and complete(news) else (news, ())
             case Skip(cycle=cycle) if cycle in state.rings:
                 before, (state, out) = state.alive, skip(state, src, body)
                 state, more = self._turn(state, ctx) if state.alive != before and complete(state) else (state, ())
@@ -155,7 +156,7 @@ class Coordinator:
             case Backup():
                 return backed_up(state, body, self.rule == "deltas", self.keep), ()
             case Join() if src in state.brown:
-                return self._welcome(state, src)
+                return self._welcome(cleared(state, src), src)
             case _:
                 return state, ()
 
@@ -228,8 +229,8 @@ class Coordinator:
         state = replace(state, strayed=strayed)
         if max(strayed.values(), default=0) < 2:
             return state, ()
-        before = state.counts
-        measured = {name: state.reports[name].step_s if name in state.reports else c for name, c in state.paces.items()}
+        before, told = state.counts, state.reports
+        measured = {name: told[name].step_s if name in told else pace for name, pace in state.paces.items()}
         state, period = self._periods(replace(state, paces=measured))
         changed = [name for name in state.alive if state.counts[name] != before.get(name)]
         return state, tuple(Send(name, Plan(state.counts[name], period.seconds)) for name in changed)
@@ -246,11 +247,10 @@ class Coordinator:
 
     def _select(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """Draw the ring of the next cycle among those alive, and tell everyone."""
-        cycle = state.cycle + 1
-        state = replace(state, cycle=cycle, waited=0)
+        state = replace(state, cycle=state.cycle + 1, waited=0)
+        cycle, names = state.cycle, state.alive
         if cycle > self.cycles:
             return state, (Wake(self._wait_s(state), ("end",)),)
-        names = state.alive
         ages = tuple(float(cycle - state.drawn.get(name, 0)) for name in names)
         select = Select(
             cycle, 0, (), names, tuple(state.brown[name].ahead(1.0) for name in names), 1.0, 1.0,
@@ -263,10 +263,12 @@ class Coordinator:
         steps = reach(counts, list(shares(select).values()), self.reach) if names else 1.0
         members = draw(ctx.seed, select.table)
         members = members if len(members) > 1 else ()
-        hop_s = self._hop_s(state, len(members))
-        ack_s = hop_s + state.model.bytes / self._link(state)[1]
+        hop_s, whole_s = self._hop_s(state, len(members)), state.model.bytes / self._link(state)[1]
+        ack_s = hop_s + state.patience * whole_s
         select = replace(select, members=members, mean_steps=steps, hop_s=hop_s, ack_s=ack_s)
-        select = replace(select, step=self._unit(state, select, dict(zip(names, ages, strict=True))))
+        peaks = {name: (state.reports.get(name) or state.profiles[name]).peak for name in names}
+        cycles = dict(zip(names, ages if self.counted == "once" else (1.0,) * len(names), strict=True))
+        select = replace(select, step=unit(select, peaks, cycles, self.rule, self.counted))
         rings = {c: r for c, r in state.rings.items() if c > cycle - _REMEMBERED} | {cycle: select}
         decisions = {c: d for c, d in state.decisions.items() if c in rings}
         drawn = {**state.drawn, **dict.fromkeys(members, cycle)} if cycle else state.drawn
@@ -283,17 +285,4 @@ class Coordinator:
         queued_s = (self._bytes(state) * (len(state.alive) - n) + state.model.bytes) / bytes_per_s - state.period_s
         burst_s = self._bytes(state) * (1.0 - 1.0 / max(n, 1)) / bytes_per_s
         hop_s = latency_s + self._bytes(state) / (max(n, 1) * bytes_per_s)
-        return 3.0 * hop_s + self.floor_s + max(queued_s, 0.0) + burst_s
-
-    def _unit(self, state: State, select: Select, ages: dict[str, float]) -> float:
-        """The unit of the sums, from the largest that anybody told: of weights, or of changes per step."""
-        n, largest = max(len(select.members), 1), 0.0
-        deltas = self.rule == "deltas"
-        weights = delta_weights(select, self.counted) if deltas else model_weights(select)
-        for name in select.names if not deltas else select.members:
-            told = state.reports[name].peak if name in state.reports else state.profiles[name].peak
-            times = weights.get(name, 1.0)
-            if deltas:
-                times *= select.mean_steps * (ages[name] if self.counted == "once" else 1.0)
-            largest = max(largest, told * times if isfinite(told) else 0.0)
-        return step_of(select.wire, largest or 1.0, n)
+        return state.patience * (3.0 * hop_s + self.floor_s + max(queued_s, 0.0) + burst_s)

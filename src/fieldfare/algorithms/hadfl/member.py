@@ -20,7 +20,7 @@ from fieldfare.algorithms.hadfl.session import Session, again, begin, receive
 from fieldfare.core.effects import Effect, Send, Wake
 
 _DOUBLED = 5
-"""How often the patience with a neighbour that lives and has nothing yet is doubled."""
+"""How often patience is doubled where nothing moves."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +28,7 @@ class Member:
     """One member in one epoch of a ring, which `version` its model has; `arbiter` names the coordinator.
 
     `token` came and waits for the chunks, `told` are the tokens sent. `timer` numbers the wait under way; `probed`: the
-    neighbour was asked, `acked`: it answered, for the `answers`-th time since something moved.
+    neighbour was asked, `acked`: it answered; `tries`: how often something was asked or told since anything moved.
     """
 
     session: Session
@@ -40,7 +40,7 @@ class Member:
     asked: Prepared | None = None
     probed: bool = False
     acked: bool = False
-    answers: int = 0
+    tries: int = 0
     decided: Decided | None = None
 
     @property
@@ -133,8 +133,7 @@ def on_ack(member: Member, src: str, ack: Ack) -> Moved:
     """The neighbour lives: slow is not dead."""
     if not member.probed or src != member.session.before or ack.cycle != member.ring.cycle:
         return member, ()
-    wait_s = max(ack.due_s, member.ring.hop_s * 2.0 ** min(member.answers, _DOUBLED))
-    return _wait(member, (), wait_s, member.answers + 1)
+    return _wait(member, (), max(ack.due_s, _longer(member)), member.tries + 1)
 
 
 def on_tick(member: Member, timer: int) -> Moved:
@@ -143,18 +142,24 @@ def on_tick(member: Member, timer: int) -> Moved:
         return member, ()
     ring, session = member.ring, member.session
     if member.asked is not None:
-        return _wait(member, (Send(member.arbiter, member.asked),))
+        return _wait(member, (Send(member.arbiter, member.asked),), _longer(member), member.tries + 1)
     if member.probed and not member.acked:
-        return _wait(member, (Send(member.arbiter, Skip(ring.cycle, ring.epoch, session.before)),))
+        told = Send(member.arbiter, Skip(ring.cycle, ring.epoch, session.before))
+        return _wait(member, (told,), _longer(member), member.tries + 1)
     probe = Send(session.before, Probe(ring.cycle, ring.epoch, member.waits_for))
-    member, out = _wait(member, (probe,), ring.ack_s, member.answers)
+    member, out = _wait(member, (probe,), ring.ack_s, member.tries)
     return replace(member, probed=True, acked=False), out
 
 
-def _wait(member: Member, out: Sequence[Effect], after_s: float | None = None, answers: int = 0) -> Moved:
-    """Wait anew: as something has moved, or for `after_s` as there were so many `answers` and nothing has."""
+def _longer(member: Member) -> float:
+    """Patience with one hop, doubled by every try in vain: whoever repeats itself too often fills the links."""
+    return member.ring.hop_s * 2.0 ** min(member.tries, _DOUBLED)
+
+
+def _wait(member: Member, out: Sequence[Effect], after_s: float | None = None, tries: int = 0) -> Moved:
+    """Wait anew: as something has moved, or for `after_s` as nothing has after so many `tries`."""
     acked = after_s is not None
-    member = replace(member, timer=member.timer + 1, probed=acked, acked=acked, answers=answers)
+    member = replace(member, timer=member.timer + 1, probed=acked, acked=acked, tries=tries)
     wake = Wake(member.ring.hop_s if after_s is None else after_s, ("hop", member.timer))
     return member, (*out, wake)
 

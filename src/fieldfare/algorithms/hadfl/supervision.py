@@ -19,6 +19,7 @@ from fieldfare.core.params import Params
 
 _PATIENCE = 3
 _SILENCE = 20
+_MOST_PATIENT = 1024.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +30,8 @@ class State:
     `strayed`: cycles in a row a peer was off its pace. `rings`: the newest epoch of late cycles; `decisions` of them,
     the last at `decided_s`, `commits` so far. `waited`: how often this cycle's reports were waited for. `kept`: the
     last back-ups, `model` the newest of them (at first, the start). `plans`: how many there were. `drawn`: in which
-    cycle a peer was last drawn.
+    cycle a peer was last drawn. `suspected`: who was taken for dead in a ring; `patience` doubles where
+    that was wrong.
     """
 
     model: Params
@@ -51,6 +53,8 @@ class State:
     decided_s: float = 0.0
     drawn: Mapping[str, int] = field(default_factory=dict[str, int])
     commits: int = 0
+    suspected: tuple[str, ...] = ()
+    patience: float = 1.0
 
 
 Changed: TypeAlias = tuple[State, Sequence[Effect]]
@@ -67,12 +71,22 @@ def complete(state: State) -> bool:
 
 
 def reported(state: State, src: str, report: Version) -> State:
-    """A peer has trained; who was given up is alive again. An old report changes nothing."""
+    """A peer has trained; who was given up is alive again. An old report changes nothing.
+
+    Who was suspected and has never been away shows that links are slower than thought.
+    """
     if src in state.reports and report.cycle <= state.reports[src].cycle:
         return state
+    if src in state.suspected:
+        state = replace(cleared(state, src), patience=min(2.0 * state.patience, _MOST_PATIENT))
     alive = state.alive if src in state.alive else tuple(p for p in state.peers if p in {*state.alive, src})
     brown = {**state.brown, src: state.brown[src].report(report.version)}
     return replace(state, alive=alive, reports={**state.reports, src: report}, brown=brown)
+
+
+def cleared(state: State, src: str) -> State:
+    """Nobody suspects `src`."""
+    return replace(state, suspected=tuple(name for name in state.suspected if name != src))
 
 
 def decide(state: State, src: str, asked: Prepared, now: float) -> Changed:
@@ -102,7 +116,8 @@ def skip(state: State, src: str, asked: Skip) -> Changed:
     state, out = _restarted(state, ring, tuple(name for name in ring.members if name != asked.dead), ring.step)
     if asked.dead not in state.alive or asked.dead == src:
         return state, out
-    state = replace(state, alive=tuple(name for name in state.alive if name != asked.dead))
+    alive, suspected = tuple(name for name in state.alive if name != asked.dead), (*state.suspected, asked.dead)
+    state = replace(state, alive=alive, suspected=suspected)
     for later in sorted(state.rings):
         ring = state.rings[later]
         if later > asked.cycle and later not in state.decisions and asked.dead in ring.members:
@@ -116,7 +131,9 @@ def _restarted(state: State, ring: Select, members: tuple[str, ...], step: float
         none = Decided(ring.cycle, -1, "", ())
         state = replace(state, decisions={**state.decisions, ring.cycle: none})
         return state, tuple(Send(name, none) for name in ring.members)
-    again = replace(ring, epoch=ring.epoch + 1, members=members, step=step)
+    again = replace(
+        ring, epoch=ring.epoch + 1, members=members, step=step, hop_s=2.0 * ring.hop_s, ack_s=2.0 * ring.ack_s
+    )  # fmt: skip
     state = replace(state, rings={**state.rings, ring.cycle: again})
     return state, tuple(Send(name, again) for name in state.peers)
 
