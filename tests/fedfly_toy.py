@@ -26,7 +26,7 @@ DIM, HIDDEN, BATCH = 4, 3, 2
 SIZE = DIM * HIDDEN
 LAYOUT = Layout.of({"first.weight": (DIM, HIDDEN), "second.weight": (HIDDEN,), "second.bias": (1,)})
 MODEL = Params(np.linspace(-1, 1, LAYOUT.size).astype(np.float32), LAYOUT)
-PROBLEM = quadratics(n=8, dim=DIM)
+PROBLEM = quadratics(n=24, dim=DIM)
 U_LAYOUT = Layout.of({"first.weight": (DIM, HIDDEN), "second.weight": (HIDDEN,), "third.weight": (HIDDEN,)})
 U_MODEL = Params(np.linspace(-1, 1, U_LAYOUT.size).astype(np.float32), U_LAYOUT)
 SECRET = b"a job's secret"

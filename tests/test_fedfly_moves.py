@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldfare.algorithms.fedfly.edge import Edge
-from fieldfare.algorithms.fedfly.messages import Commit, Final, Pre
+from fieldfare.algorithms.fedfly.handover import Commit, Final, Pre
 from fieldfare.algorithms.fedfly.policies import Cheapest, PreCopy, Restart, StopAndCopy
 from fieldfare.core.effects import Run, Send
 from fieldfare.core.events import Moved

@@ -11,17 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fieldfare.algorithms.fedfly import copies, serve, tensors
+from fieldfare.algorithms.fedfly.handover import Accept, Final, Got, Pre, Prep, Ready, Reason, Reject, Turn
 from fieldfare.algorithms.fedfly.held import Arrive, Held, Out, State, to_edge
-from fieldfare.algorithms.fedfly.messages import (
-    Accept,
-    Final,
-    Got,
-    Pre,
-    Prep,
-    Ready,
-    Reason,
-    Reject,
-)
 from fieldfare.algorithms.fedfly.seal import private_of, public_of
 from fieldfare.algorithms.fedfly.session import (
     Session,
@@ -49,7 +40,7 @@ def prepared(edge: Edge, state: State, src: str, body: Prep, relayed: bool, ctx:
     if body.epoch < held.epoch or held.owner:
         return state, ()
     if arrive is not None and (arrive.epoch, arrive.attempt) >= (body.epoch, body.attempt):
-        same = (arrive.epoch, arrive.attempt, arrive.granted) == (body.epoch, body.attempt, True)
+        same = (arrive.src, arrive.epoch, arrive.attempt) == (src, body.epoch, body.attempt)
         return state, (_accept(edge, state, device, arrive, ctx),) if same else ()
     reason = _refusal(edge, state, device, body, ctx)
     if reason is not None:
@@ -58,7 +49,15 @@ def prepared(edge: Edge, state: State, src: str, body: Prep, relayed: bool, ctx:
     arrive = Arrive(
         src, body.epoch, body.attempt, body.round, body.size_bytes, body.deadline_s, ctx.now, relayed=relayed
     )
-    return grant(edge, state.put(device, replace(held, arrive=arrive)), ctx)
+    state, out = _kept(edge, state, device, arrive)
+    return state, (_accept(edge, state, device, arrive, ctx), *out)
+
+
+def _kept(edge: Edge, state: State, device: str, arrive: Arrive) -> Out:
+    """The record with a new timer: whoever is not heard of for long is forgotten."""
+    timer = state.timer + 1
+    held = replace(state.of(device), arrive=replace(arrive, timer=timer))
+    return replace(state.put(device, held), timer=timer), (Wake(edge.grant_s, ("arrive", device, timer)),)
 
 
 def _refusal(edge: Edge, state: State, device: str, body: Prep, ctx: Context) -> Reason | None:
@@ -70,7 +69,7 @@ def _refusal(edge: Edge, state: State, device: str, body: Prep, ctx: Context) ->
     if edge.capacity is not None and sum(held.owner for held in others) + len(coming) >= edge.capacity:
         return "full"
     if edge.ingress_bytes_per_s is not None:
-        first = [one for one in coming if one.ready is None and (one.granted or one.deadline_s <= body.deadline_s)]
+        first = [one for one in coming if one.ready is None and (one.turn or one.deadline_s <= body.deadline_s)]
         bytes_ = body.size_bytes + sum(one.size_bytes for one in first)
         if ctx.now + bytes_ / edge.ingress_bytes_per_s > body.deadline_s:
             return "late"
@@ -79,8 +78,24 @@ def _refusal(edge: Edge, state: State, device: str, body: Prep, ctx: Context) ->
 
 def _accept(edge: Edge, state: State, device: str, arrive: Arrive, ctx: Context) -> Effect:
     public = public_of(private_of(edge.key)) if edge.seals else b""
-    body = Accept(device, arrive.epoch, arrive.attempt, state.round, public)
+    body = Accept(device, arrive.epoch, arrive.attempt, state.round, edge.arrivals is None, public)
     return to_edge(state, ctx.me, arrive.src, body, arrive.relayed)
+
+
+def asked(edge: Edge, state: State, src: str, body: Turn, relayed: bool, ctx: Context) -> Out:
+    """A source has something long to send: it is its turn, or it stays in line."""
+    device, held = body.device, state.of(body.device)
+    arrive = _mine(held, body, src)
+    if arrive is None:
+        return state, _unwanted(state, held, src, body, relayed, ctx)
+    state, out = _kept(edge, state, device, replace(arrive, asks=True))
+    state, more = grant(edge, state, ctx)
+    mine = state.of(device).arrive
+    if mine is not None and mine.turn and not arrive.turn:
+        return state, (*out, *more)
+    yes = mine is not None and mine.turn
+    said = to_edge(state, ctx.me, src, body, relayed) if yes else _accept(edge, state, device, arrive, ctx)
+    return state, (*out, *more, said)
 
 
 def grant(edge: Edge, state: State, ctx: Context) -> Out:
@@ -88,14 +103,15 @@ def grant(edge: Edge, state: State, ctx: Context) -> Out:
     out: list[Effect] = []
     while True:
         line = {d: h.arrive for d, h in state.held.items() if h.arrive is not None and h.arrive.ready is None}
-        waiting = [d for d, arrive in line.items() if not arrive.granted]
-        if not waiting or (edge.arrivals is not None and len(line) - len(waiting) >= edge.arrivals):
+        waiting = [d for d, arrive in line.items() if arrive.asks and not arrive.turn]
+        busy = sum(arrive.turn for arrive in line.values())
+        if not waiting or (edge.arrivals is not None and busy >= edge.arrivals):
             return state, out
         device = min(waiting, key=lambda d: (line[d].deadline_s, line[d].since_s, d))
-        timer = state.timer + 1
-        arrive = replace(line[device], granted=True, timer=timer)
-        state = replace(state.put(device, replace(state.of(device), arrive=arrive)), timer=timer)
-        out += [_accept(edge, state, device, arrive, ctx), Wake(edge.grant_s, ("arrive", device, timer))]
+        arrive = replace(line[device], turn=True)
+        state, more = _kept(edge, state, device, arrive)
+        now = Turn(device, arrive.epoch, arrive.attempt)
+        out += [to_edge(state, ctx.me, arrive.src, now, arrive.relayed), *more]
 
 
 def expired(edge: Edge, state: State, device: str, timer: int, ctx: Context) -> Out:
@@ -106,11 +122,12 @@ def expired(edge: Edge, state: State, device: str, timer: int, ctx: Context) -> 
     return grant(edge, state.put(device, replace(held, arrive=None)), ctx)
 
 
-def _mine(held: Held, body: Pre | Final, src: str) -> Arrive | None:
-    """The arrival that a copy belongs to."""
+def _mine(held: Held, body: Pre | Final | Turn, src: str) -> Arrive | None:
+    """The arrival that a message belongs to."""
     arrive = held.arrive
-    known = arrive is not None and arrive.granted
-    return arrive if known and (arrive.src, arrive.epoch, arrive.attempt) == (src, body.epoch, body.attempt) else None  # type: ignore[union-attr]
+    if arrive is None or (arrive.src, arrive.epoch, arrive.attempt) != (src, body.epoch, body.attempt):
+        return None
+    return arrive
 
 
 def _decoded(edge: Edge, state: State, arrive: Arrive, device: str, epoch: int, blob: bytes) -> Session:
@@ -145,8 +162,7 @@ def copied(edge: Edge, state: State, src: str, body: Pre, relayed: bool, ctx: Co
         return state, (said(Reject(device, body.epoch, body.attempt, "reference")),)
     pages = arrive.pages if arrive.coming == body.number and len(arrive.pages) == body.pages else (None,) * body.pages
     pages = (*pages[: body.page], body.blob, *pages[body.page + 1 :])
-    timer = state.timer + 1
-    arrive = replace(arrive, coming=body.number, pages=pages, timer=timer)
+    arrive = replace(arrive, coming=body.number, pages=pages)
     blob = copies.whole(pages)
     if arrive.replay and arrive.replaying:
         return state, ()
@@ -157,15 +173,18 @@ def copied(edge: Edge, state: State, src: str, body: Pre, relayed: bool, ctx: Co
             return _begin_replay(edge, state, device, arrive, blob, body.digest, False, ctx)
         if blob is not None:
             session = _decoded(edge, state, arrive, device, body.epoch, blob)
-            arrive = replace(arrive, copied=session, number=body.number, pages=())
+            arrive = replace(arrive, copied=session, number=body.number, pages=(), asks=False, turn=False)
     except PeerError:
         return state, (said(Reject(device, body.epoch, body.attempt, "reference")),)
-    state = replace(state.put(device, replace(held, arrive=arrive)), timer=timer)
+    state, wake = _kept(edge, state, device, arrive)
     got = Got(device, body.epoch, body.attempt, body.number, body.page, blob is not None)
-    return state, (said(got), Wake(edge.grant_s, ("arrive", device, timer)))
+    state, out = grant(edge, state, ctx)
+    return state, (said(got), *wake, *out)
 
 
-def _unwanted(state: State, held: Held, src: str, body: Pre | Final, relayed: bool, ctx: Context) -> tuple[Effect, ...]:
+def _unwanted(
+    state: State, held: Held, src: str, body: Pre | Final | Turn, relayed: bool, ctx: Context
+) -> tuple[Effect, ...]:
     if held.owner or held.epoch > body.epoch:
         return ()
     no = Reject(body.device, body.epoch, body.attempt, "unknown")

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from fieldfare.algorithms.fedfly import serve, tensors
 from fieldfare.algorithms.fedfly.arrive import grant
+from fieldfare.algorithms.fedfly.handover import Attach, Attached, Committed, Fetch, Release, Stored
 from fieldfare.algorithms.fedfly.held import Held, Out, State, to_edge
-from fieldfare.algorithms.fedfly.messages import Attach, Attached, Closed, Committed, Fetch, Release, Stored, Unknown
+from fieldfare.algorithms.fedfly.messages import Closed, Unknown
 from fieldfare.algorithms.fedfly.seal import private_of, unseal
 from fieldfare.algorithms.fedfly.session import Session, digest, from_blob, owned, reference
 from fieldfare.algorithms.fedfly.tickets import Ticket, is_countersigned

@@ -11,22 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+from fieldfare.algorithms.fedfly.handover import Commit, Committed, Denied, Fetch, Lost, Message, Relay, Replica
 from fieldfare.algorithms.fedfly.merge import merged
-from fieldfare.algorithms.fedfly.messages import (
-    Close,
-    Commit,
-    Committed,
-    Denied,
-    Fetch,
-    Lost,
-    Message,
-    Plan,
-    Relay,
-    Replica,
-    Round,
-    Train,
-    Update,
-)
+from fieldfare.algorithms.fedfly.messages import Close, Plan, Round, Train, Update
 from fieldfare.algorithms.fedfly.tickets import Ticket, countersigned, is_signed, key_of
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Send, Stop, Wake

@@ -14,25 +14,8 @@ import numpy as np
 
 from fieldfare.algorithms.fedfly import half
 from fieldfare.algorithms.fedfly.half import COMPUTING, Lack, Out, State, answered
-from fieldfare.algorithms.fedfly.messages import (
-    Attach,
-    Attached,
-    Backward,
-    Begin,
-    Between,
-    Carry,
-    Closed,
-    Committed,
-    Forward,
-    Freeze,
-    Lost,
-    Message,
-    Move,
-    Resume,
-    Train,
-    Unknown,
-    Update,
-)
+from fieldfare.algorithms.fedfly.handover import Attach, Attached, Carry, Committed, Freeze, Lost, Message, Move, Resume
+from fieldfare.algorithms.fedfly.messages import Backward, Begin, Between, Closed, Forward, Train, Unknown, Update
 from fieldfare.algorithms.fedfly.tickets import Ticket
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Run, Scalar, Send, Wake

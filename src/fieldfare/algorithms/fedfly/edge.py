@@ -11,20 +11,14 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fieldfare.algorithms.fedfly import arrive, attach, leave, serve
-from fieldfare.algorithms.fedfly.held import Held, Out, State
-from fieldfare.algorithms.fedfly.messages import (
+from fieldfare.algorithms.fedfly.handover import (
     Abort,
     Accept,
-    Alive,
     Attach,
-    Close,
     Committed,
     Denied,
-    Ends,
     Fetch,
     Final,
-    Finish,
-    Forward,
     Got,
     Message,
     Move,
@@ -34,9 +28,11 @@ from fieldfare.algorithms.fedfly.messages import (
     Reject,
     Relay,
     Release,
-    Round,
     Stored,
+    Turn,
 )
+from fieldfare.algorithms.fedfly.held import Held, Out, State
+from fieldfare.algorithms.fedfly.messages import Alive, Close, Ends, Finish, Forward, Round
 from fieldfare.algorithms.fedfly.policies import STOP_AND_COPY, Cheapest, Policy, Route
 from fieldfare.algorithms.fedfly.tensors import CAP_BYTES
 from fieldfare.core.algorithm import Context
@@ -160,6 +156,10 @@ class Edge:
                 return leave.denied(state, device, body)
             case Prep() if src in state.edges:
                 return arrive.prepared(self, state, src, body, relayed, ctx)
+            case Turn(device, epoch, attempt) if _is_about(state.of(device), src, epoch, attempt):
+                return leave.turned(self, state, device, ctx)
+            case Turn() if src in state.edges:
+                return arrive.asked(self, state, src, body, relayed, ctx)
             case Pre() if src in state.edges:
                 return arrive.copied(self, state, src, body, relayed, ctx)
             case Final() if src in state.edges:

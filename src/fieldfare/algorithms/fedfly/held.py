@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from fieldfare.algorithms.fedfly.messages import Attach, Ends, Forward, Plan, Relay
+from fieldfare.algorithms.fedfly.handover import Attach, Relay
+from fieldfare.algorithms.fedfly.messages import Ends, Forward, Plan
 from fieldfare.algorithms.fedfly.policies import Settled
 from fieldfare.algorithms.fedfly.session import Session
 from fieldfare.algorithms.fedfly.tensors import Array
@@ -21,7 +22,7 @@ from fieldfare.algorithms.fedfly.tickets import Ticket
 from fieldfare.core.effects import Effect, Send
 from fieldfare.core.params import Params
 
-Phase = Literal["prep", "pre", "stop", "final", "commit"]
+Phase = Literal["prep", "turn", "pre", "stop", "final", "commit"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,12 +42,13 @@ class Batch:
 class Leave:
     """A session goes to `to`: the source's side.
 
-    `phase`: "prep" (asked), "pre" (copy `number` is on its way), "stop" (to be frozen behind the next step), "final"
-    (frozen and sent), "commit" (the centre is asked; only it can end this). `copied`: the last copy that is there, or
-    on its way as `blob`, which may be `batches` that come to `digest`, of which `page` pages were sent and `acked` are
-    there; `log`: what was trained since. `sent`: the session as the destination will have it. `withheld`: the last
-    gradient has not gone down. `ticket`: as asked for. `against`: the round of the destination's global model, 0: none
-    in common. `relayed`: it goes through the centre. `public`: the destination's key.
+    `phase`: "prep" (asked), "turn" (in line to send, frozen or not; `free`: there is no line), "pre" (copy `number` is
+    on its way), "stop" (to be frozen behind the next step), "final" (frozen and sent), "commit" (the centre is asked;
+    only it can end this). `copied`: the last copy that is there, or on its way as `blob`, which may be `batches` that
+    come to `digest`, of which `page` pages were sent and `acked` are there; `log`: what was trained since. `sent`: the
+    session as the destination will have it. `withheld`: the last gradient has not gone down. `ticket`: as asked for.
+    `against`: the round of the destination's global model, 0: none in common. `relayed`: it goes through the centre.
+    `public`: the destination's key.
     """
 
     to: str
@@ -64,6 +66,7 @@ class Leave:
     log: tuple[Batch, ...] = ()
     sent: Session | None = None
     withheld: bool = False
+    free: bool = False
     ticket: Ticket | None = None
     against: int = 0
     relayed: bool = False
@@ -74,7 +77,8 @@ class Leave:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrive:
-    """A session comes from `src`: the destination's side. `granted`: it may send; `ready`: it is here, whole.
+    """A session comes from `src`: the destination's side. `asks`: it has something long to send, and with `turn` sends
+    it; `ready`: it is here, whole.
 
     `copied`: the last copy, number `number` (-1: none); of number `coming` these `pages` are there. `replay`: batches
     to train behind the copy, one of them as `replaying`, to come to `digest`, the `final` session or copy `coming`.
@@ -88,7 +92,8 @@ class Arrive:
     size_bytes: int
     deadline_s: float
     since_s: float
-    granted: bool = False
+    asks: bool = False
+    turn: bool = False
     number: int = -1
     copied: Session | None = None
     coming: int = -1

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fieldfare.algorithms.fedfly import copies, serve
-from fieldfare.algorithms.fedfly.held import Held, Leave, Out, State, to_edge
-from fieldfare.algorithms.fedfly.messages import (
+from fieldfare.algorithms.fedfly.handover import (
     Abort,
     Accept,
     Carry,
@@ -30,7 +29,9 @@ from fieldfare.algorithms.fedfly.messages import (
     Reject,
     Resume,
     Stored,
+    Turn,
 )
+from fieldfare.algorithms.fedfly.held import Held, Leave, Out, State, to_edge
 from fieldfare.algorithms.fedfly.policies import PreCopy, Restart, StopAndCopy, settle
 from fieldfare.algorithms.fedfly.seal import seal
 from fieldfare.algorithms.fedfly.session import (
@@ -111,17 +112,37 @@ def _prep(edge: Edge, state: State, device: str, ctx: Context) -> Out:
 def accepted(edge: Edge, state: State, device: str, body: Accept, ctx: Context) -> Out:
     """The destination is ready to take it."""
     held, leave = _leave(state, device)
+    if leave.phase == "turn":  # still in line
+        return state.put(device, replace(held, leave=replace(leave, tries=0))), ()
     if leave.phase != "prep":
         return state, ()
-    leave = replace(leave, against=body.round, public=body.public, tries=0)
+    leave = replace(leave, against=body.round, public=body.public, free=body.free, tries=0)
     state = state.put(device, replace(held, leave=leave))
     match leave.policy:
         case Restart():
             return _commit(edge, state, device, "restart", ctx)
         case PreCopy(passes) if passes:
-            return _copy(edge, state, device, ctx)
+            return _turn(edge, state, device, ctx)
         case _:
             return _stop(edge, state, device, ctx)
+
+
+def _turn(edge: Edge, state: State, device: str, ctx: Context) -> Out:
+    """Get in line to send a first copy, or a session of which there is none; where there is no line, send."""
+    held, leave = _leave(state, device)
+    if leave.free or (held.frozen and (leave.copied is not None or leave.policy.route == "carry")):
+        return (_final if held.frozen else _copy)(edge, state, device, ctx)
+    state, wake = _timed(edge, state, device, replace(leave, phase="turn"))
+    return state, (to_edge(state, ctx.me, leave.to, Turn(device, held.epoch, leave.attempt), leave.relayed), *wake)
+
+
+def turned(edge: Edge, state: State, device: str, ctx: Context) -> Out:
+    """It is this session's turn."""
+    held, leave = _leave(state, device)
+    if leave.phase != "turn":
+        return state, ()
+    state = state.put(device, replace(held, leave=replace(leave, tries=0)))
+    return (_final if held.frozen else _copy)(edge, state, device, ctx)
 
 
 def _copy(edge: Edge, state: State, device: str, ctx: Context) -> Out:
@@ -202,8 +223,8 @@ def _freeze(edge: Edge, state: State, device: str, fresh: bool, ctx: Context) ->
         out += more
     if not withheld:
         out.append(Send(device, Freeze(session.round, held.epoch, session.next, leave.to)))
-    held = replace(state.of(device), frozen=True, leave=replace(leave, withheld=withheld, phase="final"))
-    state, more = _final(edge, state.put(device, held), device, ctx)
+    held = replace(state.of(device), frozen=True, leave=replace(leave, withheld=withheld))
+    state, more = _turn(edge, state.put(device, held), device, ctx)
     return state, (*out, *more)
 
 
@@ -227,7 +248,7 @@ def _final(edge: Edge, state: State, device: str, ctx: Context) -> Out:
     shorter = batches is not None and len(batches) < len(blob)
     part, what = (batches, digest(session, True)) if batches is not None and shorter else (blob, digest(sent, gradient))
     body = Final(device, held.epoch, leave.attempt, part, what, len(leave.log) if shorter else 0)
-    state, wake = _timed(edge, state, device, replace(leave, sent=kept))
+    state, wake = _timed(edge, state, device, replace(leave, phase="final", sent=kept))
     return state, (to_edge(state, ctx.me, leave.to, body, leave.relayed), *wake)
 
 
@@ -310,6 +331,8 @@ def late(edge: Edge, state: State, device: str, timer: int, ctx: Context) -> Out
     match leave.phase:
         case "prep":
             return _prep(edge, state, device, ctx)
+        case "turn":
+            return _turn(edge, state, device, ctx)
         case "pre":
             missing = [page for page in range(leave.page) if page not in leave.acked]
             return _pages(edge, state, device, leave, missing[:_WINDOW] or [leave.page - 1], ctx)

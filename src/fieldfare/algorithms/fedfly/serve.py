@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fieldfare.algorithms.fedfly.handover import Committed, Replica, Resume
 from fieldfare.algorithms.fedfly.held import Batch, Held, Out, State, sound
 from fieldfare.algorithms.fedfly.messages import (
     Backward,
     Begin,
     Between,
     Closed,
-    Committed,
     Ends,
     Finish,
     Forward,
     Plan,
-    Replica,
-    Resume,
     Unknown,
     Update,
 )
