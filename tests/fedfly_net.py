@@ -1,7 +1,8 @@
 """A small driver with true losses, for FedFly's protocol: messages may be lost, late, twice and out of order.
 
 Nodes die: for ever, for a while with all they held ("durable"), or for a while and forget it ("amnesia"). Works are
-computed when they are asked for. After every step the owners are checked: per device and epoch there is one at most.
+computed when they are asked for. After every step the owners are checked: per device and epoch there is one at most,
+the one the centre has named. `updates`: what was told of whole trainings, (samples, loss) by (round, device).
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Net:
 
     def __post_init__(self):
         self.now, self.heap, self.number, self.stopped, self.model = 0.0, [], 0, "", None
-        self.owners, self.applied, self.kept, self.log, self.versions = {}, {}, [], [], {}
+        self.owners, self.named, self.kept, self.versions, self.updates = {}, set(), [], {}, {}
 
     def run(self):
         names = list(self.nodes)
@@ -119,6 +120,8 @@ class Net:
             self.kept.append((node, event, tuple(effects)))
         if self.nodes[node][0] == "edge":
             self.check(node, new)
+        elif node == "central":
+            self.named |= {(device, one.epoch, one.edge) for device, one in new.owners.items()}
         if death is not None and death.at == "journaled":
             return self.die(node, death, tuple(effects))
         self.perform(node, effects)
@@ -133,6 +136,7 @@ class Net:
     def check(self, node, state):
         for device, held in state.held.items():
             if held.owner:
+                assert (device, held.epoch, node) in self.named, f"{node} owns {device} without the centre's word"
                 first = self.owners.setdefault((device, held.epoch), node)
                 assert first == node, f"{device} has two owners in epoch {held.epoch}: {first} and {node}"
 
@@ -155,6 +159,8 @@ class Net:
         if isinstance(body, Update) and body.only is None and self.nodes[node][0] == "edge":
             steps = self.nodes["central"][1].plans[body.device].steps
             assert body.samples == steps * BATCH, f"{body.device}: {body.samples} examples in {steps} batches"
+            told = self.updates.setdefault((body.round, body.device), (body.samples, body.loss))
+            assert told == (body.samples, body.loss), f"{body.device}: a loss of {body.loss} after one of {told[1]}"
         if self.drop is not None and self.drop(node, to, body):
             return
         for copy in range(2 if self.dice.random() < self.repeat else 1):

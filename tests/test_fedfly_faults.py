@@ -19,6 +19,7 @@ from fieldfare.algorithms.fedfly.messages import Forward, Plan, Update
 from fieldfare.algorithms.fedfly.policies import PreCopy, Restart, StopAndCopy
 from fieldfare.core.effects import Send
 from fieldfare.core.events import Gathered, Moved, Received
+from fieldfare.core.params import Layout, Params
 
 PLANS = {"device/0": Plan("first", SIZE, 3)}
 CENTRAL = Central(1, PLANS, patience_s=20.0)
@@ -38,10 +39,10 @@ EDGES = ("edge/0", "edge/1", "edge/2")
 
 @cache
 def quiet(u=False):
-    """What each version is when nothing moves and nothing goes wrong, as bytes."""
+    """What each version is when nothing moves and nothing goes wrong, as bytes; and what is told of each training."""
     end = net(u=u).run()
     assert end.reason == "rounds"
-    return end.versions
+    return end.versions, end.updates
 
 
 def move(device, at, old, new):
@@ -86,7 +87,9 @@ def run_schedules(seeds, u=False):
     for seed in seeds:
         end = schedule(seed, u).run()
         assert end.reason == "rounds", f"schedule {seed}: {end.reason} after {end.now:.0f} s"
-        assert end.versions == quiet(u), f"schedule {seed} ends in other bits"
+        versions, updates = quiet(u)
+        assert end.versions == versions, f"schedule {seed} ends in other bits"
+        assert end.updates.items() <= updates.items(), f"schedule {seed} counts other losses"
         changed += sum(owner.epoch for owner in end.states["central"].owners.values())
     return changed
 
@@ -293,5 +296,43 @@ def test_the_mean_is_by_true_sample_counts_and_counts_a_half_for_itself():
     half = merged(MODEL, {"a": update("a", one, 3.0, (SIZE, LAYOUT.size)), "b": update("b", two, 1.0)})
     np.testing.assert_allclose(half.vector[:SIZE], two[:SIZE], atol=1e-6)
     np.testing.assert_allclose(half.vector[SIZE:], MODEL.vector[SIZE:] + 0.25, atol=1e-6)
+    wild = merged(MODEL, {"a": update("a", one, 3.0), "b": update("b", two * np.nan, 1.0)})
+    np.testing.assert_array_equal(wild.vector, merged(MODEL, {"a": update("a", one, 3.0)}).vector)
     nobody = merged(MODEL, {"a": update("a", one, 3.0, (SIZE, LAYOUT.size))})
     np.testing.assert_array_equal(nobody.vector[:SIZE], MODEL.vector[:SIZE])
+
+
+def test_counters_take_the_largest_of_those_that_count():
+    layout = Layout.of({"norm.weight": (2,), "norm.num_batches_tracked": (1,)})
+    rows = {"a": (1.0, 1.0, 4.0), "b": (3.0, 3.0, 6.0), "c": (np.inf, 0.0, 99.0)}
+    made = merged(Params(np.zeros(3, np.float32), layout), {k: update(k, row, 2.0) for k, row in rows.items()})
+    np.testing.assert_allclose(made.vector, [2.0, 2.0, 6.0])
+
+
+# Every step of every node
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [PreCopy(1), StopAndCopy("relay")], ids=["pre", "stop relayed"])
+def test_a_death_at_any_step_of_any_node_changes_no_bit(policy):
+    """Not a choice of states: all steps of the source, the destination and the device, and of the centre, in turn."""
+    edge = Edge(**PATIENT, policy=policy, replica_every=2, arrivals=1)
+    central = Central(1, PLANS, patience_s=20.0)
+
+    def one(**more):
+        moves = move("device/0", 2.5, "edge/0", "edge/1")
+        return net(moves, edge=edge, device=DEVICE, central=central, steps=4, rounds=1, until_s=5e3, **more)
+
+    still = one().run()
+    assert still.states["central"].owners["device/0"].edge == "edge/1"
+    tried = 0
+    for node in (SOURCE, DEST, CENTRE, MOVER):
+        for step in range(2, still.steps[node] + 1):
+            for at in ("before", "journaled", "performed"):
+                for how in {CENTRE: (BACK,), MOVER: (BACK, BLANK)}.get(node, (BACK, BLANK, GONE)):
+                    end = one(deaths=[Death(node, step, at, *how)]).run()
+                    assert end.reason == "rounds", f"{node} dies in step {step}, {at}, {how}: {end.reason}"
+                    assert end.versions == still.versions, f"{node} dies in step {step}, {at}, {how}"
+                    assert end.updates == still.updates
+                    tried += 1
+    assert tried > 300

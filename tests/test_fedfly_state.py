@@ -65,6 +65,15 @@ def test_lossy_rows_are_small_and_near(lossy, share, error):
     np.testing.assert_array_equal(out["i"], np.arange(3))
 
 
+def test_what_is_too_large_to_be_rounded_crosses_whole():
+    w, base = np.float32([1.5, 1e5, 2.0]), np.zeros(3, np.float32)
+    for lossy in ("fp16", "int8"):
+        for bad in (w, np.float32([1.5, np.nan, 2.0])):
+            np.testing.assert_array_equal(
+                tensors.decode(tensors.encode({"w": bad}, {"w": base}, lossy), {"w": base})["w"], bad
+            )
+
+
 def test_the_reader_refuses_another_reference_other_bytes_and_sizes_beyond_its_cap():
     held = {"w": np.arange(1000, dtype=np.float32)}
     blob = tensors.encode(held, {"w": np.ones(1000, np.float32)})
@@ -74,6 +83,9 @@ def test_the_reader_refuses_another_reference_other_bytes_and_sizes_beyond_its_c
         tensors.decode(blob)
     with pytest.raises(PeerError, match="checksum"):
         tensors.decode(blob[:40] + b"\x01" + blob[41:], {"w": np.ones(1000, np.float32)})
+    many = b"\x01w" + bytes([1, 0, 3]) + (2**32 - 1).to_bytes(4, "little") * 3 + (8).to_bytes(8, "little") + bytes(8)
+    with pytest.raises(PeerError, match="larger than"):
+        tensors.decode(resigned(tensors._HEAD.pack(b"FFTN", 1, 1, bytes(16)) + many))
     with pytest.raises(PeerError, match="larger than"):
         tensors.decode(tensors.encode({"w": np.zeros(1 << 20, np.float32)}), cap_bytes=1 << 20)
     with pytest.raises(UsageError, match="cannot be sent"):
@@ -168,6 +180,22 @@ def test_a_session_with_any_one_field_corrupted_is_refused_or_not_the_same(name)
         assert after(out).upper.tobytes() != after(one).upper.tobytes(), f"training does not read {name}"
 
 
+def test_no_byte_of_an_encoded_session_is_without_meaning():
+    one = trained()
+    blob = session.to_blob(one, level=0)
+    for at in range(len(blob)):
+        flipped = blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1 :]
+        with pytest.raises(PeerError):
+            session.from_blob(flipped, LAYOUT)
+        if at >= len(blob) - 16:
+            continue
+        try:
+            out = session.from_blob(resigned(flipped[:-16]), LAYOUT)
+        except PeerError:
+            continue
+        assert session.digest(out) != session.digest(one), f"byte {at} may be anything"
+
+
 def test_a_session_of_missing_strange_or_misshapen_fields_is_refused():
     good = session.fields(trained())
     for name in ("upper", "next", "key"):
@@ -176,7 +204,7 @@ def test_a_session_of_missing_strange_or_misshapen_fields_is_refused():
     for change in (
         {"more": np.zeros(1)}, {"upper": np.zeros(2, np.float32)}, {"upper": np.zeros((4,), np.float64)},
         {"next": np.array(9)}, {"next": np.array(-1)}, {"round": np.array([1])}, {"lower": np.zeros(3, np.float32)},
-        {"key": np.frombuffer(b"\xff\xfe", np.uint8)},
+        {"key": np.frombuffer(b"\xff\xfe", np.uint8)}, {"grad": np.zeros((2, 3))}, {"between": np.array(1)},
     ):  # fmt: skip
         with pytest.raises(PeerError):
             session.from_blob(tensors.encode({**good, **change}), LAYOUT)
@@ -220,9 +248,13 @@ def test_a_ticket_with_any_field_changed_is_neither_signed_nor_countersigned(nam
     assert tickets.is_signed(good, source)
     assert tickets.is_countersigned(good, dest)
     assert not tickets.is_countersigned(good, source)
+    own = tickets.key_of(b"secret", "device/0")
+    assert tickets.is_told(tickets.told(good, own), own)
+    assert not tickets.is_told(tickets.told(good, dest), own)
     bent = replace(good, **{name: CHANGES[name]})
     assert not tickets.is_signed(bent, source)
     assert not tickets.is_countersigned(bent, dest)
+    assert not tickets.is_told(replace(tickets.told(good, own), **{name: CHANGES[name]}), own)
 
 
 def test_the_signature_of_a_source_is_no_countersignature():

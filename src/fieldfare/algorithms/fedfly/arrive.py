@@ -40,8 +40,10 @@ def prepared(edge: Edge, state: State, src: str, body: Prep, relayed: bool, ctx:
     if body.epoch < held.epoch or held.owner:
         return state, ()
     if arrive is not None and (arrive.epoch, arrive.attempt) >= (body.epoch, body.attempt):
-        same = (arrive.src, arrive.epoch, arrive.attempt) == (src, body.epoch, body.attempt)
-        return state, (_accept(edge, state, device, arrive, ctx),) if same else ()
+        if (arrive.src, arrive.epoch, arrive.attempt) != (src, body.epoch, body.attempt):
+            return state, ()
+        arrive = replace(arrive, deadline_s=body.deadline_s)
+        return state.put(device, replace(held, arrive=arrive)), (_accept(edge, state, device, arrive, ctx),)
     reason = _refusal(edge, state, device, body, ctx)
     if reason is not None:
         no = Reject(device, body.epoch, body.attempt, reason)
@@ -163,12 +165,12 @@ def copied(edge: Edge, state: State, src: str, body: Pre, relayed: bool, ctx: Co
     pages = arrive.pages if arrive.coming == body.number and len(arrive.pages) == body.pages else (None,) * body.pages
     pages = (*pages[: body.page], body.blob, *pages[body.page + 1 :])
     arrive = replace(arrive, coming=body.number, pages=pages)
-    blob = copies.whole(pages)
     if arrive.replay and arrive.replaying:
         return state, ()
     try:
         if sum(len(page) for page in pages if page is not None) > edge.cap_bytes:
             raise PeerError(src, "copy", f"more than {edge.cap_bytes} bytes")
+        blob = copies.whole(pages)
         if blob is not None and body.batches:
             return _begin_replay(edge, state, device, arrive, blob, body.digest, False, ctx)
         if blob is not None:

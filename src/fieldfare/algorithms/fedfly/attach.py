@@ -40,7 +40,7 @@ def own(edge: Edge, state: State, device: str, ticket: Ticket, blob: bytes | Non
         session = arrive.ready if digest(arrive.ready, False) == ticket.digest else None
     elif ticket.kind == "failover":
         kept = [held.session, *((arrive.ready, arrive.copied) if arrive is not None else ())]
-        session = _newest(ticket, [one for one in kept if one is not None])
+        session = _newest(ticket, [one for one in kept if one is not None], ctx.now)
         restore = True
     if session is not None:
         session = owned(session, ticket.epoch)
@@ -59,9 +59,10 @@ def own(edge: Edge, state: State, device: str, ticket: Ticket, blob: bytes | Non
     return state, (*out, *more)
 
 
-def _newest(ticket: Ticket, kept: list[Session]) -> Session | None:
-    """Of copies of one round the one that is furthest: any will do."""
-    return max((one for one in kept if one.round == ticket.round), key=lambda one: one.next, default=None)
+def _newest(ticket: Ticket, kept: list[Session], now_s: float) -> Session | None:
+    """Of copies of one round the one that is furthest: any will do that has not expired."""
+    good = [one for one in kept if one.round == ticket.round and now_s <= one.expires_s]
+    return max(good, key=lambda one: one.next, default=None)
 
 
 def _restored(edge: Edge, state: State, device: str, ticket: Ticket, blob: bytes, ctx: Context) -> Out:
@@ -76,7 +77,7 @@ def _restored(edge: Edge, state: State, device: str, ticket: Ticket, blob: bytes
             kept.append(from_blob(blob, state.model.layout, against if wanted else None, edge.cap_bytes))
         except PeerError:
             pass  # damaged, or of another round: go on from what is here
-    session = _newest(ticket, kept)
+    session = _newest(ticket, kept, ctx.now)
     session = None if session is None else owned(session, ticket.epoch)
     waiting = held.waiting
     state = state.put(device, replace(held, session=session, restore=False, waiting=None))

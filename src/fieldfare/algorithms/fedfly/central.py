@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from fieldfare.algorithms.fedfly.handover import Commit, Committed, Denied, Fetch, Lost, Message, Relay, Replica
 from fieldfare.algorithms.fedfly.merge import merged
 from fieldfare.algorithms.fedfly.messages import Close, Plan, Round, Train, Update
-from fieldfare.algorithms.fedfly.tickets import Ticket, countersigned, is_signed, key_of
+from fieldfare.algorithms.fedfly.tickets import Ticket, countersigned, is_signed, key_of, told
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Send, Stop, Wake
 from fieldfare.core.errors import UsageError
@@ -244,12 +244,13 @@ class Central:
             return state, (Send(src, Denied(ticket.device, owner.epoch, owner.edge)),)
         return self._given(state, ticket, {src})
 
-    def _given(self, state: State, ticket: Ticket, told: set[str]) -> Out:
+    def _given(self, state: State, ticket: Ticket, hears: set[str]) -> Out:
         ticket = countersigned(ticket, key_of(self.secret, ticket.dst))
+        ticket = told(ticket, key_of(self.secret, ticket.device))
         owner = Owner(ticket.dst, ticket.epoch, ticket)
         state = replace(state, owners={**state.owners, ticket.device: owner})
         here = Send(ticket.dst, self._committed(state, ticket.device, ticket))
-        others = [Send(one, Committed(ticket, state.round)) for one in sorted({*told, ticket.device} - {ticket.dst})]
+        others = [Send(one, Committed(ticket, state.round)) for one in sorted({*hears, ticket.device} - {ticket.dst})]
         return state, (here, *others)
 
     def _committed(self, state: State, device: str, ticket: Ticket) -> Committed:

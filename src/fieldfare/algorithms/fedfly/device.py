@@ -16,7 +16,7 @@ from fieldfare.algorithms.fedfly import half
 from fieldfare.algorithms.fedfly.half import COMPUTING, Lack, Out, State, answered
 from fieldfare.algorithms.fedfly.handover import Attach, Attached, Carry, Committed, Freeze, Lost, Message, Move, Resume
 from fieldfare.algorithms.fedfly.messages import Backward, Begin, Between, Closed, Forward, Train, Unknown, Update
-from fieldfare.algorithms.fedfly.tickets import Ticket
+from fieldfare.algorithms.fedfly.tickets import Ticket, is_told
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Run, Scalar, Send, Wake
 from fieldfare.core.errors import UsageError
@@ -34,7 +34,8 @@ class Device:
     After `tries` times it asks the centre for another owner. Before every `mark_every`-th batch it keeps its half, the
     last `marks` of them, so that it can go back to where a replica is. `hint_s`: how soon a session should be where the
     device has moved. `forgets`: a device that leaves has lost what it held when it is back. `lr`: of a training without
-    an edge (None: the work's own). The optimiser's slots begin anew in every round, on both sides, as in SplitFed.
+    an edge (None: the work's own). `key`: its own, from the centre's secret: a ticket the centre has not told it under
+    that key is not followed. The optimiser's slots begin anew in every round, on both sides, as in SplitFed.
     """
 
     patience_s: float = 60.0
@@ -44,6 +45,7 @@ class Device:
     hint_s: float = float("inf")
     forgets: bool = False
     lr: float | None = None
+    key: bytes = b""
     messages: ClassVar[Message | State | None] = None
     """For those who store what is under way: the types of all that is said and held."""
 
@@ -105,7 +107,7 @@ class Device:
                 return self._resumed(replace(state, to="", carried=b"", sent=()), seq, ctx)
             case Carry(round_, epoch, _, blob) if (round_, epoch) == (state.round, state.epoch):
                 return replace(state, carried=blob), ()
-            case Committed(ticket) if ticket.device == ctx.me and ticket.epoch > state.epoch:
+            case Committed(ticket) if ticket.epoch > state.epoch and self._is_mine(ticket, ctx):
                 return self._owned(state, ticket, ctx)
             case Committed(ticket) if ticket == state.ticket and state.stage == "idle":
                 return self._attach(replace(state, attached=False, tries=0), ctx)
@@ -117,6 +119,9 @@ class Device:
                 return self._train(state, round_, model, steps, ctx)
             case _:
                 return state, ()
+
+    def _is_mine(self, ticket: Ticket, ctx: Context) -> bool:
+        return ticket.device == ctx.me and is_told(ticket, self.key)
 
     # Batches
 

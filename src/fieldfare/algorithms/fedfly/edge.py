@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fieldfare.algorithms.fedfly import arrive, attach, leave, serve
+from fieldfare.algorithms.fedfly import arrive, attach, give, leave, serve
 from fieldfare.algorithms.fedfly.handover import (
     Abort,
     Accept,
@@ -120,7 +120,8 @@ class Edge:
             case Gathered(tag=("fedfly", int(serial))) if serial in state.running:
                 return self._stepped(state, serial, event, ctx)
             case Moved(str() as device, to) if device in state.held and state.of(device).owner:
-                return self._move(state, device, to, float("inf"), ctx)
+                held = state.of(device)
+                return self._move(state, device, to, held.deadline_s if held.wants == to else float("inf"), ctx)
             case Woke(tag=("leave", str() as device, int(timer))) if state.of(device).leave is not None:
                 return leave.late(self, state, device, timer, ctx)
             case Woke(tag=("arrive", str() as device, int(timer))):
@@ -151,9 +152,9 @@ class Edge:
                 state, out = attach.committed(self, state, body, ctx)
                 return self._further(state, out, ticket.device, ctx)
             case Committed(ticket) if src == state.central and ticket.epoch > state.of(ticket.device).epoch:
-                return leave.given(self, state, ticket.device, body)
+                return give.given(self, state, ticket.device, body)
             case Denied(device) if src == state.central:
-                return leave.denied(state, device, body)
+                return give.denied(state, device, body)
             case Prep() if src in state.edges:
                 return arrive.prepared(self, state, src, body, relayed, ctx)
             case Turn(device, epoch, attempt) if _is_about(state.of(device), src, epoch, attempt):
@@ -171,16 +172,16 @@ class Edge:
             case Got(device, epoch, attempt) if _is_about(state.of(device), src, epoch, attempt):
                 return leave.got(self, state, device, body, ctx)
             case Ready(device, epoch, attempt) if _is_about(state.of(device), src, epoch, attempt):
-                return leave.ready(self, state, device, body, ctx)
+                return give.ready(self, state, device, body, ctx)
             case Reject(device, epoch, attempt) if _is_about(state.of(device), src, epoch, attempt):
                 return leave.rejected(self, state, device, body, ctx)
             case Fetch(device) if src in state.edges:
-                return leave.fetched(state, device, body, src, ctx, relayed)
+                return give.fetched(state, device, body, src, ctx, relayed)
             case Stored(device) if src in state.edges:
                 state, out = attach.stored(self, state, src, body, ctx)
                 return self._further(state, out, device, ctx)
             case Release(device, epoch) if src in state.edges:
-                return leave.released(state, device, epoch)
+                return give.released(state, device, epoch)
             case _:
                 return state, ()
 
@@ -218,10 +219,7 @@ class Edge:
             return state, ()
         again = body.round == state.round
         if not again:
-            held = {
-                device: held if held.owner else replace(held, session=None, batch=None)
-                for device, held in state.held.items()
-            }
+            held = {device: _after_round(held, body.round) for device, held in state.held.items()}
             state = replace(state, round=body.round, base=body.model, plan=body.plan, held=held)
         out: list[Effect] = [Send(state.central, Alive(body.round))] if again else []
         for device, epoch in body.owners.items():
@@ -241,6 +239,14 @@ class Edge:
                 state, more = attach.attach(self, state, device, held.waiting, ctx)
                 out += more
         return state, out
+
+
+def _after_round(held: Held, round_: int) -> Held:
+    """What is kept of a device when a round begins: nothing of an older one that is not this edge's own."""
+    if held.owner:
+        return held
+    over = held.arrive is not None and held.arrive.ready is not None and held.arrive.round < round_
+    return replace(held, session=None, batch=None, arrive=None if over else held.arrive)
 
 
 def _is_about(held: Held, src: str, epoch: int, attempt: int) -> bool:

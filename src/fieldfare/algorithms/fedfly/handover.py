@@ -9,22 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from fieldfare.algorithms.fedfly.messages import (
-    Alive,
-    Array,
-    Backward,
-    Begin,
-    Between,
-    Close,
-    Closed,
-    Ends,
-    Finish,
-    Forward,
-    Round,
-    Train,
-    Unknown,
-    Update,
-)
+from fieldfare.algorithms.fedfly.messages import Array, Forward, InRound
 from fieldfare.algorithms.fedfly.tickets import Ticket
 
 
@@ -296,8 +281,7 @@ class Relay:
 
 
 Message: TypeAlias = (
-    Round | Train | Update | Alive | Close | Begin | Forward | Between | Ends | Backward | Finish | Closed | Unknown
-    | Move | Prep | Accept | Turn | Reject | Pre | Got | Freeze | Resume | Final | Ready | Abort | Commit | Committed
-    | Denied | Carry | Attach | Attached | Release | Lost | Replica | Fetch | Stored | Relay
+    InRound | Move | Prep | Accept | Turn | Reject | Pre | Got | Freeze | Resume | Final | Ready | Abort | Commit
+    | Committed | Denied | Carry | Attach | Attached | Release | Lost | Replica | Fetch | Stored | Relay
 )  # fmt: skip
 """All that is said."""

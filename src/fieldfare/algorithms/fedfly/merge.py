@@ -23,7 +23,8 @@ COUNTERS = ("num_batches_tracked",)
 def merged(model: Params, updates: Mapping[str, Update]) -> Params:
     """w = sum n_k w_k / sum n_k over the devices, exact in fixed point (`core.folds.Mean`); counters: the largest.
 
-    Where an update holds the server half alone, its device half does not count. Numbers nobody has trained stay as in
+    Where an update holds the server half alone, its device half does not count; one that is not finite does not count
+    at all. Numbers nobody has trained stay as in
     `model`. FedFly's code divides by a constant instead (weights that sum to 0.4 with its own settings).
     """
     out = model.vector.copy()
@@ -31,6 +32,7 @@ def merged(model: Params, updates: Mapping[str, Update]) -> Params:
     if not used:
         return model
     gather = Gather({"w": Coverage()}, len(used))
+    counted: list[Update] = []
     for at, update in enumerate(used):
         if update.vector.shape != model.vector.shape:
             raise UsageError(f"an update of shape {update.vector.shape} for a model of {model.size} parameters.")
@@ -40,6 +42,7 @@ def merged(model: Params, updates: Mapping[str, Update]) -> Params:
         if gather.check(row, weight).any():
             continue
         gather.add(np.array([at]), row, weight, index, model.size)
+        counted.append(update)
     folded = gather.finish().get("w")
     if folded is None:
         return model
@@ -47,7 +50,7 @@ def merged(model: Params, updates: Mapping[str, Update]) -> Params:
     out[covered] = folded.value[covered]
     for name, where, _ in model.layout.items():
         if name.rpartition(".")[2] in COUNTERS:
-            told = [update.vector[where] for update in used if _has(update, where)]
+            told = [update.vector[where] for update in counted if _has(update, where)]
             out[where] = np.max(told, axis=0) if told else model.vector[where]
     return model.replace(out)
 

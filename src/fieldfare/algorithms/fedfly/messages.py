@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,3 +172,9 @@ class Unknown:
 
     round: int
     epoch: int
+
+
+InRound: TypeAlias = (
+    Round | Train | Update | Alive | Close | Begin | Forward | Between | Ends | Backward | Finish | Closed | Unknown
+)
+"""All that is said while nothing moves."""

@@ -34,7 +34,8 @@ def nodes(central: Central, edge: Edge, device: Device, edges: int | Sequence[Ed
     for at, one in enumerate(each):
         name = f"edge/{at}"
         made[name] = ("edge", replace(one, key=key_of(central.secret, name), job=central.job))
-    return made | dict.fromkeys((*central.plans, *central.whole), ("device", device))
+    names = (*central.plans, *central.whole)
+    return made | {name: ("device", replace(device, key=key_of(central.secret, name))) for name in names}
 
 
 def placed(nodes: Mapping[str, tuple[str, Algorithm]]) -> dict[str, int]:

@@ -180,9 +180,12 @@ def from_blob(
         for name in ("upper", "slots", "lower"):
             if name in found:
                 values[name] = _of(found[name], np.float32, 1)
+        for name in ("grad", "between"):
+            if name in found:
+                values[name] = _of(found[name], np.float32, max(found[name].ndim, 1))
     except (UnicodeDecodeError, ValueError) as error:
         raise wrong(str(error)) from None
-    session = Session(**values, grad=found.get("grad"), between=found.get("between"))
+    session = Session(**values)
     if session.model_hash != layout_hash(layout):
         raise wrong(f"it is of another model ({session.model_hash} is not {layout_hash(layout)})")
     legal = session.size in layout.offsets[1:-1] and session.stop in layout.offsets[1:]

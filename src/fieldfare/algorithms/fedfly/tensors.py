@@ -34,6 +34,7 @@ _HEAD = struct.Struct("<4sHH16s")
 _NONE = bytes(16)
 _DTYPES = ("<f4", "<f8", "<i8", "<i4", "<u8", "|u1", "|b1", "<f2")
 _RAW, _PACKED, _DELTA, _HALF, _BYTE = range(5)
+_LARGEST = 65504.0
 _GROUP = 256
 """Numbers that share one scale in an int8 row."""
 
@@ -54,7 +55,7 @@ def encode(tensors: Tensors, reference: Tensors | None = None, lossy: Lossy = "n
     A float tensor that `reference` has in the same shape goes as the difference of the two bit patterns, taken as
     integers (ours): numbers that are close share sign, exponent and leading digits, so the upper bytes of the
     difference are alike, and byte planes compress. `lossy`: float32 of one dimension as float16, or as int8 with a
-    scale per 256 numbers, of the difference from the reference where there is one.
+    scale per 256 numbers, of the difference from the reference where there is one; what is beyond float16 stays whole.
 
     >>> x = {"w": np.float32([1.5, -2.0])}
     >>> decode(encode(x))["w"].tolist()
@@ -81,7 +82,7 @@ def _write(name: str, value: Array, other: Array | None, lossy: Lossy, level: in
         )
     value = np.ascontiguousarray(value.astype(dtype, copy=False)).reshape(value.shape)
     near = other if other is not None and (other.shape, other.dtype) == (value.shape, value.dtype) else None
-    if lossy != "none" and dtype == "<f4" and value.ndim == 1 and value.size:
+    if lossy != "none" and dtype == "<f4" and value.ndim == 1 and value.size and _fits(value, near):
         coding, payload = _lose(value, near, lossy)
     else:
         coding, payload = _RAW, value.tobytes()
@@ -174,6 +175,8 @@ class _Reader:
 
 def _read(payload: bytes, coding: int, dtype: np.dtype[Any], count: int, other: Array | None) -> Array:
     size = count * dtype.itemsize
+    if not size and (coding or payload):
+        raise ValueError(f"{len(payload)} bytes, in coding {coding}, of a tensor without numbers")
     match coding:
         case 0:
             if len(payload) != size:
@@ -183,7 +186,7 @@ def _read(payload: bytes, coding: int, dtype: np.dtype[Any], count: int, other: 
             if coding == _DELTA and other is None:
                 raise ValueError("a difference from a tensor this node does not hold")
             inflate = zlib.decompressobj()
-            planes = inflate.decompress(payload, size) if size else b""
+            planes = inflate.decompress(payload, size)
             if len(planes) != size or (not inflate.eof and inflate.decompress(inflate.unconsumed_tail, 1)):
                 raise ValueError(f"a compressed tensor does not hold {size} bytes")
             rows = np.frombuffer(planes, np.uint8).reshape(dtype.itemsize, count).T
@@ -224,11 +227,17 @@ def _apply(zigzag: Array, other: Array) -> Array:
     return (step + base).view(dtype)
 
 
+def _fits(value: Array, near: Array | None) -> bool:
+    """Whether a difference can be rounded: all of it finite, and below the largest float16."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rest = value if near is None else value - near
+    return bool((np.abs(rest) <= _LARGEST).all())
+
+
 def _lose(value: Array, near: Array | None, lossy: Lossy) -> tuple[int, bytes]:
     rest = value if near is None else value - near
     if lossy == "fp16":
-        with np.errstate(over="ignore"):
-            return _HALF, rest.astype("<f2").tobytes()
+        return _HALF, rest.astype("<f2").tobytes()
     groups = np.zeros(-(-rest.size // _GROUP) * _GROUP, np.float32)
     groups[: rest.size] = rest
     groups = groups.reshape(-1, _GROUP)

@@ -21,7 +21,8 @@ class Ticket:
 
     `digest`: the session that crosses, hex (empty where none does). `withheld`: the last gradient has not gone down, so
     it comes from `dst`. `expires_s`: absolute seconds; no one attaches
-    with it later. `signed`: by `src` under its own key; `countersigned`: by the centre under the key of `dst`.
+    with it later. `signed`: by `src` under its own key; `countersigned`: by the centre under the key of `dst`, and
+    `told`: under the key of the device, which goes nowhere without.
     """
 
     job: str
@@ -36,6 +37,7 @@ class Ticket:
     withheld: bool = False
     signed: bytes = b""
     countersigned: bytes = b""
+    told: bytes = b""
 
 
 def key_of(secret: bytes, node: str) -> bytes:
@@ -57,6 +59,11 @@ def countersigned(ticket: Ticket, key: bytes) -> Ticket:
     return replace(ticket, countersigned=_mac(ticket, key, b"centre"))
 
 
+def told(ticket: Ticket, key: bytes) -> Ticket:
+    """The ticket with the MAC of the centre under the key of the device."""
+    return replace(ticket, told=_mac(ticket, key, b"device"))
+
+
 def is_signed(ticket: Ticket, key: bytes) -> bool:
     """Whether `src`, of that key, has signed exactly this."""
     return hmac.compare_digest(ticket.signed, _mac(ticket, key, b"source"))
@@ -65,6 +72,11 @@ def is_signed(ticket: Ticket, key: bytes) -> bool:
 def is_countersigned(ticket: Ticket, key: bytes) -> bool:
     """Whether the centre has countersigned exactly this, for the holder of `key`."""
     return hmac.compare_digest(ticket.countersigned, _mac(ticket, key, b"centre"))
+
+
+def is_told(ticket: Ticket, key: bytes) -> bool:
+    """Whether the centre has told exactly this to the device of `key`."""
+    return hmac.compare_digest(ticket.told, _mac(ticket, key, b"device"))
 
 
 def _mac(ticket: Ticket, key: bytes, by: bytes) -> bytes:

@@ -1,0 +1,113 @@
+"""Time and room run out: parked sessions, deadlines that come late, copies nobody comes for, and words of strangers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedfly_net import Death, net
+from fedfly_toy import MODEL, SECRET, SIZE
+
+from fieldfare.algorithms.fedfly.central import Central
+from fieldfare.algorithms.fedfly.device import Device
+from fieldfare.algorithms.fedfly.edge import Edge
+from fieldfare.algorithms.fedfly.handover import Committed, Move, Pre, Prep, Reject, Turn
+from fieldfare.algorithms.fedfly.held import Arrive
+from fieldfare.algorithms.fedfly.messages import Plan, Round, Unknown
+from fieldfare.algorithms.fedfly.policies import StopAndCopy
+from fieldfare.algorithms.fedfly.tickets import key_of, told
+from fieldfare.core.algorithm import Context
+from fieldfare.core.effects import Send
+from fieldfare.core.events import Gathered, Moved, Received
+
+CENTRAL = Central(1, {"device/0": Plan("first", SIZE, 3)}, patience_s=20.0)
+PATIENT = {"patience_s": 4.0, "retry_s": 6.0, "grant_s": 30.0}
+DEVICE = Device(patience_s=4.0, tries=2, mark_every=1)
+STAYED = net((), steps=5, rounds=1).run()
+
+
+def said(end, kind):
+    return [(node, e.to, e.body) for node, _, out in end.kept for e in out
+            if isinstance(e, Send) and isinstance(e.body, kind)]  # fmt: skip
+
+
+def heard(one, node, src, body):
+    """(state after, what is said) when a node at the end of its run gets a message."""
+    state, out = one.nodes[node][1].step(one.states[node], Received(src, body), Context(one.now, node, 0))
+    return state, [e.body for e in out if isinstance(e, Send)]
+
+
+def test_a_session_whose_device_is_away_longer_than_it_is_kept_begins_anew():
+    edge = Edge(**PATIENT, ttl_s=50.0)
+
+    def away(after_s):
+        deaths = [Death("device/0", 8, "performed", "durable", after_s)]
+        return net((), edge=edge, device=DEVICE, central=CENTRAL, steps=5, rounds=1, keep=True, until_s=3e3,
+                   deaths=deaths).run()  # fmt: skip
+
+    gone, back = away(200.0), away(20.0)
+    assert gone.reason == "rounds"
+    assert (gone.versions, gone.updates) == (STAYED.versions, STAYED.updates)
+    assert [(src, to) for src, to, _ in said(gone, Unknown)] == [("edge/0", "device/0")]
+    assert gone.states["central"].owners["device/0"].epoch == 1
+    steps = [node for node, event, _ in gone.kept if isinstance(event, Gathered) and node.startswith("edge")]
+    assert len(steps) > 10
+    assert not said(back, Unknown)
+
+
+def test_the_deadline_of_the_device_counts_though_its_edges_see_the_move_for_themselves():
+    deadlines = [90.0, 30.0, 60.0, 40.0]
+    moves = [(2.5, Moved(f"device/{i}", "edge/1"), (f"device/{i}", "edge/0", "edge/1")) for i in range(4)]
+    edge = Edge(**PATIENT, arrivals=1, policy=StopAndCopy())
+    one = net(moves, devices=4, edges=2, steps=6, rounds=1, central=CENTRAL, keep=True, edge=edge, device=DEVICE)
+    send = one.send
+
+    def timed(node, to, body):
+        if isinstance(body, Move):
+            body = Move(body.to, deadlines[int(node.split("/")[1])])
+        send(node, to, body)
+
+    one.send = timed
+    end = one.run()
+    first, *rest = [body.device for src, _, body in said(end, Turn) if src == "edge/1"]
+    left = sorted((deadlines[i], f"device/{i}") for i in range(4) if f"device/{i}" != first)
+    assert rest == [device for _, device in left]
+    assert end.versions == net((), devices=4, edges=2, steps=6, rounds=1).run().versions
+
+
+def test_a_copy_nobody_has_come_for_makes_room_when_the_next_round_begins():
+    edge = Edge(**PATIENT, capacity=1)
+    one = net((), edge=edge, device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    state = one.states["edge/2"]
+    session = one.states["edge/0"].held["device/0"].session
+    left = Arrive("edge/0", 0, 1, 1, 10, 9.0, 0.0, ready=session)
+    one.states["edge/2"] = state.put("device/0", replace(state.of("device/0"), arrive=left))
+    prep = Prep("device/1", 0, 1, 1, 10, float("inf"), session.model_hash)
+    assert [type(body) for body in heard(one, "edge/2", "edge/1", prep)[1]] == [Reject]
+    one.states["edge/2"], _ = heard(one, "edge/2", "central", Round(2, MODEL, {}, {}))
+    assert [type(body).__name__ for body in heard(one, "edge/2", "edge/1", prep)[1]] == ["Accept"]
+
+
+def test_a_copy_larger_than_an_edge_takes_is_refused_page_by_page():
+    one = net((), edge=Edge(**PATIENT, cap_bytes=1000), device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    hash_ = one.states["edge/0"].held["device/0"].session.model_hash
+    one.states["edge/2"], _ = heard(one, "edge/2", "edge/0", Prep("d", 0, 1, 1, 10, float("inf"), hash_))
+    for page in range(3):
+        pre = Pre("d", 0, 1, 0, page, 3, bytes(400))
+        state, (reply,) = heard(one, "edge/2", "edge/0", pre)
+        assert isinstance(reply, Reject) == (page == 2)
+        one.states["edge/2"] = state
+    kept = [part for part in one.states["edge/2"].of("d").arrive.pages if part is not None]
+    assert sum(map(len, kept)) == 800
+
+
+def test_a_device_follows_no_ticket_that_the_centre_has_not_told_it():
+    moves = [(2.5, Moved("device/0", "edge/1"), ("device/0", "edge/0", "edge/1"))]
+    one = net(moves, edge=Edge(**PATIENT), device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    real = one.states["central"].owners["device/0"].ticket
+    forged = replace(real, dst="edge/2", epoch=real.epoch + 1)
+    for ticket in (forged, told(forged, key_of(b"another", "device/0")), told(forged, key_of(SECRET, "device/1"))):
+        for src in ("edge/2", "edge/1", "central"):
+            state, replies = heard(one, "device/0", src, Committed(ticket, 1))
+            assert (state.edge, state.epoch, replies) == ("edge/1", real.epoch, [])
+    state, _ = heard(one, "device/0", "central", Committed(told(forged, key_of(SECRET, "device/0")), 1))
+    assert (state.edge, state.epoch) == ("edge/2", real.epoch + 1)
