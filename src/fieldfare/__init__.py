@@ -29,6 +29,10 @@ _WHERE = {
     "FedTrimmedMean": "algorithms.robust", "Krum": "algorithms.robust", "Bagging": "algorithms.bagging",
     "HADFL": "algorithms.hadfl", "PacedRing": "algorithms.hadfl", "DecentralisedFedAvg": "algorithms.hadfl",
     "AllReduce": "algorithms.hadfl", "PairGossip": "algorithms.hadfl", "GraphGossip": "algorithms.hadfl",
+    "FedFly": "algorithms.fedfly.methods", "PreCopy": "algorithms.fedfly.policies",
+    "StopAndCopy": "algorithms.fedfly.policies", "Restart": "algorithms.fedfly.policies",
+    "Cheapest": "algorithms.fedfly.policies", "MovesAt": "moves_at", "waypoints": "fleet.mobility",
+    "Mobility": "fleet.mobility",
     "Federated": "data", "federate": "data", "digits": "data", "synthetic": "data", "iid": "data", "dirichlet": "data",
     "shards": "data", "labels_per_client": "data", "lognormal_quantity": "data", "dirichlet_quantity": "data",
     "natural": "data", "joint": "data",
@@ -57,6 +61,11 @@ if TYPE_CHECKING:
     from fieldfare.algorithms.fedavg import FedAvg as FedAvg
     from fieldfare.algorithms.fedbuff import FedBuff as FedBuff
     from fieldfare.algorithms.feddyn import FedDyn as FedDyn
+    from fieldfare.algorithms.fedfly.methods import FedFly as FedFly
+    from fieldfare.algorithms.fedfly.policies import Cheapest as Cheapest
+    from fieldfare.algorithms.fedfly.policies import PreCopy as PreCopy
+    from fieldfare.algorithms.fedfly.policies import Restart as Restart
+    from fieldfare.algorithms.fedfly.policies import StopAndCopy as StopAndCopy
     from fieldfare.algorithms.fednova import FedNova as FedNova
     from fieldfare.algorithms.fedopt import FedAdagrad as FedAdagrad
     from fieldfare.algorithms.fedopt import FedAdam as FedAdam
@@ -98,10 +107,13 @@ if TYPE_CHECKING:
     from fieldfare.data import natural as natural
     from fieldfare.data import shards as shards
     from fieldfare.data import synthetic as synthetic
+    from fieldfare.fleet.mobility import Mobility as Mobility
+    from fieldfare.fleet.mobility import waypoints as waypoints
     from fieldfare.job import Evaluation as Evaluation
     from fieldfare.job import Job as Job
     from fieldfare.job import Simulated as Simulated
     from fieldfare.job import StopAt as StopAt
+    from fieldfare.moves_at import MovesAt as MovesAt
     from fieldfare.resume import resume_run as resume_run
     from fieldfare.run import Result as Result
     from fieldfare.sim.links import Links as Links

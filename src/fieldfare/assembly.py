@@ -15,12 +15,13 @@ import numpy as np
 from fieldfare.algorithms.check import check
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, innermost
 from fieldfare.algorithms.evaluate import StopAt as Stopping
+from fieldfare.algorithms.fedfly.methods import FedFly
 from fieldfare.core.algorithm import several
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Local
 from fieldfare.core.params import Layout, Params
-from fieldfare.core.quorum import Sample
+from fieldfare.core.quorum import Everyone, Sample
 from fieldfare.core.settings import unknown_key
 from fieldfare.core.work import Cohort, Cost, Output, Work
 from fieldfare.fleet.fleet import Fleet
@@ -38,7 +39,8 @@ from fieldfare.work.train import Train
 class Assembly:
     """A job bound to this machine: the world to simulate and the work to compute it with.
 
-    `measure`: the central evaluation, for a run of several nodes whose last version nobody has measured.
+    `measure`: the central evaluation, for a run of several nodes whose last version nobody has measured. `data`: what
+    the executor reads: the job's, and nothing for nodes behind its clients. `offload`: of a job that offloads.
     """
 
     world: World
@@ -46,6 +48,8 @@ class Assembly:
     net: Any
     slots: Mapping[str, int] = field(default_factory=dict)
     measure: Callable[[Params], Mapping[str, float]] | None = None
+    data: Any = None
+    offload: Any = None
 
     @property
     def several(self) -> bool:
@@ -54,8 +58,14 @@ class Assembly:
 
 def assemble(job: Job) -> Assembly:
     """Bind the job's names; every refusal that can be known before the start is raised here."""
-    net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
-    if several(job.algorithm):
+    split = isinstance(job.algorithm, FedFly)
+    if split:
+        from fieldfare.offload import net_of, offload
+
+        net: Any = net_of(job)
+    else:
+        net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
+    if several(job.algorithm) and not split:
         _check_several(job, net)
     local = tuple(getattr(innermost(job.algorithm), "local", ()))
     model = net.init(job.seed)
@@ -79,23 +89,29 @@ def assemble(job: Job) -> Assembly:
             "Evaluation(personal=..., fine_tune=...) needs clients=: say how many measure their own model."
         )
     placement: Mapping[str, int] = {}
+    given = None
     if several(job.algorithm):
         works = works if job.simulated.train else {**works, "train": Still(cast(Train, works["train"]))}
-        made = job.algorithm.nodes(job.data.n_clients, job.training)
+        given = offload(job, net) if split else None
+        works = works if given is None else {**works, **given.works(job.simulated.train)}
+        algorithm = job.algorithm if given is None else given.bound()
+        made = algorithm.nodes(job.data.n_clients, job.training)
         nodes = {name: (role, _watched(job, algorithm)) for name, (role, algorithm) in made.items()}
-        placement = job.algorithm.placement(job.data.n_clients)
+        placement = algorithm.placement(job.data.n_clients)
     else:
         nodes = {"central": ("central", _watched(job, job.algorithm))}
-    fleet = job.simulated.fleet
-    if not isinstance(fleet, Fleet):
-        fleet = fleet.build(job.data.n_clients, job.seed)
-    world = World(
-        nodes, model, Population.of(job.data, fleet), works, job.seed, evaluations, placement, **_links(job)
-    )  # fmt: skip
+    if given is not None:
+        population, more = given.population, {"links": given.links, "happenings": given.happenings}
+    else:
+        fleet = job.simulated.fleet
+        fleet = fleet if isinstance(fleet, Fleet) else fleet.build(job.data.n_clients, job.seed)
+        population, more = Population.of(job.data, fleet), _links(job)
+    world = World(nodes, model, population, works, job.seed, evaluations, placement, **more)
     slots: dict[str, int] = {}
     for work in works.values():
         slots |= work.slots(model.layout)
-    return Assembly(world, works, net, slots, evaluations["test"][0] if placement and evaluations else None)
+    measure = evaluations["test"][0] if placement and evaluations else None
+    return Assembly(world, works, net, slots, measure, population.data, given)
 
 
 def _links(job: Job) -> dict[str, Any]:
@@ -114,6 +130,8 @@ def _watched(job: Job, algorithm: Any) -> Any:
         algorithm = Evaluate(algorithm, central="test", every=job.evaluate.every)
     if job.evaluate.clients is not None:
         on = Sample(job.evaluate.clients) if isinstance(job.evaluate.clients, int) else job.evaluate.clients
+        if isinstance(job.algorithm, FedFly):  # not of edges
+            on = Sample(job.data.n_clients, "device") if isinstance(on, Everyone) else replace(on, where="device")
         every = job.evaluate.clients_every
         algorithm = EvaluateOnClients(algorithm, on, every, "evaluate", "federated")
         if job.evaluate.fine_tune:

@@ -19,7 +19,9 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.quorum import Everyone, Sample
 from fieldfare.core.settings import settings
 from fieldfare.data.federated import Federated
+from fieldfare.fleet.beside import edge_servers
 from fieldfare.fleet.fleet import Fleet, Phones, Recipe
+from fieldfare.fleet.mobility import Mobility, Moving, Walk
 from fieldfare.overrides import SHORT, override
 from fieldfare.sim.links import Links
 from fieldfare.work.net import Training
@@ -64,7 +66,9 @@ class Simulated:
     worth it). `chunk`: clients per stacked call (None: by memory). `on`: "local"; "ray" for the Ray of this process, of
     RAY_ADDRESS, or one started for the run; "ray://HOST:PORT" for a cluster. None of workers, chunk and on changes a
     bit. `evaluation_s`: virtual seconds of one central evaluation. `links`: between the nodes of a run that has
-    several; `Links()` are those of the nodes' own devices.
+    several; `Links()` are those of the nodes' own devices. Where devices train with edge servers (`FedFly`), `edges`
+    are these (a `Fleet`), and `mobility` says which edge each device is at, over time: a `fleet.mobility.Mobility`, a
+    `Walk` (`waypoints(...)`), or `MovesAt`; None: nobody moves.
     """
 
     fleet: Fleet | Recipe | str = field(default_factory=Phones)
@@ -74,6 +78,8 @@ class Simulated:
     evaluation_s: float = 0.0
     train: bool = True
     links: Links = field(default_factory=Links)
+    edges: Fleet = field(default_factory=edge_servers)
+    mobility: Mobility | Walk | Moving | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.fleet, str):
@@ -86,6 +92,12 @@ class Simulated:
                 raise UsageError(f"Simulated({name}={value}): use a number >= 1, or None for what this machine has.")
         if self.on not in ("local", "ray") and not (self.on.startswith("ray://") and len(self.on) > len("ray://")):
             raise UsageError(f"Simulated(on={self.on!r}): use 'local', 'ray', 'ray://HOST:PORT' or 'ray://auto'.")
+        known = self.mobility is None or isinstance(self.mobility, Mobility | Walk) or hasattr(self.mobility, "build")
+        if not known:
+            raise UsageError(
+                f"Simulated(mobility=...) got a {type(self.mobility).__name__}: use a Mobility, waypoints(...), or "
+                "MovesAt(...)."
+            )
         if not 0.0 <= self.evaluation_s < np.inf:
             raise UsageError(f"Simulated(evaluation_s={self.evaluation_s}): use a number of seconds >= 0.")
 

@@ -150,7 +150,7 @@ def run(
     )  # fmt: skip
     try:
         with shown, Executor(
-            assembly.works, job.data, slots, job.simulated.workers, job.simulated.chunk, job.simulated.on
+            assembly.works, assembly.data, slots, job.simulated.workers, job.simulated.chunk, job.simulated.on
         ) as executor:  # fmt: skip
             simulator = Simulator(assembly.world, executor if job.simulated.train or assembly.several else None)
             recorder.expects = partial(_expects, simulator)

@@ -19,6 +19,7 @@ from fieldfare.algorithms.fedasync import FedAsync
 from fieldfare.algorithms.fedavg import FedAvg
 from fieldfare.algorithms.fedbuff import FedBuff
 from fieldfare.algorithms.feddyn import FedDyn
+from fieldfare.algorithms.fedfly.methods import FedFly
 from fieldfare.algorithms.fednova import FedNova
 from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fieldfare.algorithms.fedprox import FedProx

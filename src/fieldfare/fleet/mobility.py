@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -198,6 +198,22 @@ class Walk:
     x_m: F64
     y_m: F64
     edges_m: F64
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"walk": True, "until_s": float(self.times_s[-1]), **self.mobility.describe()}
+
+    def thinned(self, devices: int = 100, times: int = 400) -> dict[str, Any]:
+        """Plain JSON for a picture: at most so many devices and times, every second, third, ... of them."""
+        every, step = -(-len(self.x_m) // devices), -(-len(self.times_s) // times)
+        places = {name: getattr(self, name)[::every, ::step].round(2).tolist() for name in ("x_m", "y_m")}
+        return {"times_s": self.times_s[::step].tolist(), **places, "edges_m": self.edges_m.tolist()}
+
+
+class Moving(Protocol):
+    """A recipe for a mobility, made when the job is known."""
+
+    def build(self, job: Any) -> Mobility: ...
 
 
 def waypoints(

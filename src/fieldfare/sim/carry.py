@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf, isnan, nan
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from fieldfare.fleet.network import Network
 from fieldfare.sim.links import Links, Spans
 from fieldfare.sim.sessions import Sessions
 
-Free = dict[int, float]
-"""When the link of each device is free again, in seconds; a device that is not in it is free."""
+Free = dict[Any, float]
+"""When the link of each device, and each wire (sender, receiver), is free again, in seconds; if not in it: now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ Rate = float | Traced
 class Route:
     """From one node to another: rates in bytes per second, the devices whose links are queued for, outages on the way.
 
-    `plain`: nothing is queued for, nothing is ever out, and nobody can leave.
+    `wire`: (from, to) of a link of their own, which is queued for instead. `plain`: nothing is queued for, nothing is
+    ever out, and nobody can leave.
     """
 
     latency_s: float
@@ -58,10 +60,11 @@ class Route:
     sender: int | None
     receiver: int | None
     spans: Spans
+    wire: tuple[str, str] | None = None
 
     @property
     def plain(self) -> bool:
-        return self.sender is None and self.receiver is None and not self.spans
+        return self.sender is None and self.receiver is None and not self.spans and self.wire is None
 
 
 class Carrier:
@@ -77,6 +80,11 @@ class Carrier:
             for node in (whom,) if isinstance(whom, str) else whom:
                 if node not in known:
                     raise UsageError(f"Links({whom!r}: ...): no node is called {node!r}, there are {', '.join(known)}.")
+        roles = sorted({node.partition("/")[0] for node in known})
+        for pair in links.roles:
+            for role in pair:
+                if role not in roles:
+                    raise UsageError(f"Links(roles={{{pair!r}: ...}}): no node is a {role!r}: use {', '.join(roles)}.")
 
     def route(self, src: str, dst: str) -> tuple[Route, bool]:
         """The way from `src` to `dst`, and whether it is plain."""
@@ -96,16 +104,17 @@ class Carrier:
             arrives = now + (route.latency_s + size / route.down)  # type: ignore[operator]
             return arrives, arrives
         sender, start = route.sender, now
-        if sender is not None:
-            if not self.sessions.through(sender, now, now):
-                return nan, nan
-            start = max(now, up.get(sender, now))
+        queue = sender if route.wire is None else route.wire
+        if not self.sessions.through(sender, now, now):
+            return nan, nan
+        if queue is not None:
+            start = max(now, up.get(queue, now))
         start = _after(start, route.spans)
         last = _moved(start, size, route.up, route.spans)
-        if sender is not None:
-            up[sender] = last
-            if not self.sessions.through(sender, now, last):
-                return nan, nan
+        if queue is not None:
+            up[queue] = last
+        if not self.sessions.through(sender, now, last):
+            return nan, nan
         return start + route.latency_s, last + route.latency_s
 
     def land(self, first: float, last: float, src: str, dst: str, size: int, down: Free) -> float:
@@ -114,26 +123,31 @@ class Carrier:
         if plain or isnan(first):
             return last
         receiver, start = route.receiver, first
-        if receiver is not None:
-            if not self.sessions.through(receiver, first, first):
-                return nan
-            start = max(first, down.get(receiver, first))
+        queue = receiver if route.wire is None else None
+        if not self.sessions.through(receiver, first, first):
+            return nan
+        if queue is not None:
+            start = max(first, down.get(queue, first))
         done = _moved(_after(start, route.spans), size, route.down, route.spans)
-        if receiver is not None:
-            down[receiver] = done
+        if queue is not None:
+            down[queue] = done
         arrives = max(done, last)
         arrives = next((end for begin, end in route.spans if begin < arrives < end), arrives)
         return arrives if receiver is None or self.sessions.through(receiver, first, arrives) else nan
 
     def waits(self, src: str, dst: str) -> bool:
         """Whether a message may have to wait for the receiver's link, so that `land` has its turn in order of time."""
-        return self.route(src, dst)[0].receiver is not None
+        route = self.route(src, dst)[0]
+        return route.receiver is not None and route.wire is None
 
 
 def route_of(links: Links, placement: Mapping[str, int], fleet: Fleet, src: str, dst: str) -> Route:
     """The way from node `src` to node `dst`."""
     sender, receiver = placement.get(src), placement.get(dst)
     given = links.pairs.get((src, dst)) or links.pairs.get((dst, src))
+    wire = links.wire(src, dst) if given is None else None
+    if wire is not None:
+        return Route(wire[0], wire[1], inf, sender, receiver, _spans(links, src, dst), (src, dst))
     latency, rate = given if given is not None else (links.latency_s, links.bytes_per_s)
     if sender is not None and sender == receiver and rate is None:
         return Route(latency or 0.0, inf, inf, None, None, _spans(links, src, dst))

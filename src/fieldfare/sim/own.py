@@ -161,8 +161,8 @@ def _steps(run: Run, one: I64, population: Population, work: Work, known: Known 
 
 
 def _key(what: str, run: Run, one: I64, work: Work) -> Any:
-    """What a task's cost depends on, for a work that says which of its asks are alike; else None."""
-    alike: Any = getattr(work, "alike", None)
+    """What a task's cost depends on, for a work that says which of its asks are alike, or cost alike; else None."""
+    alike: Any = getattr(work, "costs_alike", None) or getattr(work, "alike", None)
     if alike is None or any(name.startswith("budget_s") for name in run.config):
         return None
     return what, run.work, int(one[0]), alike(run.config)

@@ -71,7 +71,7 @@ class Progress:
     bytes_up: float = 0.0
     bytes_between: float = 0.0
     stopped: str = ""
-    up_free: dict[int, float] = field(default_factory=dict[int, float])
-    down_free: dict[int, float] = field(default_factory=dict[int, float])
+    up_free: dict[Any, float] = field(default_factory=dict[Any, float])
+    down_free: dict[Any, float] = field(default_factory=dict[Any, float])
     turns: dict[str, int] = field(default_factory=dict[str, int])
     quiet: int = 0

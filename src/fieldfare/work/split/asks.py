@@ -72,6 +72,7 @@ class Side:
     tail: int | None = None
     name: ClassVar[str] = ""
     server: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     stream: ClassVar[np.uint64] = np.uint64(0)
     stacks: ClassVar[bool] = True
 
@@ -170,6 +171,14 @@ class Side:
         """What of a config must be equal for asks to be computed in one stack: nothing, each client has its own."""
         return None
 
+    def costs_alike(self, config: Mapping[str, Scalar]) -> Any:
+        """What of a config the cost of an ask depends on."""
+        return tuple(config.get(name) for name in ("seq", "cut", "tail", "count"))
+
+    def steps(self, examples: I64, config: Mapping[str, Scalar]) -> I64:
+        """Batches applied by one ask, `[n]`: 1, or 0 where nothing is trained."""
+        return np.full(len(examples), int(self.trains))
+
     def costs(self, split: Split, examples: F64) -> F64:
         """FLOPs of batches of so many `examples` `[n]`."""
         raise NotImplementedError
@@ -178,9 +187,10 @@ class Side:
         """FLOPs of one batch: `count` examples, else those of batch `seq` of clients with so many `examples`."""
         split = self.split_of(config, layout.size)
         memory = 4.0 * split.layouts[self.server].size * (2 + self.training.moments)
-        return Cost(self.costs(split, self._examples(np.asarray(examples, np.int64), config)), 0.0, 0.0, memory)
+        return Cost(self.costs(split, self.examples_of(np.asarray(examples, np.int64), config)), 0.0, 0.0, memory)
 
-    def _examples(self, examples: I64, config: Mapping[str, Scalar]) -> F64:
+    def examples_of(self, examples: I64, config: Mapping[str, Scalar]) -> F64:
+        """Examples in the batch of clients with so many `examples` `[n]`."""
         size = self.training.batch_size
         if "count" in config or self.server or "seq" not in config:
             return np.full(len(examples), float(config.get("count", size)))

@@ -80,6 +80,7 @@ class Step(Side):
 
     name: ClassVar[str] = "split/step"
     server: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
     stream: ClassVar[np.uint64] = _SERVER
 
     def compute(self, cohort: Cohort, part: Part) -> tuple[dict[str, Any], int, dict[str, float]]:
@@ -106,6 +107,7 @@ class Backward(Side):
     """
 
     name: ClassVar[str] = "split/backward"
+    trains: ClassVar[bool] = True
 
     def compute(self, cohort: Cohort, part: Part) -> tuple[dict[str, Any], int, dict[str, float]]:
         at, _ = self.rows(cohort, part)
