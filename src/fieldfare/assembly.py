@@ -101,7 +101,7 @@ def assemble(job: Job) -> Assembly:
     else:
         nodes = {"central": ("central", _watched(job, job.algorithm))}
     if given is not None:
-        population, more = given.population, {"links": given.links, "happenings": given.happenings}
+        population, more = given.population, {"links": given.links, "happenings": given.happenings, "mobility": given.told}
     else:
         fleet = job.simulated.fleet
         fleet = fleet if isinstance(fleet, Fleet) else fleet.build(job.data.n_clients, job.seed)

@@ -163,6 +163,21 @@ class Offload:
         moved = self.mobility.happenings(names, edges)
         return tuple((at, event, nodes) for at, event, nodes in moved if int(nodes[0].partition("/")[2]) in self.plans)
 
+    @property
+    def told(self) -> dict[str, Any] | None:
+        """Who is at which edge when, as plain JSON for the records."""
+        if self.mobility is None:
+            return None
+        moves, given = self.mobility.moves(), self.job.simulated.mobility
+        columns = (moves.at_s, moves.device, moves.before, moves.after, moves.gap_s)
+        rows = [
+            [at, f"device/{i}", f"edge/{a}", f"edge/{b}", gap]
+            for at, i, a, b, gap in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+        homes = {f"device/{i}": f"edge/{edge}" for i, edge in self.homes.items()}
+        out: dict[str, Any] = {"edges": self.method.edges, "homes": homes, "moves": rows}
+        return out | ({"walk": given.thinned()} if isinstance(given, Walk) else {})
+
     def bound(self) -> Any:
         """The algorithm with its cuts; tickets are signed with the run's seed, which does for a simulation."""
         m, net = self.method, self.net

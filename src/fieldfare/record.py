@@ -27,6 +27,8 @@ from fieldfare.store.tasks import TASK, TASKS
 Row = dict[str, Any]
 _NEWER = "newer"
 """What the row of a version without an evaluation waits for, where it may be the last: a newer version."""
+_WHO = "who"
+"""Who has trained at an edge since the row before; no part of a row."""
 Callback: TypeAlias = Callable[[Mapping[str, Any]], None]
 
 MOST_TASKS = 5_000_000
@@ -124,12 +126,16 @@ class Recorder:
         if kind is not None:
             self._evaluated(str(kind), int(tag[2]), event)
             return
-        self.clients_done += len(event.clients)
         self._refused(ask, event.missing.get("refused", ()))
         row = self.training
         self._tasks(ask, event, row)
         own = self.several and getattr(ask, "own", False)
         row["clients"] = len(event.clients) + (row.get("clients", 0) if own else 0)
+        if ask.run.work.startswith("split/"):
+            self._split(ask, event, row)
+            row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
+            return
+        self.clients_done += len(event.clients)
         row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
         metrics = dict(event.metrics)
         if (staleness := metrics.pop("staleness", None)) is not None and len(staleness):
@@ -161,6 +167,22 @@ class Recorder:
 
     def _tasks(self, ask: Any, event: Any, row: Row) -> None:
         """Count what the tasks of this gather took and how they ended, and keep them."""
+    def _split(self, ask: Any, event: Any, row: Row) -> None:
+        """Count who has trained at an edge since the row before, a client once for all its batches, and their loss."""
+        key = ask.run.key
+        if not ask.run.work.endswith("/step") or not len(event.clients) or key is None:
+            return
+        who = row.setdefault(_WHO, [])
+        if key[1] not in who:
+            who.append(key[1])
+            self.clients_done += 1
+            row["clients"] = row.get("clients", 0) + 1
+        if "loss" in event.metrics and np.isfinite(event.metrics["loss"]).all():
+            total, weight = self.learnt.get("loss", (0.0, 0.0))
+            total, weight = total + float(np.dot(event.metrics["loss"], event.weights)), weight + event.weight
+            self.learnt["loss"] = total, weight
+            row["train_loss"] = total / weight
+
         tasks: Tasks | None = None if self.fleet is None else ask.tasks(self.fleet)
         if tasks is None or not len(tasks):
             return
@@ -267,7 +289,7 @@ class Recorder:
             again[0].update(seen.evaluate)
             return
         row: Row = {"round": seen.version, "version": seen.version, "virtual_s": seen.now, "wall_s": self.wall_s}
-        row |= self.training
+        row |= {k: v for k, v in self.training.items() if k != _WHO}
         if self.several:
             row["bytes_between"] = self.bytes_between
         self.learnt = {}

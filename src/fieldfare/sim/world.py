@@ -28,7 +28,7 @@ class World:
     `nodes`: `{node: (role, algorithm)}`. `placement`: `{node: device}` for nodes that have a device of their own: it
     computes what they run on themselves, its links carry their messages, and they are there in its sessions alone.
     `evaluations`: `{name: (function, seconds)}`. `happenings`: scripted fleet events `(time, event, nodes)`. `links`:
-    between nodes; `Links()` are those of their devices.
+    between nodes; `Links()` are those of their devices. `mobility`: plain JSON for the records, where devices move.
     """
 
     nodes: Mapping[str, tuple[str, Algorithm]]
@@ -40,6 +40,7 @@ class World:
     placement: Mapping[str, int] = field(default_factory=dict)
     happenings: Sequence[tuple[float, Event, tuple[str, ...]]] = ()
     links: Links = FREE
+    mobility: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -23,7 +23,10 @@ class Move:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prep:
-    """Source to destination: may this session come? `size_bytes` in all; `model_hash` of its model."""
+    """Source to destination: may this session come? `size_bytes` in all; `model_hash` of its model.
+
+    `policy`: how it is to come, for the records.
+    """
 
     device: str
     epoch: int
@@ -32,6 +35,12 @@ class Prep:
     size_bytes: int
     deadline_s: float
     model_hash: str
+    policy: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """What is put on record: a handover begins."""
+        names = ("device", "epoch", "attempt", "round", "policy", "size_bytes")
+        return {"what": "prep", **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,6 +166,26 @@ class Commit:
 
     ticket: Ticket
 
+    @property
+    def device(self) -> str:
+        """Whose session it is about."""
+        return self.ticket.device
+
+    @property
+    def round(self) -> int:
+        """The round of the session."""
+        return self.ticket.round
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the new owner."""
+        return self.ticket.epoch
+
+    def record(self) -> dict[str, Any]:
+        """What is put on record: a session is to change hands."""
+        names = ("device", "epoch", "round", "src", "dst", "kind", "withheld")
+        return {"what": "commit", **{name: getattr(self.ticket, name) for name in names}}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Committed:
@@ -205,6 +234,11 @@ class Attach:
     tries: int = 0
     near: str = ""
 
+    @property
+    def batch(self) -> int:
+        """The batch whose activations it carries; -1: none."""
+        return -1 if self.forward is None else self.forward.seq
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attached:
@@ -219,6 +253,11 @@ class Attached:
     applied: int
     grad: Array | None = None
     between: Array | None = None
+
+    @property
+    def batch(self) -> int:
+        """The batch whose gradient it carries; -1: none."""
+        return -1 if self.grad is None else self.seq - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -278,6 +317,11 @@ class Relay:
     src: str
     to: str
     body: Any = None
+
+    @property
+    def inner(self) -> Any:
+        """What is relayed."""
+        return self.body
 
 
 Message: TypeAlias = (

@@ -61,7 +61,7 @@ def _prep(edge: Edge, state: State, device: str, ctx: Context) -> Out:
     size = 0 if isinstance(leave.policy, Restart) else give.size_bytes(session)
     hash_ = layout_hash(state.model.layout)
     round_ = state.round if session is None else session.round
-    body = Prep(device, held.epoch, leave.attempt, round_, size, leave.deadline_s, hash_)
+    body = Prep(device, held.epoch, leave.attempt, round_, size, leave.deadline_s, hash_, type(leave.policy).__name__)
     state, wake = timed(edge, state, device, leave)
     return state, (to_edge(state, ctx.me, leave.to, body, leave.relayed), *wake)
 

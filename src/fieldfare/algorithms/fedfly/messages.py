@@ -115,6 +115,11 @@ class Forward:
     y: Array
     crc: int
 
+    @property
+    def batch(self) -> int:
+        """The batch this is about."""
+        return self.seq
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Between:
@@ -124,6 +129,11 @@ class Between:
     epoch: int
     seq: int
     act: Array
+
+    @property
+    def batch(self) -> int:
+        """The batch this is about."""
+        return self.seq
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,6 +147,11 @@ class Ends:
     loss: float
     crc: int
 
+    @property
+    def batch(self) -> int:
+        """The batch this is about."""
+        return self.seq
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backward:
@@ -147,6 +162,11 @@ class Backward:
     seq: int
     grad: Array
     between: Array | None = None
+
+    @property
+    def batch(self) -> int:
+        """The batch this is about."""
+        return self.seq
 
 
 @dataclass(frozen=True, slots=True, eq=False)
