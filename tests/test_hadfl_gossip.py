@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import random
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fieldfare.algorithms.hadfl.gossip import Gossip, Graph, Offer, Share, Took, metropolis
+from fieldfare.algorithms.hadfl.gossip import Gossip, Offer, Share, Took
+from fieldfare.algorithms.hadfl.graph import Again, Graph, metropolis
 from fieldfare.algorithms.hadfl.nodes import placed
+from fieldfare.core import rng
 from fieldfare.core.algorithm import Context
-from fieldfare.core.effects import Publish, Run, Send
+from fieldfare.core.effects import Publish, Run, Send, Wake
 from fieldfare.core.errors import UsageError
-from fieldfare.core.events import Gathered, Left, Received, Started
+from fieldfare.core.events import Gathered, Left, Received, Started, Woke
+from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.simulator import Links
-from fieldfare.testing import checks, loop, quadratics, simulate
+from fieldfare.testing import Fault, checks, loop, quadratics, simulate
 
 PROBLEM = quadratics(n=5, dim=7, examples=(8, 8))
 RING = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 0))
@@ -32,7 +38,16 @@ def world(peer, peers=5, **more):
 
 
 def models(end):
-    return np.array([state.model.vector for state in end.driver.progress.states.values()], np.float64)
+    return np.array([state.model.vector for state in states(end)], np.float64)
+
+
+def states(end):
+    driver = end.driver
+    return (
+        [node.state for node in driver.nodes.values()]
+        if hasattr(driver, "nodes")
+        else [*driver.progress.states.values()]
+    )
 
 
 class Apart:
@@ -150,6 +165,135 @@ def test_who_asked_a_peer_that_is_gone_goes_on_without_it():
     for r in (1, 2):
         state, effects = peer.step(state, Gathered(("train", r), {}, 1.0, (0,), np.ones(1), {}), ctx)
         sent.append([type(e) for e in effects])
-    assert sent[1] == []
+    assert sent[1] == [Wake]
     state, effects = peer.step(state, Left("peer/1"), ctx)
     assert [type(e) for e in effects if not isinstance(e, Publish)] == [Send, Run]
+
+
+# What is lost
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A peer whose link loses messages, or brings them twice: each with the chance `lost` or `twice`, by `seed`."""
+
+    inner: Any
+    seed: int
+    lost: float = 0.3
+    twice: float = 0.2
+    kinds: tuple[type, ...] = (Offer, Again, Share, Took)
+
+    def init(self, model):
+        return self.inner.init(model)
+
+    def step(self, state, event, ctx):
+        if not isinstance(event, Received) or not isinstance(event.body, self.kinds):
+            return self.inner.step(state, event, ctx)
+        what = type(event.body).__name__, event.src, event.body.round, str(ctx.now)
+        luck = rng.derive(self.seed, "link", ctx.me, *what) / 2.0**64
+        if luck < self.lost:
+            return state, ()
+        state, out = self.inner.step(state, event, ctx)
+        if luck > 1.0 - self.twice:
+            state, more = self.inner.step(state, event, ctx)
+            out = (*out, *more)
+        return state, out
+
+
+def faulty(peer, seed, **how):
+    plain = world(peer)
+    return replace(plain, nodes={name: (role, Faulty(one, seed, **how)) for name, (role, one) in plain.nodes.items()})
+
+
+@pytest.mark.parametrize("edges", [RING, FULL, RING[:3]], ids=["ring", "full", "path"])
+def test_a_graph_over_links_that_lose_repeat_and_delay_ends_with_the_bits_of_one_without(edges):
+    peer = Graph(6, edges, 2, 0.05)
+    whole = models(loop(world(peer)))
+    asked = 0
+    for seed in range(6):
+        dice = random.Random(seed)
+        faults = [
+            Fault(dice.choice(["delay", "repeat"]), "event", dice.choice([0.01, 0.3, 9.0]), f"peer/{dice.randrange(5)}",
+                  times=dice.randint(1, 9)) for _ in range(4)
+        ]  # fmt: skip
+        end = loop(faulty(peer, seed), faults, keep=True)
+        asked += sum(isinstance(e, Send) and isinstance(e.body, Again)
+                     for _, _, effects in end.transcript.kept for e in effects)  # fmt: skip
+        assert [(state.round, state.waiting) for state in states(end)] == [(6, False)] * 5
+        assert models(end).tobytes() == whole.tobytes()
+        assert all(len(state.sent) <= 2 and len(state.inbox) <= 8 for state in states(end))
+    assert asked > 6
+
+
+@pytest.mark.slow
+def test_graphs_under_three_hundred_seeded_schedules_of_faults_end_alike():
+    peer = Graph(5, RING, 1, 0.05)
+    whole = models(loop(world(peer))).tobytes()
+    for seed in range(300):
+        assert models(loop(faulty(peer, seed, lost=0.5))).tobytes() == whole
+
+
+def test_a_graph_asks_for_nothing_again_where_nothing_is_lost():
+    for links in (Links(0.001, 1e5), Links(0.0, 28.0 / 0.05), Links(0.0, float("inf"))):
+        end = simulate(replace(world(Graph(20, FULL)), links=links), keep=True)
+        sent = [e.body for _, _, effects in end.transcript.kept for e in effects if isinstance(e, Send)]
+        assert {type(body) for body in sent} == {Offer}
+        assert len(sent) == 20 * 5 * 4
+
+
+def test_a_peer_asks_ever_more_rarely_and_gives_up_in_the_end():
+    peer, ctx = Graph(3, ((0, 1),)), Context(0.0, "peer/0", 0)
+    state, _ = peer.step(peer.init(PROBLEM.model), Started({"peer": ("peer/0", "peer/1")}), ctx)
+    now = replace(ctx, now=2.0)
+    state, out = peer.step(state, Gathered(("train", 1), {}, 1.0, (0,), np.ones(1), {}), now)
+    waits = []
+    while any(hasattr(e, "after") for e in out):
+        waits += [e.after for e in out if hasattr(e, "after")]
+        state, out = peer.step(state, Woke(("missing", 1)), now)
+        assert [e.body.round for e in out if isinstance(e, Send)] in ([1], [])
+    assert len(waits) == 13
+    assert all(later == 2 * before for before, later in pairwise(waits))
+    state, out = peer.step(state, Received("peer/1", Offer(1, PROBLEM.model.vector)), now)
+    assert [e.tag for e in out if isinstance(e, Run)] == [("train", 2)]
+
+
+def test_an_offer_is_told_again_to_neighbours_who_ask_and_to_nobody_else():
+    peer, ctx = Graph(3, ((0, 1), (1, 2))), Context(0.0, "peer/0", 0)
+    state, _ = peer.step(peer.init(PROBLEM.model), Started({"peer": ("peer/0", "peer/1", "peer/2")}), ctx)
+    assert peer.step(state, Received("peer/1", Again(1)), ctx)[1] == ()
+    state, _ = peer.step(state, Gathered(("train", 1), {}, 1.0, (0,), np.ones(1), {}), ctx)
+    (again,) = peer.step(state, Received("peer/1", Again(1)), ctx)[1]
+    assert (again.to, again.body.round, again.body.vector.tobytes()) == ("peer/1", 1, PROBLEM.model.vector.tobytes())
+    assert peer.step(state, Received("peer/2", Again(1)), ctx)[1] == ()
+    assert peer.step(state, Received("peer/2", Offer(1, PROBLEM.model.vector)), ctx)[0] is state
+
+
+@pytest.mark.parametrize("how", ["pair", "push"])
+def test_gossip_goes_on_where_offers_and_answers_are_lost(how):
+    end = simulate(faulty(Gossip(60, 2, 0.05, how), 1, lost=0.2, twice=0.0))
+    assert [state.round for state in states(end)] == [60] * 5
+    assert PROBLEM.loss(end.model) < 2.0 * PROBLEM.loss(PROBLEM.model.replace(PROBLEM.optimum))
+
+
+@pytest.mark.parametrize("peer", [Graph(40, RING, 2, 0.05), Gossip(40, 2, 0.05), Gossip(40, 2, 0.05, "push")],
+                         ids=["graph", "pair", "push"])  # fmt: skip
+def test_a_device_that_goes_and_comes_back_holds_nobody_up_for_ever(peer):
+    there = [[(0.0, np.inf)] for _ in range(5)]
+    there[1] = [(0.0, 0.25), (0.9, 1.31), (3.0, np.inf)]
+    plain = world(peer)
+    fleet = replace(plain.population.fleet, availability=Availability.of(there))
+    away = replace(plain, population=replace(plain.population, fleet=fleet))
+    end = simulate(away)
+    assert [(state.round, state.waiting) for state in states(end)] == [(40, False)] * 5
+
+
+# Learning rates
+
+
+@pytest.mark.parametrize("peer", [Gossip(4), Graph(4, RING)], ids=["gossip", "graph"])
+def test_without_a_learning_rate_the_trainings_own_holds_and_its_schedule_goes_by_own_rounds(peer):
+    end = simulate(world(peer), keep=True)
+    runs = [(node, e.config) for node, _, effects in end.transcript.kept for e in effects if isinstance(e, Run)]
+    for name in ("peer/0", "peer/3"):
+        assert [config["round"] for node, config in runs if node == name] == [1, 2, 3, 4]
+    assert not any("lr" in config for _, config in runs)

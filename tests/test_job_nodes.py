@@ -21,7 +21,10 @@ from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.tasks import OK, OUTCOMES
 from fieldfare.run import Saver, assemble
+from fieldfare.sim.batch import Executor
 from fieldfare.sim.links import Links
+from fieldfare.sim.observe import Worked
+from fieldfare.sim.simulator import Simulator
 from fieldfare.store.codec import Codec, registry
 from fieldfare.store.nodes import MESSAGE, WORKED
 from fieldfare.store.runs import RunFolder
@@ -266,6 +269,69 @@ def inner(algorithm):
     return algorithm
 
 
+SCHEDULES = {
+    "cosine": {"schedule": "cosine", "schedule_rounds": 6}, "inverse_sqrt": {"schedule": "inverse_sqrt"},
+    "step": {"schedule": "step", "schedule_rounds": 2, "decay": 0.1},
+}  # fmt: skip
+
+
+@methods
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_of_the_learning_rate_goes_by_each_peers_own_cycles(name, schedule):
+    training = ff.Training(lr=0.3, batch_size=5, **SCHEDULES[schedule])
+    taken: dict[str, list[tuple[int, float]]] = {}
+
+    def watched(seen):
+        if isinstance(seen, Worked) and seen.run.config["round"]:
+            config = seen.run.config
+            rate = config["lr"] if "lr" in config else training.lr_at(config["round"])
+            taken.setdefault(seen.node, []).append((config["round"], rate, "lr" in config))
+
+    world = assemble(make(METHODS[name], training=training)).world
+    with Executor(world.works, make().data, workers=1) as executor:
+        Simulator(world, executor, watched).run()
+    for rates in taken.values():
+        cycles = [one for one in rates if not one[2]]
+        assert {one[0] for one in cycles} == set(range(1, METHODS[name].cycles + 1))
+        assert all(rate == training.lr_at(cycle) for cycle, rate, _ in cycles)
+        assert {rate for _, rate, warm in rates if warm} <= {0.1 * 0.3}
+        assert min(rate for _, rate, _ in cycles) < max(rate for _, rate, _ in cycles)
+    assert len(taken) == 4
+
+
+@methods
+def test_a_schedule_trains_otherwise_and_one_that_stays_where_it_is_does_not(name):
+    given = {"lr": 0.3, "batch_size": 5}
+    plain = run(make(METHODS[name], training=ff.Training(**given)))
+    flat = run(make(METHODS[name], training=ff.Training(**given, schedule="step", schedule_rounds=1, decay=1.0)))
+    falling = run(make(METHODS[name], training=ff.Training(**given, schedule="step", schedule_rounds=1, decay=0.1)))
+    assert np.array_equal(plain.model.vector, flat.model.vector)
+    assert not np.array_equal(plain.model.vector, falling.model.vector)
+
+
+@pytest.mark.parametrize("algorithm", [ff.HADFL(3), ff.HADFL(2, mode="lcm"), ff.DecentralisedFedAvg(3),
+                                       ff.PacedRing(3, pace=None)])  # fmt: skip
+def test_epochs_are_so_many_steps_of_whoever_has_so_much_data(algorithm):
+    even = ff.data.synthetic(clients=4, classes=3, features=6, min_examples=20, max_examples=20, seed=1)
+    twice, steps = (
+        run(make(algorithm, data=even, training=ff.Training(batch_size=5, **work)))
+        for work in ({"epochs": 2}, {"steps": 8})
+    )
+    assert np.array_equal(twice.model.vector, steps.model.vector)
+    assert twice.summary["virtual_s"] == steps.summary["virtual_s"]
+
+
+def test_each_device_takes_its_own_epochs_in_lock_step():
+    data = make().data
+    world = assemble(make(ff.DecentralisedFedAvg(2), training=ff.Training(batch_size=5, epochs=3))).world
+    told = []
+    with Executor(world.works, data, workers=1) as executor:
+        Simulator(world, executor, lambda seen: told.append(seen) if isinstance(seen, Worked) else None).run()
+    for device, examples in enumerate(np.diff(data.offsets)):
+        steps = {one.steps for one in told if one.node == f"peer/{device}" and "lr" not in one.run.config}
+        assert steps == {3 * int(np.ceil(examples / 5))}
+
+
 def test_settings_are_overridden_by_name_and_rounds_mean_cycles():
     job = make().with_overrides({"algorithm.cycles": 2, "algorithm.per_cycle": "none", "training.lr": 0.2})
     assert (job.algorithm.cycles, job.algorithm.per_cycle, job.training.lr) == (2, None, 0.2)
@@ -332,7 +398,12 @@ def test_a_sweep_without_training_has_a_row_per_point():
         ({"clients": 1}, "averages among devices and the data has 1 client"),
         ({"algorithm": ff.AllReduce(3), "clients": 1}, "averages among devices"),
         ({"algorithm": ff.GraphGossip(3, graph=((0, 9),))}, r"an edge \(0, 9\) and there are 4 devices"),
-        ({"training": ff.Training(epochs=2)}, "use epochs=1, or steps="),
+        (
+            {"algorithm": ff.AllReduce(3), "training": ff.Training(epochs=2)},
+            r"AllReduce averages after every step.*Training\(epochs=2\) would not be heeded; use epochs=1",
+        ),
+        ({"algorithm": ff.PairGossip(3), "training": ff.Training(epochs=2)}, r"after PairGossip.steps local steps"),
+        ({"algorithm": ff.GraphGossip(3), "training": ff.Training(epochs=3)}, r"after GraphGossip.steps local steps"),
         ({"algorithm": ff.AllReduce(3), "training": ff.Training(momentum=0.9)}, "keeps no moments"),
         ({"algorithm": ff.PairGossip(3), "training": ff.Training(optimizer="adam")}, "keeps no moments"),
         ({"stop_at": ff.StopAt(patience=3)}, "publishes from several: use at_least= or at_most="),

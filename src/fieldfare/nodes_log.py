@@ -1,7 +1,8 @@
 """What the nodes of a run did, from the driver's observations to four files of the run folder.
 
-`nodes.json` (who there is, and kinds of messages), `messages.bin`, `work.bin` (see `store.nodes`), and `said.jsonl`:
-what a message puts on record (`record()` of its body) once for all its receivers, and when devices came and went.
+`nodes.json` (who there is, the watts it computes at, joules of its radio, kinds of messages), `messages.bin`,
+`work.bin` (see `store.nodes`), and `said.jsonl`: what a message puts on record (`record()` of its body) once for all
+its receivers, and when devices came and went. In `nodes.json` also who is at which edge when, where devices move.
 Not here: rounds and metrics (`record`). Invariant: a run that was killed and resumed leaves the same bytes.
 """
 
@@ -10,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from fieldfare.fleet.fleet import take
 from fieldfare.sim.observe import Came, Observation, Sent, Worked
 from fieldfare.sim.simulator import World
 from fieldfare.store.nodes import MESSAGES, NODES, SAID, WORK, message, worked
@@ -29,9 +33,9 @@ class NodesLog:
 
     def __init__(self, folder: RunFolder | None, world: World) -> None:
         self.folder = folder
-        self.nodes = [
-            {"node": name, "role": role, "device": world.placement.get(name)} for name, (role, _) in world.nodes.items()
-        ]
+        self.nodes = [{"node": name, "role": role, **_device(world, name)} for name, (role, _) in world.nodes.items()]
+        self.mobility = world.mobility
+        self.radio_j = [0.0] * len(self.nodes)
         self._number = {name: at for at, name in enumerate(world.nodes)}
         self.kinds: dict[str, int] = {}
         self.messages = 0
@@ -58,19 +62,21 @@ class NodesLog:
         self.messages += 1
         self.lost += seen.arrives != seen.arrives
         self.bytes_between += seen.size
+        src, dst = self._number[seen.src], self._number[seen.dst]
+        for node, joules in ((src, seen.radio_j[0]), (dst, seen.radio_j[1])):
+            self.radio_j[node] += joules
         kind = self.kinds.setdefault(seen.kind, len(self.kinds))
         if self.folder is None:
             return
         body = seen.body
-        cycle = _whole(getattr(body, "cycle", getattr(body, "round", -1)))
-        epoch = _whole(getattr(body, "epoch", -1))
+        _, cycle, epoch, *_ = _about(body)
         if self.messages <= MOST_MESSAGES:
-            hop = _whole(getattr(body, "hop", -1)) if hasattr(body, "chunk") else -1
-            src, dst = self._number[seen.src], self._number[seen.dst]
+            hop = _whole(getattr(body, "hop", -1)) if hasattr(body, "chunk") else _whole(getattr(body, "batch", -1))
             record = message(seen.now, seen.arrives, src, dst, kind, seen.size, cycle, epoch, hop)
             self.folder.add_records(MESSAGES, record)
+        body = getattr(body, "inner", body)
         if hasattr(body, "record"):
-            key = (seen.kind, cycle, epoch)
+            key = _about(body)
             if key not in self._written:
                 self._written[key] = None
                 while len(self._written) > _REMEMBERED:
@@ -84,14 +90,16 @@ class NodesLog:
     def write(self) -> None:
         """Write `nodes.json` as things are now."""
         if self.folder is not None:
-            self.folder.write_json(NODES, {"nodes": self.nodes, "kinds": list(self.kinds)})
+            nodes = [{**one, "radio_j": joules} for one, joules in zip(self.nodes, self.radio_j, strict=True)]
+            moves = {} if self.mobility is None else {"mobility": self.mobility}
+            self.folder.write_json(NODES, {"nodes": nodes, "kinds": list(self.kinds), **moves})
 
     def saved(self) -> dict[str, Any]:
         """What a snapshot keeps; `nodes.json` is written too, so that a folder that is read meanwhile is whole."""
         self.write()
         return {
             "kinds": list(self.kinds), "messages": self.messages, "lost": self.lost, "bytes": self.bytes_between,
-            "written": list(self._written),
+            "written": list(self._written), "radio_j": list(self.radio_j),
         }  # fmt: skip
 
     def load(self, saved: Mapping[str, Any]) -> None:
@@ -99,6 +107,22 @@ class NodesLog:
         self.kinds = {kind: at for at, kind in enumerate(saved["kinds"])}
         self.messages, self.lost, self.bytes_between = saved["messages"], saved["lost"], saved["bytes"]
         self._written = dict.fromkeys(saved["written"])
+        self.radio_j = list(saved.get("radio_j", self.radio_j))
+
+
+def _device(world: World, node: str) -> dict[str, Any]:
+    """The device of a node, and the watts it draws while it computes."""
+    device = world.placement.get(node)
+    if device is None:
+        return {"device": None}
+    return {"device": device, "compute_w": float(take(world.population.fleet.compute_w, np.array(device)))}
+
+
+def _about(body: Any) -> tuple[str, int, int, str, int]:
+    """What a message is about: its kind, cycle or round, epoch, device, and attempt, where it names them."""
+    cycle = _whole(getattr(body, "cycle", getattr(body, "round", -1)))
+    device, epoch = str(getattr(body, "device", "")), _whole(getattr(body, "epoch", -1))
+    return type(body).__name__, cycle, epoch, device, _whole(getattr(body, "attempt", -1))
 
 
 def _whole(value: Any) -> int:

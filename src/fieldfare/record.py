@@ -99,6 +99,8 @@ class Recorder:
                 self._published(seen)
             case Sent():
                 self.bytes_between += seen.size
+                for into in (self.training, self.totals):
+                    into["energy_j"] = into.get("energy_j", 0.0) + sum(seen.radio_j)
             case Measured(_, event):
                 for row, waiting in self.open:
                     if row["version"] == event.version and event.name in waiting:
@@ -129,13 +131,13 @@ class Recorder:
         self._refused(ask, event.missing.get("refused", ()))
         row = self.training
         self._tasks(ask, event, row)
-        own = self.several and getattr(ask, "own", False)
-        row["clients"] = len(event.clients) + (row.get("clients", 0) if own else 0)
         if ask.run.work.startswith("split/"):
             self._split(ask, event, row)
             row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
             return
         self.clients_done += len(event.clients)
+        own = self.several and getattr(ask, "own", False)
+        row["clients"] = len(event.clients) + (row.get("clients", 0) if own else 0)
         row["bytes_down"], row["bytes_up"] = seen.bytes_down, seen.bytes_up
         metrics = dict(event.metrics)
         if (staleness := metrics.pop("staleness", None)) is not None and len(staleness):
@@ -165,8 +167,6 @@ class Recorder:
                 line["missing"] = {reason: list(map(int, ids)) for reason, ids in event.missing.items() if len(ids)}
             self.folder.append("clients.jsonl", line)
 
-    def _tasks(self, ask: Any, event: Any, row: Row) -> None:
-        """Count what the tasks of this gather took and how they ended, and keep them."""
     def _split(self, ask: Any, event: Any, row: Row) -> None:
         """Count who has trained at an edge since the row before, a client once for all its batches, and their loss."""
         key = ask.run.key
@@ -183,6 +183,8 @@ class Recorder:
             self.learnt["loss"] = total, weight
             row["train_loss"] = total / weight
 
+    def _tasks(self, ask: Any, event: Any, row: Row) -> None:
+        """Count what the tasks of this gather took and how they ended, and keep them."""
         tasks: Tasks | None = None if self.fleet is None else ask.tasks(self.fleet)
         if tasks is None or not len(tasks):
             return

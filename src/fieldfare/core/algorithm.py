@@ -59,9 +59,6 @@ class LocalSteps(Protocol):
     @property
     def momentum(self) -> float: ...
 
-    @property
-    def schedule(self) -> str: ...
-
 
 class Roles(Protocol):
     """An algorithm of several nodes: who there is, what each of them follows, and on which device it lives.

@@ -15,7 +15,7 @@ import numpy as np
 from fieldfare.report import page, plots_nodes, plots_rings, units
 from fieldfare.report.page import Section
 from fieldfare.report.read import Run
-from fieldfare.report.read_nodes import Draws, Nodes, draws_of, read_nodes, steps_taken, traffic
+from fieldfare.report.read_nodes import Draws, Nodes, draws_of, energy_j, read_nodes, steps_taken, traffic
 from fieldfare.report.style import Picture
 
 
@@ -56,6 +56,9 @@ def _devices_table(nodes: Nodes, draws: Draws | None) -> str:
              "control sent", "received", "lost on the way"]  # fmt: skip
     away = bool(shares[:, 3].max(initial=0.0) > 0)
     head += [(words, True) for words in [*names[:4], *(["away"] if away else []), *names[4:]]]
+    joules = energy_j(nodes)
+    if joules is not None:
+        head += [("energy computing", True), ("energy of messages", True)]
     if draws is not None:
         head += [("drawn", True), ("by its chances", True)]
     rows = []
@@ -66,6 +69,7 @@ def _devices_table(nodes: Nodes, draws: Draws | None) -> str:
         cells += [units.share(1.0 - float(shares[rank, 0]) / there)]
         cells += [units.size(float(one[at])) for one in (
             moved.model_out, moved.model_in, moved.control_out, moved.control_in, moved.lost)]  # fmt: skip
+        cells += [units.energy(float(one[at])) for one in joules or ()]
         if draws is not None:
             found = np.flatnonzero(np.array(draws.names) == nodes.names[at])
             cells += (

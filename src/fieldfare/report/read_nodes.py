@@ -32,7 +32,8 @@ class Nodes:
 
     `devices`: the device a node sits on, -1 for none. `messages` and `work`: rows as in `store.nodes`, in order of
     time. `said`: what nodes put on record (draws, decisions), in order of time. `came`: (seconds, node, whether it
-    came or went).
+    came or went). `compute_w`: watts a node computes at, `radio_j`: joules of its radio in the whole run; both empty
+    where an older run has kept none.
     """
 
     names: tuple[str, ...]
@@ -44,6 +45,8 @@ class Nodes:
     said: tuple[Mapping[str, Any], ...]
     came: tuple[tuple[float, int, bool], ...]
     span_s: float
+    compute_w: tuple[float, ...] = ()
+    radio_j: tuple[float, ...] = ()
 
     @property
     def placed(self) -> list[int]:
@@ -99,8 +102,15 @@ def read_nodes(folder: Path, span_s: float | None = None) -> Nodes | None:
         tuple(int(one["device"]) if is_number(one.get("device")) else -1 for one in listed),
         tuple(str(kind) for kind in kinds), messages[np.argsort(messages["sent_s"], kind="stable")],
         work[np.argsort(work["begun_s"], kind="stable")], tuple(one for one in lines if "there" not in one),
-        tuple(came), span_s if span_s else last,
+        tuple(came), span_s if span_s else last, _numbers(listed, "compute_w"), _numbers(listed, "radio_j"),
     )  # fmt: skip
+
+
+def _numbers(listed: Sequence[Mapping[str, Any]], name: str) -> tuple[float, ...]:
+    """A number of every node, 0 for one without; empty where none has it."""
+    if not any(is_number(one.get(name)) for one in listed):
+        return ()
+    return tuple(float(one[name]) if is_number(one.get(name)) else 0.0 for one in listed)
 
 
 def when_of(line: Mapping[str, Any]) -> float:
@@ -114,6 +124,13 @@ def busy_s(nodes: Nodes, until_s: float | None = None) -> Floats:
     until = nodes.span_s if until_s is None else until_s
     spent = np.maximum(np.minimum(nodes.work["ended_s"], until) - np.minimum(nodes.work["begun_s"], until), 0.0)
     return np.bincount(nodes.work["node"], spent, len(nodes.names))
+
+
+def energy_j(nodes: Nodes) -> tuple[Floats, Floats] | None:
+    """Joules of each node's (computing, messages) in the whole run, `[nodes]` each; None where none were kept."""
+    if not nodes.compute_w or not nodes.radio_j:
+        return None
+    return busy_s(nodes, np.inf) * nodes.compute_w, np.array(nodes.radio_j)
 
 
 def steps_taken(nodes: Nodes, until_s: float | None = None) -> Floats:

@@ -62,7 +62,8 @@ class Sent:
     """A `Send` of `size` bytes from node `src` to `dst`, told as soon as it is known when it `arrives`.
 
     So not always in the order of sending, `now`: what waits for a link is told when it has one. `arrives` nan: it is
-    lost; inf: it still waited for a link when the run ended. `kind`: the name of the body's class.
+    lost; inf: it still waited for a link when the run ended. `kind`: the name of the body's class. `radio_j`: joules
+    of the sender's and the receiver's radio, see `sim.radio`.
     """
 
     now: float
@@ -72,6 +73,7 @@ class Sent:
     kind: str
     size: int
     body: Any
+    radio_j: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,6 +29,7 @@ from fieldfare.sim.links import Links as Links
 from fieldfare.sim.observe import Answered, Came, Measured, Observer, Progressed, Published, Sent, Stopped
 from fieldfare.sim.own import Known, begin_own, own_ask, worked
 from fieldfare.sim.population import Population
+from fieldfare.sim.radio import radio_j
 from fieldfare.sim.sessions import Sessions
 from fieldfare.sim.sizes import size_of as size_of
 from fieldfare.sim.stream import Stream, StreamAsk, second
@@ -85,6 +86,7 @@ class Simulator:
         while not p.stopped and (len(p.heap) > len(p.turns) or 0 < len(p.heap) >= p.quiet / 2):
             self.advance()
         if not p.stopped:
+            p.now = p.acted
             self._stop("nothing left to happen")
         return p.stopped
 
@@ -92,8 +94,9 @@ class Simulator:
         """The run is over: what still waits for a link is told to be on its way."""
         p = self.progress
         p.stopped = reason
-        for _, _, dst, event in sorted((one for one in p.heap if isinstance(one[3], tuple)), key=lambda one: one[1]):
-            self._sent(*event, dst, np.inf)
+        waiting = [one for one in p.heap if isinstance(one[3], tuple)]
+        for first, _, dst, event in sorted(waiting, key=lambda one: one[1]):
+            self._sent(event, dst, first, np.inf)
         self._tell(Stopped(p.now, reason))
 
     def advance(self) -> None:
@@ -129,6 +132,8 @@ class Simulator:
         p = self.progress
         _, algorithm = self.world.nodes[node]
         state, effects = algorithm.step(p.states[node], event, Context(p.now, node, self.world.seed))
+        if effects or state is not p.states[node] or not isinstance(event, Woke):
+            p.acted = p.now
         p.states[node] = state
         p.steps += 1
         for effect in effects:
@@ -173,6 +178,8 @@ class Simulator:
         if not there:
             for free in (p.up_free, p.down_free):
                 free.pop(self.world.placement[node], None)
+            for wire in [one for one in p.up_free if isinstance(one, tuple) and one[0] == node]:
+                del p.up_free[wire]
         at, then = (end, Left(node)) if there else (begin, Joined(node))
         if at < np.inf:
             p.turns[node] = self._push(at, node, then)
@@ -194,12 +201,14 @@ class Simulator:
         arrives = self._carrier.land(first, last, src, dst, size, p.down_free)
         if not isnan(arrives):
             heapq.heappush(p.heap, (arrives, number, dst, event))
-        self._sent(*way, dst, arrives)
+        self._sent(way, dst, first, arrives)
 
-    def _sent(self, event: Any, size: int, now: float, _: float, src: str, dst: str, arrives: float) -> None:
+    def _sent(self, way: tuple[Any, int, float, float, str], dst: str, first: float, arrives: float) -> None:
+        event, size, now, last, src = way
         if self.observer is not None and isinstance(event, Received):
-            body = event.body
-            self.observer(Sent(now, arrives, src, dst, type(body).__name__, size, body))
+            body, (route, _) = event.body, self._carrier.route(src, dst)
+            joules = radio_j(route, self._carrier.fleet, size, first, last, arrives)
+            self.observer(Sent(now, arrives, src, dst, type(body).__name__, size, body, joules))
 
     def _ask(self, node: str, run: Run) -> None:
         p, world = self.progress, self.world

@@ -54,7 +54,8 @@ class Progress:
     `streams` by "node work": the clients at work from gather to gather. `asked`: `Run`s on devices so far. `at_work`:
     the devices of other `Run`s that are at work. `up_free`, `down_free`: when the link of a device is free again.
     `turns`: number, in the heap, of the event with which a node's device comes or goes next; `quiet`: such events since
-    anything else happened.
+    anything else happened. `acted`: when anything but a timer that nobody needed any more last went off, which is when
+    a run ends of itself.
     """
 
     now: float = 0.0
@@ -76,3 +77,4 @@ class Progress:
     down_free: dict[Any, float] = field(default_factory=dict[Any, float])
     turns: dict[str, int] = field(default_factory=dict[str, int])
     quiet: int = 0
+    acted: float = 0.0

@@ -4,7 +4,7 @@ Cao, Lian, Liu, Zhu & Ji, DAC 2021 (arXiv 2111.08274). Only its abstract and sum
 "our reading" fills a gap and may not be what the authors did. Roles: `coordinator` (strategy, supervision, back-ups)
 and `peer`, made together by `nodes`. Pure parts: `versions` (prediction), `periods` (local steps), `draw` (who
 synchronises), `ring` (chunks), `session` and `member` (one ring as its members live it), `agreed` (what all can redo).
-Beside it `gossip`: baselines without a coordinator. `methods`: all of them as a job names them.
+Beside it `gossip` and `graph`: baselines without a coordinator. `methods`: all of them as a job names them.
 """
 
 from __future__ import annotations

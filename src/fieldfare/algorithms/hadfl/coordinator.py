@@ -57,12 +57,12 @@ _REMEMBERED = 8
 class Coordinator:
     """`cycles` cycles with rings of `per_cycle` peers (all of them where there are fewer).
 
-    `mode`: "deadline" (our default), "lcm" or "even", see `periods`; `steps` is taken for everyone's local epoch where
-    given. With all peers per cycle "even" is decentralised FedAvg, and of one step lock-step all-reduce. `smoothing`:
-    Brown's s. Links are as probed, else of `latency_s` and `bytes_per_s`: a hop is waited for three times as long as
-    it takes, plus `floor_s`, before its sender is probed. Whoever has not reported after `slack` periods is left out
-    until it does. Every `backup_every` cycles the model is kept, the last `keep` of them. A pace off by more than
-    `drift` in two cycles running makes a new plan. `weigh`: b_k, alike as in HADFL or by examples.
+    `mode`: "deadline" (our default), "lcm" or "even", see `periods`; `steps` is taken for everyone's `epochs` local
+    epochs where given. With all peers per cycle "even" is decentralised FedAvg, and of one step lock-step all-reduce.
+    `smoothing`: Brown's s. Links are as probed, else of `latency_s` and `bytes_per_s`: a hop is waited for three times
+    as long as it takes, plus `floor_s`, before its sender is probed. Whoever has not reported after `slack` periods is
+    left out until it does. Every `backup_every` cycles the model is kept, the last `keep` of them. A pace off by more
+    than `drift` in two cycles running makes a new plan. `weigh`: b_k, alike as in HADFL or by examples.
 
     Ours, off in HADFL: `by_age`, who has not been drawn for long is drawn sooner; `turns`, nobody is drawn twice before
     everybody once (`draw.Table`). `pace`: a period is as short as lets the ring take this share of it, yet at least
@@ -94,17 +94,17 @@ class Coordinator:
     rule: Literal["models", "deltas"] = "models"
     counted: Counting = "once"
     keep_warmup: bool = False
+    epochs: int = 1
     messages: ClassVar[Message | State | None] = None
     """For those who store what is under way: the types of all that is said and held."""
 
     def __post_init__(self) -> None:
-        if (
-            min(self.cycles, self.backup_every, self.keep, self.least, 1 if self.steps is None else self.steps) < 1
-            or self.per_cycle < 2
-        ):
+        steps = 1 if self.steps is None else self.steps
+        if min(self.cycles, self.backup_every, self.keep, self.least, self.epochs, steps, self.per_cycle - 1) < 1:
             raise UsageError(
                 f"Coordinator(cycles={self.cycles}, per_cycle={self.per_cycle}, backup_every={self.backup_every}, "
-                f"keep={self.keep}, steps={self.steps}, least={self.least}): use per_cycle >= 2 and the others >= 1."
+                f"keep={self.keep}, steps={self.steps}, epochs={self.epochs}, least={self.least}): use per_cycle >= 2 "
+                "and the others >= 1."
             )
         if self.slack < 1.0 or not self.floor_s > 0.0 or not self.bytes_per_s > 0.0 or self.latency_s < 0.0:
             raise UsageError(
@@ -193,7 +193,8 @@ class Coordinator:
     def _periods(self, state: State) -> tuple[State, Period]:
         names = tuple(state.paces)
         paces = list(state.paces.values())
-        period = plan(paces, [self.steps or state.profiles[name].epoch_steps for name in names], self.mode)
+        work = [self.steps or self.epochs * max(state.profiles[name].epoch_steps, 1) for name in names]
+        period = plan(paces, work, self.mode)
         if self.pace is not None:
             n, (latency_s, bytes_per_s) = min(self.per_cycle, len(names)), self._link(state)
             ring_s = ring_seconds(n, self._bytes(state), latency_s, bytes_per_s) if n > 1 else 0.0

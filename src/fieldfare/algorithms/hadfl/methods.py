@@ -1,37 +1,66 @@
 """Algorithms of several nodes as a job names them: HADFL, our variant, and the baselines it is measured against.
 
-Here: flat settings, and the nodes they make; each takes learning rate, batches and local steps from the job's
-`Training`. Not here: what a node does (`peer`, `coordinator`, `gossip`). Invariant: every device is one peer,
-"peer/0" on device 0 and so on; a coordinator has no device, and no model passes through it.
+Here: flat settings; each takes learning rate, batches and local steps from the job's `Training`, whose schedule of the
+learning rate goes by cycles, each peer's own. Not here: how nodes are made of them (`nodes`), what a node does (`peer`,
+`coordinator`, `gossip`, `graph`). Invariant: every device is one peer, "peer/0" on device 0 and so on; a coordinator
+has no device, and no model passes through it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
-from fieldfare.algorithms.hadfl.coordinator import Coordinator
-from fieldfare.algorithms.hadfl.gossip import Gossip, Graph
-from fieldfare.algorithms.hadfl.nodes import Nodes, decentralised_fedavg, nodes, placed
-from fieldfare.algorithms.hadfl.peer import Peer
+from fieldfare.algorithms.hadfl.gossip import Gossip
+from fieldfare.algorithms.hadfl.graph import Graph
+from fieldfare.algorithms.hadfl.nodes import Nodes, drawn, enough, in_rings, no_epochs, no_moments, of_peers, placed
 from fieldfare.core.algorithm import LocalSteps
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 
+_MOST_IN_TURN = 32
+
+
+class _Cycling(Protocol):
+    """What a method has of its own."""
+
+    @property
+    def cycles(self) -> int: ...
+
+    def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes: ...
+
+
+class OnDevices:
+    """What all methods have alike: every device is one peer, and what a job counts as rounds are cycles."""
+
+    __slots__ = ()
+
+    def __post_init__(self: _Cycling) -> None:
+        """Settings are checked by whoever takes them: made once for as few devices as there may be."""
+        self.nodes(max(2, getattr(self, "per_cycle", None) or 2))
+
+    @property
+    def rounds(self: _Cycling) -> int:
+        return self.cycles
+
+    def placement(self, devices: int) -> dict[str, int]:
+        """`{node: device}`."""
+        return placed(devices)
+
 
 @settings
 @dataclass(frozen=True, slots=True)
-class HADFL:
+class HADFL(OnDevices):
     """HADFL: `cycles` times, devices train by their own speed and `per_cycle` of them average their models in a ring.
 
     Cao, Lian, Liu, Zhu & Ji, DAC 2021; see `fieldfare.algorithms.hadfl` for what is our reading. A cycle lasts as long
-    as the slowest device takes for `Training.steps` (None: one epoch), the others take more steps in it. `per_cycle`:
-    None for all. `mode`: how the period is found, "deadline" (ours) or "lcm" (the paper's hyperperiod). `blend`: weight
-    of the received mean outside the ring. `stride`: steps after which a received mean is merged; None: at a cycle's
-    end. `smoothing`: Brown's, for predicted versions. `warmup` trainings of `warmup_steps` steps measure the pace.
-    Every `backup_every` cycles the mean is backed up, the last `keep` stay. A pace off by `drift` makes a new plan.
-    `latency_s`, `bytes_per_s`: links as the coordinator expects them, for how long a hop is waited for; None: as probed
-    in the warm-up.
+    as the slowest device takes for `Training.steps` (None: `Training.epochs` epochs), the others take more steps in
+    it. `per_cycle`: None for all. `mode`: how the period is found, "deadline" (ours) or "lcm" (the paper's
+    hyperperiod). `blend`: weight of the received mean outside the ring. `stride`: steps after which a received mean is
+    merged; None: at a cycle's end. `smoothing`: Brown's, for predicted versions. `warmup` trainings of `warmup_steps`
+    steps measure the pace. Every `backup_every` cycles the mean is backed up, the last `keep` stay. A pace off by
+    `drift` makes a new plan. `latency_s`, `bytes_per_s`: links as the coordinator expects them, for how long a hop is
+    waited for; None: as probed in the warm-up.
     """
 
     cycles: int
@@ -50,33 +79,14 @@ class HADFL:
     bytes_per_s: float | None = None
     name: ClassVar[str] = "hadfl"
 
-    def __post_init__(self) -> None:
-        self.nodes(max(2, self.per_cycle or 2))
-
-    @property
-    def rounds(self) -> int:
-        return self.cycles
-
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """One coordinator and `devices` peers."""
-        per_cycle = _drawn(self, devices)
-        peer = _peer(
-            self, per_cycle, training, warmup=self.warmup, warmup_steps=self.warmup_steps, blend=self.blend,
-            stride=self.stride,
-        )  # fmt: skip
-        boss = Coordinator(
-            self.cycles, per_cycle, self.mode, self.smoothing, *_expected(self), slack=self.slack,
-            backup_every=self.backup_every, keep=self.keep, drift=self.drift, steps=_steps(training),
-        )  # fmt: skip
-        return nodes(devices, peer, boss)
-
-    def placement(self, devices: int) -> dict[str, int]:
-        return placed(devices)
+        return in_rings(self, devices, training, drawn(self, devices))
 
 
 @settings
 @dataclass(frozen=True, slots=True)
-class PacedRing:
+class PacedRing(OnDevices):
     """Ours: rings as often as links allow, of what every device has learnt per step, so that nothing is lost.
 
     Devices train by their own speed; rings, commits and faults are those of `HADFL`, and settings called alike are too.
@@ -117,39 +127,19 @@ class PacedRing:
     bytes_per_s: float | None = None
     name: ClassVar[str] = "pacedring"
 
-    def __post_init__(self) -> None:
-        self.nodes(max(2, self.per_cycle or 2))
-
-    @property
-    def rounds(self) -> int:
-        return self.cycles
-
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """One coordinator and `devices` peers."""
-        per_cycle = _drawn(self, devices, _MOST_IN_TURN)
-        peer = _peer(
-            self, per_cycle, training, warmup=self.warmup, warmup_steps=self.warmup_steps, stride=self.stride,
-            rule="deltas", counted=self.counted, overlap=self.overlap, keep_warmup=self.keep_warmup,
-            checks=self.checks,
-        )  # fmt: skip
-        boss = Coordinator(
-            self.cycles, per_cycle, "deadline", self.smoothing, *_expected(self), slack=self.slack,
-            backup_every=self.backup_every, keep=self.keep, drift=self.drift, steps=_steps(training),
-            by_age=self.draw == "age", turns=self.draw == "turns", weigh=self.weigh, pace=self.pace, least=self.least,
-            reach=self.reach, wire=self.wire,
-        )  # fmt: skip
-        return nodes(devices, peer, boss)
-
-    def placement(self, devices: int) -> dict[str, int]:
-        return placed(devices)
+        by = {"by_age": self.draw == "age", "turns": self.draw == "turns", "rule": "deltas"}
+        return in_rings(self, devices, training, drawn(self, devices, _MOST_IN_TURN), **by)
 
 
 @settings
 @dataclass(frozen=True, slots=True)
-class DecentralisedFedAvg:
+class DecentralisedFedAvg(OnDevices):
     """All devices take the same local steps, then average in one ring: the fast wait for the slow, `cycles` times.
 
-    FedAvg (McMahan et al., AISTATS 2017) without a server; local work is `Training.steps` (None: one epoch).
+    FedAvg (McMahan et al., AISTATS 2017) without a server; local work is `Training.steps`, else `Training.epochs`
+    epochs of each device's own data.
     """
 
     cycles: int
@@ -157,26 +147,14 @@ class DecentralisedFedAvg:
     bytes_per_s: float | None = None
     name: ClassVar[str] = "decentralisedfedavg"
 
-    def __post_init__(self) -> None:
-        self.nodes(2)
-
-    @property
-    def rounds(self) -> int:
-        return self.cycles
-
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """One coordinator and `devices` peers."""
-        _enough(self, devices)
-        peer = _peer(self, devices, training)
-        return decentralised_fedavg(devices, self.cycles, _steps(training), peer, *_expected(self))
-
-    def placement(self, devices: int) -> dict[str, int]:
-        return placed(devices)
+        return in_rings(self, devices, training, mode="even")
 
 
 @settings
 @dataclass(frozen=True, slots=True)
-class AllReduce:
+class AllReduce(OnDevices):
     """Lock step: all devices take one step and average, `cycles` times, as PyTorch's DistributedDataParallel does.
 
     Li et al., VLDB 2020. For plain SGD the mean of models one step from a common one is a step along the mean gradient;
@@ -188,27 +166,16 @@ class AllReduce:
     bytes_per_s: float | None = None
     name: ClassVar[str] = "allreduce"
 
-    def __post_init__(self) -> None:
-        self.nodes(2)
-
-    @property
-    def rounds(self) -> int:
-        return self.cycles
-
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """One coordinator and `devices` peers."""
-        _enough(self, devices)
-        _no_moments(self, training, 1)
-        peer = _peer(self, devices, training)
-        return decentralised_fedavg(devices, self.cycles, 1, peer, *_expected(self))
-
-    def placement(self, devices: int) -> dict[str, int]:
-        return placed(devices)
+        no_epochs(self, training, "every step")
+        no_moments(self, training, 1)
+        return in_rings(self, devices, training, mode="even", steps=1, epochs=1)
 
 
 @settings
 @dataclass(frozen=True, slots=True)
-class PairGossip:
+class PairGossip(OnDevices):
     """Nobody waits: after every `steps` local steps a device averages with one random neighbour, `cycles` times.
 
     As AD-PSGD (Lian, Zhang, Zhang & Liu, ICML 2018); `how="push"` only moves the receiver. What is published is the
@@ -220,26 +187,17 @@ class PairGossip:
     how: Literal["pair", "push"] = "pair"
     name: ClassVar[str] = "pairgossip"
 
-    def __post_init__(self) -> None:
-        self.nodes(2)
-
-    @property
-    def rounds(self) -> int:
-        return self.cycles
-
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """`devices` peers."""
-        _enough(self, devices)
-        _no_moments(self, training, self.steps)
-        return _peers(devices, Gossip(self.cycles, self.steps, _lr(self, training), self.how))
-
-    def placement(self, devices: int) -> dict[str, int]:
-        return placed(devices)
+        enough(self, devices)
+        no_epochs(self, training, f"{type(self).__name__}.steps local steps")
+        no_moments(self, training, self.steps)
+        return of_peers(devices, Gossip(self.cycles, self.steps, how=self.how))
 
 
 @settings
 @dataclass(frozen=True, slots=True)
-class GraphGossip:
+class GraphGossip(OnDevices):
     """Every `steps` local steps a device waits for its neighbours on a fixed graph and averages, `cycles` times.
 
     As D-PSGD (Lian et al., NeurIPS 2017). `graph`: "ring" or "full", or edges as pairs of device numbers. What is
@@ -254,18 +212,12 @@ class GraphGossip:
     def __post_init__(self) -> None:
         Graph(self.cycles, (), self.steps)
 
-    @property
-    def rounds(self) -> int:
-        return self.cycles
-
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """`devices` peers."""
-        _enough(self, devices)
-        _no_moments(self, training, self.steps)
-        return _peers(devices, Graph(self.cycles, self.edges(devices), self.steps, _lr(self, training)))
-
-    def placement(self, devices: int) -> dict[str, int]:
-        return placed(devices)
+        enough(self, devices)
+        no_epochs(self, training, f"{type(self).__name__}.steps local steps")
+        no_moments(self, training, self.steps)
+        return of_peers(devices, Graph(self.cycles, self.edges(devices), self.steps))
 
     def edges(self, devices: int) -> tuple[tuple[int, int], ...]:
         """The graph's edges among `devices` devices."""
@@ -282,75 +234,3 @@ class GraphGossip:
                         f"different numbers below {devices}."
                     )
                 return edges
-
-
-InRings = HADFL | PacedRing | DecentralisedFedAvg | AllReduce
-Method = InRings | PairGossip | GraphGossip
-_PROBE_BYTES = 16_384
-"""What a link is probed with, there and back, unless it is said what to expect of it."""
-_MOST_IN_TURN = 32
-_LATENCY_S, _BYTES_PER_S = 0.01, 1e7
-
-
-def _called(method: Method) -> str:
-    return type(method).__name__
-
-
-def _enough(method: Method, devices: int) -> None:
-    if devices < 2:
-        raise UsageError(f"{_called(method)} averages among devices and the data has {devices} client: use 2 or more.")
-
-
-def _drawn(method: HADFL | PacedRing, devices: int, most: int | None = None) -> int:
-    """How many devices form a ring; `most` where all would."""
-    _enough(method, devices)
-    wanted = min(devices, most or devices) if method.per_cycle is None else method.per_cycle
-    if wanted < 2:
-        raise UsageError(f"{_called(method)}(per_cycle={wanted}): a ring has 2 devices or more; use that, or None.")
-    if wanted > devices:
-        raise UsageError(
-            f"{_called(method)}(per_cycle={wanted}) can never be drawn from {devices} clients: use per_cycle <= "
-            f"{devices}, or None for all."
-        )
-    return wanted
-
-
-def _lr(method: Method, training: LocalSteps | None) -> float:
-    if training is not None and training.schedule != "constant":
-        raise UsageError(f"{_called(method)} trains at one learning rate: use Training(schedule='constant').")
-    return 0.1 if training is None else training.lr
-
-
-def _steps(training: LocalSteps | None) -> int | None:
-    """The slowest device's local steps in a cycle; None: one epoch."""
-    if training is not None and training.steps is None and training.epochs > 1:
-        raise UsageError(
-            f"Training(epochs={training.epochs}): a cycle is one epoch of the slowest device, or so many steps of it: "
-            "use epochs=1, or steps=."
-        )
-    return None if training is None else training.steps
-
-
-def _no_moments(method: Method, training: LocalSteps | None, steps: int) -> None:
-    """An optimiser's moments begin at zero in every training: one step of it never uses them."""
-    if training is not None and steps == 1 and (training.momentum or training.optimizer != "sgd"):
-        raise UsageError(
-            f"{_called(method)} averages after every step, and a device keeps no moments between two trainings: use "
-            "Training(optimizer='sgd', momentum=0)."
-        )
-
-
-def _expected(method: InRings) -> tuple[float, float]:
-    """A link's latency and bytes per second, as the coordinator expects them."""
-    latency_s = _LATENCY_S if method.latency_s is None else method.latency_s
-    return latency_s, _BYTES_PER_S if method.bytes_per_s is None else method.bytes_per_s
-
-
-def _peer(method: InRings, per_cycle: int, training: LocalSteps | None, **more: object) -> Peer:
-    given: dict[str, object] = {} if training is None else {"batch_size": training.batch_size}
-    given["probe_bytes"] = _PROBE_BYTES if None in (method.latency_s, method.bytes_per_s) else 0
-    return Peer(method.cycles, _lr(method, training), per_cycle=per_cycle, **given, **more)  # pyright: ignore[reportArgumentType]
-
-
-def _peers(devices: int, one: Gossip | Graph) -> Nodes:
-    return {f"peer/{i}": ("peer", one) for i in range(devices)}

@@ -1,19 +1,26 @@
-"""The nodes of a HADFL run, with the numbers both roles must share given once; and two baselines of the same parts.
+"""The nodes of a run without a server, with the numbers that several roles must share given once.
 
-Invariant: coordinator and peers agree on the cycles and on how many are drawn, or nothing is made.
+Here: coordinator and peers of HADFL (`nodes`) and of decentralised FedAvg, and how a method's settings and a job's
+training become theirs (`in_rings`, `of_peers`). Not here: the settings (`methods`). Invariant: coordinator and peers
+agree on the cycles and on how many are drawn, or nothing is made; what of a training would not be heeded is refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal
+from dataclasses import fields, replace
+from typing import Any, Literal
 
 from fieldfare.algorithms.hadfl.coordinator import Coordinator
 from fieldfare.algorithms.hadfl.peer import Peer
-from fieldfare.core.algorithm import Algorithm
+from fieldfare.algorithms.hadfl.warmup import RATE
+from fieldfare.core.algorithm import Algorithm, LocalSteps
 from fieldfare.core.errors import UsageError
 
 Nodes = dict[str, tuple[str, Algorithm]]
+
+_PROBE_BYTES = 16_384
+"""What a link is probed with, there and back, unless it is said what to expect of it."""
+_LATENCY_S, _BYTES_PER_S = 0.01, 1e7
 
 
 def nodes(peers: int, peer: Peer, coordinator: Coordinator) -> Nodes:
@@ -35,7 +42,12 @@ def nodes(peers: int, peer: Peer, coordinator: Coordinator) -> Nodes:
         raise UsageError("Coordinator(turns=True) with counted='inverse': a turn is no chance; use counted='once'.")
     shared = {"rule": peer.rule, "counted": peer.counted, "keep_warmup": peer.keep_warmup}
     made: Nodes = {"coordinator": ("coordinator", replace(coordinator, **shared))}
-    return made | {f"peer/{i}": ("peer", peer) for i in range(peers)}
+    return made | of_peers(peers, peer)
+
+
+def of_peers(peers: int, one: Algorithm) -> Nodes:
+    """`{node: (role, algorithm)}` of `peers` peers alone, "peer/0" and on."""
+    return {f"peer/{i}": ("peer", one) for i in range(peers)}
 
 
 def placed(peers: int) -> dict[str, int]:
@@ -56,3 +68,75 @@ def decentralised_fedavg(
     one = replace(peer or Peer(cycles), cycles=cycles, per_cycle=peers, rule="models")
     boss = Coordinator(cycles, peers, "even", steps=steps, latency_s=latency_s, bytes_per_s=bytes_per_s, weigh=weigh)
     return nodes(peers, one, boss)
+
+
+def in_rings(
+    method: Any, devices: int, training: LocalSteps | None, per_cycle: int | None = None, **more: object
+) -> Nodes:
+    """One coordinator and `devices` peers; of the settings of `method`, and of `more`, each takes what it has by name.
+
+    `per_cycle`: None for all. Local work of a cycle is `training.steps`, else `training.epochs` epochs.
+    """
+    enough(method, devices)
+    given: dict[str, object] = {**_told(method), "per_cycle": devices if per_cycle is None else per_cycle}
+    if training is not None:
+        given |= {"batch_size": training.batch_size, "warmup_lr": RATE * training.lr}
+        given |= {"steps": training.steps, "epochs": training.epochs}
+    known = None not in (method.latency_s, method.bytes_per_s)
+    given |= {"probe_bytes": 0 if known else _PROBE_BYTES}
+    given |= {"latency_s": _LATENCY_S if method.latency_s is None else method.latency_s}
+    given |= {"bytes_per_s": _BYTES_PER_S if method.bytes_per_s is None else method.bytes_per_s, **more}
+    return nodes(devices, _of(Peer, given), _of(Coordinator, given))
+
+
+def _told(method: Any) -> dict[str, object]:
+    return {one.name: getattr(method, one.name) for one in fields(method)}
+
+
+def _of(made: Any, given: dict[str, object]) -> Any:
+    return made(**{one.name: given[one.name] for one in fields(made) if one.name in given})
+
+
+# What is refused
+
+
+def enough(method: object, devices: int) -> None:
+    """Refuse one device alone."""
+    if devices < 2:
+        raise UsageError(f"{_called(method)} averages among devices and the data has {devices} client: use 2 or more.")
+
+
+def drawn(method: Any, devices: int, most: int | None = None) -> int:
+    """How many devices form a ring: `method.per_cycle`, or all, yet at most `most`."""
+    enough(method, devices)
+    wanted = min(devices, most or devices) if method.per_cycle is None else method.per_cycle
+    if wanted < 2:
+        raise UsageError(f"{_called(method)}(per_cycle={wanted}): a ring has 2 devices or more; use that, or None.")
+    if wanted > devices:
+        raise UsageError(
+            f"{_called(method)}(per_cycle={wanted}) can never be drawn from {devices} clients: use per_cycle <= "
+            f"{devices}, or None for all."
+        )
+    return wanted
+
+
+def no_epochs(method: object, training: LocalSteps | None, instead: str) -> None:
+    """Refuse epochs where a method counts steps, and only steps."""
+    if training is not None and training.epochs > 1:
+        raise UsageError(
+            f"{_called(method)} averages after {instead}, however long an epoch is: Training(epochs={training.epochs}) "
+            "would not be heeded; use epochs=1."
+        )
+
+
+def no_moments(method: object, training: LocalSteps | None, steps: int) -> None:
+    """Refuse moments that begin at zero in every training, where that is one step: they would never be used."""
+    if training is not None and steps == 1 and (training.momentum or training.optimizer != "sgd"):
+        raise UsageError(
+            f"{_called(method)} averages after every step, and a device keeps no moments between two trainings: use "
+            "Training(optimizer='sgd', momentum=0)."
+        )
+
+
+def _called(method: object) -> str:
+    return type(method).__name__

@@ -38,7 +38,7 @@ from fieldfare.algorithms.hadfl.periods import fitting
 from fieldfare.algorithms.hadfl.ring import Frame
 from fieldfare.algorithms.hadfl.rules import Deltas, Models, Rule
 from fieldfare.core.algorithm import Context
-from fieldfare.core.effects import Effect, Run, Send, Wake
+from fieldfare.core.effects import Effect, Run, Scalar, Send, Wake
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Joined, Left, Received, Started, Woke
 from fieldfare.core.folds import Stack
@@ -51,11 +51,13 @@ _WAITS = 10.0  # times the warm-up that a neighbour is waited for, when it does 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A device of HADFL: `cycles` cycles of local steps at `lr`, in batches of `batch_size`.
+    """A device of HADFL: `cycles` cycles of local steps, in batches of `batch_size`.
 
-    Warm-up: `warmup` trainings of `warmup_steps` steps at a tenth of `lr` from the common start, the first not counted.
-    They are thrown away; with `keep_warmup` each goes on from the one before, and the mean of all is the common start
-    (both our reading). Meanwhile `probe_bytes` (0: none) go to a neighbour and back, to time the link.
+    `lr`: None is the training's own, whose schedule goes by cycles (as by rounds where there is a server).
+    Warm-up: `warmup` trainings of `warmup_steps` steps at `warmup_lr` (None: a tenth of `lr`, or the training's own)
+    from the common start, the first not counted. They are thrown away; with `keep_warmup` each goes on from the one
+    before, and the mean of all is the common start (both our reading). Meanwhile `probe_bytes` (0: none) go to a
+    neighbour and back, to time the link.
     `blend`: lambda of w <- lambda w_agg + (1 - lambda) w for those outside the ring, 1/2 by our reading, 1 overwrites.
     `stride`: steps per training, hence how soon a broadcast is merged; None takes a whole cycle at once. `checks`
     (ours; None: none): how often in a cycle a peer looks at its pace, to take the steps that still fit in the period.
@@ -69,7 +71,7 @@ class Peer:
     """
 
     cycles: int
-    lr: float = 0.1
+    lr: float | None = None
     batch_size: int = 16
     warmup: int = 4
     warmup_steps: int = 5
@@ -84,6 +86,7 @@ class Peer:
     keep_warmup: bool = False
     probe_bytes: int = 0
     checks: int | None = None
+    warmup_lr: float | None = None
     messages: ClassVar[Message | State | None] = None
     """For those who store what is under way: the types of all that is said and held."""
 
@@ -104,6 +107,13 @@ class Peer:
     @property
     def _rule(self) -> Rule:
         return Models(self.blend, self.evaluate) if self.rule == "models" else Deltas(self.counted, self.evaluate)
+
+    @property
+    def _warm(self) -> tuple[float | None, float]:
+        """(the learning rate of the warm-up, which share of the cycles' first it is)."""
+        if self.warmup_lr is None:
+            return (None, 1.0) if self.lr is None else (warmup.RATE * self.lr, warmup.RATE)
+        return self.warmup_lr, warmup.RATE if self.lr is None else self.warmup_lr / self.lr
 
     def init(self, model: Params) -> State:
         return State(model, base=model)
@@ -172,8 +182,9 @@ class Peer:
     # Training
 
     def _train(self, state: State, ctx: Context, steps: int) -> tuple[State, Sequence[Effect]]:
-        lr, serial = warmup.RATE * self.lr if state.stage == "warm" else self.lr, state.serial + 1
-        config = {"steps": steps, "lr": lr, "round": max(state.cycle, 1), "reply": "model"}
+        lr, serial = self._warm[0] if state.stage == "warm" else self.lr, state.serial + 1
+        config: dict[str, Scalar] = {"steps": steps, "round": max(state.cycle, 1), "reply": "model"}
+        config |= {} if lr is None else {"lr": lr}
         key, reduce = ("hadfl", ctx.me, serial), {"model": Stack()}
         run = Run(self.work, (ctx.me,), ("train", serial), state.model, reduce=reduce, config=config, key=key)
         return replace(state, serial=serial, begun=ctx.now, under_way=steps), (run,)
@@ -185,7 +196,7 @@ class Peer:
             model = state.model.replace(np.array(got.value[0], np.float32))
         state = replace(state, under_way=0)
         if state.stage == "warm":
-            state = warmup.timed(state, seconds, steps, event.weight, model, self.keep_warmup)
+            state = warmup.timed(state, seconds, steps, event.weight, model, self._warm[1], self.keep_warmup)
             if len(state.pieces) < self.warmup:
                 return self._train(state, ctx, self.warmup_steps)
             wait = Wake(_WAITS * sum(state.pieces) * self.warmup_steps, ("probe",))

@@ -58,9 +58,14 @@ def link(trips: Sequence[float], size: int) -> tuple[float, float]:
     return empty / 2.0, 2.0 * size / (full - empty) if full > empty else math.inf
 
 
-def timed(state: State, seconds: float, steps: int, weight: float, model: Params | None, keep: bool) -> State:
-    """A training of the warm-up is over; `keep`: the next one goes on from its `model`."""
-    change = 0.0 if model is None else peak(model.vector - state.model.vector) / (RATE * steps)
+def timed(
+    state: State, seconds: float, steps: int, weight: float, model: Params | None, rate: float, keep: bool
+) -> State:
+    """A training of the warm-up is over, at the share `rate` of the learning rate.
+
+    `keep`: the next one goes on from its `model`.
+    """
+    change = 0.0 if model is None else peak(model.vector - state.model.vector) / (rate * steps)
     state = replace(
         state, pieces=(*state.pieces, seconds / steps), change=max(change, state.change), examples=max(weight, 1.0)
     )  # fmt: skip
