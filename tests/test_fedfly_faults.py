@@ -33,7 +33,9 @@ POLICIES = (
     PreCopy(3),
     PreCopy(1, replay=False),
     StopAndCopy("relay"),
+    PreCopy(2, route="relay"),
 )
+CARRIED = (StopAndCopy("carry"), PreCopy(1, route="carry"))
 EDGES = ("edge/0", "edge/1", "edge/2")
 
 
@@ -49,7 +51,7 @@ def move(device, at, old, new):
     return [(at, Moved(device, new), (node,)) for node in (device, old, new)]
 
 
-def schedule(seed, u=False):
+def schedule(seed, u=False, policies=POLICIES):
     """A run by a seed: up to three moves of each device, losses, repeats, delays, and up to two deaths."""
     dice = random.Random(seed)
     moves = []
@@ -71,8 +73,9 @@ def schedule(seed, u=False):
     if len({death.node for death in deaths if death.after_s == FOR_EVER}) > 1:
         deaths = deaths[:1]
     edge = Edge(
-        **PATIENT, policy=dice.choice(POLICIES), replica_every=dice.choice([0, 1, 2]),
+        **PATIENT, policy=dice.choice(policies), replica_every=dice.choice([0, 1, 2]),
         arrivals=dice.choice([None, 1]), lanes=dice.choice([None, None, 1]), page_bytes=dice.choice([64, 1 << 17]),
+        ttl_s=dice.choice([86400.0, 86400.0, 40.0]), capacity=dice.choice([None, None, 1]),
     )  # fmt: skip
     device = Device(patience_s=4.0, tries=2, mark_every=dice.choice([1, 2]))
     return net(
@@ -81,11 +84,11 @@ def schedule(seed, u=False):
     )  # fmt: skip
 
 
-def run_schedules(seeds, u=False):
+def run_schedules(seeds, u=False, policies=POLICIES):
     """Run each; gives how often sessions changed hands."""
     changed = 0
     for seed in seeds:
-        end = schedule(seed, u).run()
+        end = schedule(seed, u, policies).run()
         assert end.reason == "rounds", f"schedule {seed}: {end.reason} after {end.now:.0f} s"
         versions, updates = quiet(u)
         assert end.versions == versions, f"schedule {seed} ends in other bits"
@@ -100,6 +103,11 @@ def test_seeded_schedules_of_faults_end_in_the_bits_of_a_quiet_run():
 
 def test_the_same_in_a_u_where_labels_stay_on_the_device():
     assert run_schedules(range(30), u=True) > 30
+
+
+def test_the_same_where_devices_carry_their_sealed_sessions():
+    pytest.importorskip("cryptography")
+    assert run_schedules(range(30), policies=CARRIED) > 30
 
 
 @pytest.mark.slow

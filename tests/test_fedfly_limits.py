@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from fedfly_net import Death, net
 from fedfly_toy import MODEL, SECRET, SIZE
 
@@ -54,9 +55,11 @@ def test_a_session_whose_device_is_away_longer_than_it_is_kept_begins_anew():
     assert not said(back, Unknown)
 
 
-def test_the_deadline_of_the_device_counts_though_its_edges_see_the_move_for_themselves():
+@pytest.mark.parametrize("later", [0.0, 0.015])
+def test_the_deadline_of_the_device_counts_though_its_edges_see_the_move_for_themselves(later):
     deadlines = [90.0, 30.0, 60.0, 40.0]
-    moves = [(2.5, Moved(f"device/{i}", "edge/1"), (f"device/{i}", "edge/0", "edge/1")) for i in range(4)]
+    moves = [(2.5, Moved(f"device/{i}", "edge/1"), (f"device/{i}",)) for i in range(4)]
+    moves += [(2.5 + later, Moved(f"device/{i}", "edge/1"), ("edge/0", "edge/1")) for i in range(4)]
     edge = Edge(**PATIENT, arrivals=1, policy=StopAndCopy())
     one = net(moves, devices=4, edges=2, steps=6, rounds=1, central=CENTRAL, keep=True, edge=edge, device=DEVICE)
     send = one.send

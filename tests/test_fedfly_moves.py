@@ -12,6 +12,7 @@ from fieldfare.algorithms.fedfly.handover import Commit, Final, Pre
 from fieldfare.algorithms.fedfly.policies import Cheapest, PreCopy, Restart, StopAndCopy
 from fieldfare.core.effects import Run, Send
 from fieldfare.core.events import Moved
+from fieldfare.fleet.mobility import Mobility
 from fieldfare.sim.simulator import Links
 from fieldfare.testing import loop, simulate
 
@@ -47,6 +48,21 @@ def test_a_move_changes_no_bit(policy, at):
     assert bits(end) == STAYED
     commits = [e for *_, out in end.transcript.kept for e in out if isinstance(e, Send) and isinstance(e.body, Commit)]
     assert len(commits) == 1
+
+
+def test_a_device_that_no_edge_reaches_for_a_while_goes_on_where_it_comes_out():
+    names, edges = ["device/0", "device/1"], ["edge/0", "edge/1"]
+    walk = Mobility.of([[(0, 0), (4.2, -1), (30, 1), (33.5, -1), (60, 0)], [(0, 1), (3, -1), (5, 1)]], edges=2)
+    links = Links(0.01, 1e6, outages=walk.outages(names))
+    for lead_s in (0.0, 3.0):
+        for policy in ("restart", "stop", "pre 3"):
+            one = world(
+                walk.happenings(names, edges, lead_s), rounds=2, edge=Edge(policy=POLICIES[policy]), links=links
+            )
+            end = simulate(one, keep=True)
+            assert bits(end) == STAYED
+            assert end.driver.progress.now > 60.0
+            assert end.driver.progress.states["central"].owners["device/0"].epoch == 2
 
 
 def kinds(end):

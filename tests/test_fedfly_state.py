@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
@@ -108,12 +109,17 @@ def test_a_blob_altered_anywhere_and_signed_anew_is_read_or_refused_never_more(c
     assert sum(value.nbytes for value in out.values()) <= 1 << 16
 
 
-def test_a_packed_tensor_that_would_unfold_beyond_its_shape_is_refused():
+def test_a_packed_tensor_that_would_unfold_beyond_its_shape_is_refused_before_it_takes_memory():
     head = tensors._HEAD.pack(b"FFTN", 1, 1, bytes(16))
     bomb = zlib.compress(bytes(10_000_000))
     body = head + b"\x01w" + bytes([0, 1, 1]) + (16).to_bytes(4, "little") + len(bomb).to_bytes(8, "little") + bomb
-    with pytest.raises(PeerError, match="does not hold 64 bytes"):
-        tensors.decode(resigned(body))
+    tracemalloc.start()
+    try:
+        with pytest.raises(PeerError, match="does not hold 64 bytes"):
+            tensors.decode(resigned(body))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 # Sessions

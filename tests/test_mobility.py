@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Moved
-from fieldfare.fleet.mobility import NOWHERE, Mobility, waypoints
+from fieldfare.fleet.mobility import FOR_EVER_S, NOWHERE, Mobility, waypoints
 
 TABLES = [
     [(0, 0), (30, 1), (50, 0)],
@@ -39,7 +39,8 @@ def test_moves_pass_over_gaps_and_coming_back_is_none():
     assert device.tolist() == [2, 3, 3, 3]
     assert begin.tolist() == [10, 0, 20, 60]
     assert end.tolist() == [25, 5, 40, np.inf]
-    assert one.outages(["a", "b", "c", "d"]) == {"c": ((10, 25),), "d": ((0, 5), (20, 40))}
+    never = (60, 60 + FOR_EVER_S)
+    assert one.outages(["a", "b", "c", "d"]) == {"c": ((10, 25),), "d": ((0, 5), (20, 40), never)}
     assert one.describe() == {"devices": 4, "edges": 2, "moves": 3, "gaps": 4}
 
 

@@ -6,12 +6,12 @@ import pickle
 
 import numpy as np
 import pytest
-from split_cases import columns, dense, net_of, nn, small_vgg, torch
+from split_cases import SGD, by_hand, columns, data, dense, keys, net_of, nn, small_vgg, torch, whole
 
 from fieldfare.core.errors import UsageError
 from fieldfare.models import resnet, vgg5
 from fieldfare.work.net import Training
-from fieldfare.work.split import legal_cuts, split_net
+from fieldfare.work.split import legal_cuts, split, split_net
 
 F = nn.functional
 
@@ -124,10 +124,6 @@ def test_a_module_that_registers_layers_out_of_order_is_laid_out_as_it_is_execut
 
 
 def test_layers_that_write_over_their_input_train_split_as_they_do_whole() -> None:
-    from split_cases import SGD, by_hand, data, keys, whole
-
-    from fieldfare.work.split import split
-
     net = split_net(Odd, example=columns(2))
     expected, _ = whole(net, data(), keys(4), 0, SGD)
     for cut in net.cuts:
@@ -225,6 +221,12 @@ def test_a_module_with_a_branch_is_followed_by_export() -> None:
     assert net.layout.names[:2] == ("first.weight", "first.bias")
     assert len(net.layout.names) == 9
     assert net.cuts[0].activations == (8,)
+    expected, _ = whole(net, data(), keys(4), 0, SGD)
+    for cut in net.cuts:
+        np.testing.assert_array_equal(by_hand(split(net, cut, SGD), data(), keys(4), 0)[0], expected)
+    moved = {name: expected[at] - net.init(0).vector[at] for name, at, _ in net.layout.items()}
+    assert all(step.any() for step in moved.values())
+    assert moved["norm.num_batches_tracked"] == 6
     with pytest.raises(UsageError, match="fx cannot follow"):
         split_net(Branching)
 
@@ -259,10 +261,7 @@ def test_a_net_that_can_be_cut_is_trained_and_measured_whole_like_any_other() ->
 
 
 def test_augmentation_is_one_operation_on_the_device_and_the_same_split_and_whole() -> None:
-    from split_cases import by_hand, keys, whole
-
     from fieldfare.core.block import Block
-    from fieldfare.work.split import split
 
     made = np.random.default_rng(0)
     x, y = made.integers(0, 256, (24, 3, 32, 32), np.uint8), made.integers(0, 10, 24)

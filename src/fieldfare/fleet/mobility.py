@@ -24,6 +24,8 @@ I64 = NDArray[np.int64]
 
 NOWHERE = -1
 """The edge of a device that no edge reaches."""
+FOR_EVER_S = 1e9
+"""How long the link of a device is down that no edge reaches any more: 31 years."""
 _BLOCK = 1 << 20  # numbers of a distance table held at once
 
 
@@ -172,12 +174,11 @@ class Mobility:
         return tuple(sorted(out, key=lambda one: one[0]))
 
     def outages(self, devices: Sequence[str]) -> dict[str, tuple[tuple[float, float], ...]]:
-        """The coverage gaps as `Links(outages=...)` takes them; one that never ends is left out."""
+        """The coverage gaps as `Links(outages=...)` takes them; one that never ends lasts `FOR_EVER_S`."""
         out: dict[str, tuple[tuple[float, float], ...]] = {}
         for device, begin, end in zip(*(column.tolist() for column in self.gaps()), strict=True):
-            if end < np.inf:
-                name = devices[device]
-                out[name] = (*out.get(name, ()), (begin, end))
+            name, back = devices[device], min(end, begin + FOR_EVER_S)
+            out[name] = (*out.get(name, ()), (begin, back))
         return out
 
     def describe(self) -> dict[str, Any]:
