@@ -27,7 +27,7 @@ from fieldfare.report.read import read_run
 from fieldfare.report.read_tasks import facts_of_run, mean_at_work, read_work, shown_devices, work_facts, work_of_run
 from fieldfare.report.table import Table, metrics_of
 from fieldfare.store.devices import DEVICE, MOST, read_devices, read_fleet
-from fieldfare.store.tasks import TASK
+from fieldfare.store.tasks import TASK, staleness_of
 
 matplotlib = pytest.importorskip("matplotlib", reason="pictures need fieldfare[report]")
 
@@ -69,8 +69,8 @@ def folder(tmp_path):
     """Four devices of two classes over 100 s: one never available, one asked in vain, two that count."""
     put_tasks(
         tmp_path,
-        [(0, 0, 40, OK, 1, 1), (1, 0, 20, INTERRUPTED, 1, 1), (0, 40, 100, OK, 3, 1), (2, 50, 90, STALE, 9, 1),
-         (2, 10, 30, OK, 2, 1)],
+        [(0, 0, 40, OK, 1, 0), (1, 0, 20, INTERRUPTED, 1, 0), (0, 40, 100, OK, 3, 0), (2, 50, 90, STALE, 9, 0),
+         (2, 10, 30, OK, 2, 0)],
     )  # fmt: skip
     put_fleet(tmp_path, [(0, 1, 5), (1, 1, 50), (0, 1, 7), (1, 0, 60)], ("old", "new"),
               over_time={"span_s": 100.0, "running": [0.0, 1.0], "available_share": [0.5, 0.75]})  # fmt: skip
@@ -342,7 +342,24 @@ def test_staleness_of_the_tasks_is_that_of_the_rounds(runs):
     tasks = np.fromfile(runs["fedbuff"] / "tasks.bin", TASK)
     for row in rows:
         mine = tasks[(tasks["round"] == row["round"]) & (tasks["outcome"] == OK)]
-        assert (mine["round"].astype(int) - mine["base"]).mean() == pytest.approx(row["staleness"])
+        assert staleness_of(mine).mean() == pytest.approx(row["staleness"])
+
+
+def test_a_task_names_the_version_it_began_from_and_the_first_is_the_model_the_run_began_with(runs):
+    for name, folder in runs.items():
+        tasks = np.fromfile(folder / "tasks.bin", TASK)
+        assert tasks["base"].min() == 0, name
+        assert (tasks["base"] < tasks["round"]).all(), name
+        published = {0: 0.0} | {
+            row["version"]: row["virtual_s"]
+            for row in map(json.loads, (folder / "rounds.jsonl").read_text().splitlines())
+        }
+        if name in ("fedbuff", "untrained"):
+            assert staleness_of(tasks).max() > 0
+        else:
+            assert (tasks["base"] == tasks["round"] - 1).all(), name
+        begun = np.array([published[one] for one in tasks["base"].tolist()])
+        assert (tasks["start"] >= begun - 1e-9).all(), name
 
 
 def test_a_stream_keeps_as_many_at_work_to_the_end_as_at_the_start(runs):
@@ -472,7 +489,7 @@ def test_a_million_tasks_of_a_million_devices_are_added_up(tmp_path):
     tasks["start"] = np.sort(gen.uniform(0, 1e5, n))
     tasks["end"] = tasks["start"] + gen.lognormal(5, 1, n)
     tasks["client"], tasks["outcome"] = gen.integers(0, n, n), gen.choice(7, n)
-    tasks["round"], tasks["base"] = 100, 100 - gen.integers(0, 20, n)
+    tasks["round"], tasks["base"] = 100, 99 - gen.integers(0, 20, n)
     tasks.tofile(tmp_path / "tasks.bin")
     work = read_work(tmp_path, stale=True)
     assert work.n == n

@@ -205,7 +205,7 @@ class Recorder:
             row["at_work"] = at_work
         if self.folder is not None and totals["kept"] < MOST_TASKS:
             totals["kept"] += len(tasks)
-            records = _records(tasks, int(ask.run.config.get("round", len(self.rows) + 1)))
+            records = _records(tasks, int(ask.run.config.get("round", len(self.rows) + 1)), ask.number)
             self.folder.add_records(TASKS, records.tobytes())
 
     def _refused(self, ask: Any, refused: Any) -> None:
@@ -379,13 +379,14 @@ def after_last(rows: Sequence[Row], ended: Mapping[str, Any]) -> Row:
     return {"round": last.get("round", 0), "after": after}
 
 
-def _records(tasks: Tasks, round_: int) -> NDArray[Any]:
-    """The tasks as `store.tasks` keeps them."""
+def _records(tasks: Tasks, round_: int, number: int) -> NDArray[Any]:
+    """The tasks that were counted in `round_`, by the ask `number`, as `store.tasks` keeps them."""
     out = np.empty(len(tasks), TASK)
-    out["round"] = round_
     for name in TASK.names or ():
-        if name != "round":
+        if name not in ("round", "base"):
             out[name] = getattr(tasks, name)
+    out["round"] = round_
+    out["base"] = np.maximum(round_ - 1 - (number - tasks.base), 0)
     return out
 
 

@@ -20,7 +20,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.fleet.tasks import OK, OUTCOMES, STALE
 from fieldfare.report.table import Floats, is_number, load
 from fieldfare.store.devices import FLEET, read_devices, read_fleet
-from fieldfare.store.tasks import TASK, TASKS, read_tasks
+from fieldfare.store.tasks import TASK, TASKS, read_tasks, staleness_of
 
 if TYPE_CHECKING:
     from fieldfare.report.read import Run
@@ -128,9 +128,9 @@ def read_work(folder: Path, *, stale: bool, span_s: float | None = None) -> Work
         np.add.at(begun, part["client"], 1)
         np.add.at(counted, part["client"][outcome == OK], 1)
         if stale:
-            age = part["round"].astype(np.int64) - part["base"]
+            age = np.minimum(staleness_of(part), 1 << 20)
             for rank, which in enumerate((OK, STALE)):
-                ages[rank] = _added(ages[rank], np.bincount(np.clip(age[outcome == which], 0, 1 << 20), minlength=1))
+                ages[rank] = _added(ages[rank], np.bincount(age[outcome == which], minlength=1))
     if over_time is not None:
         at_work = at_work + over_time[2]
     at_work = np.round(at_work, 6)

@@ -2,13 +2,15 @@
 
 Here: the record, and reading. Not here: what a task is (`fleet.tasks`). Little endian, packed: `round` uint32 (the
 round, or version, it was counted in), `client` uint32, `start`, `end` float64 (virtual seconds), `outcome` uint8 (an
-index into ok, interrupted, timeout, late, stale, refused, drop-out), `base` uint32 (the ask whose model it started
-from: of all asks, counted from 0, in rounds; of the asks of its stream, counted from 1, where late replies count),
-`compute_s`, `bytes_down`, `bytes_up`, `energy_j` float32. Invariant: the file holds whole records only.
+index into ok, interrupted, timeout, late, stale, refused, drop-out), `base` uint32 (the version of the model it began
+from; 0 is the model the run began with), `compute_s`, `bytes_down`, `bytes_up`, `energy_j` float32. Round r makes
+version r, so a task is `round - 1 - base` versions stale: 0 in rounds. Of several nodes, `base` is `round - 1`.
+Invariant: the file holds whole records only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,15 @@ TASK = np.dtype(
     ]
 )  # fmt: skip
 """45 bytes."""
+
+
+def staleness_of(tasks: Mapping[str, NDArray[Any]] | NDArray[Any]) -> NDArray[np.int64]:
+    """Versions made between the model a task began from and the one it was counted in, `[n]`, of records or columns.
+
+    >>> staleness_of({"round": np.array([1, 9], np.uint32), "base": np.array([0, 5], np.uint32)}).tolist()
+    [0, 3]
+    """
+    return np.maximum(tasks["round"].astype(np.int64) - 1 - tasks["base"], 0)
 
 
 def read_tasks(folder: str | Path) -> NDArray[Any] | None:
