@@ -7,21 +7,16 @@ comparison sections. Not here: drawing (`plots_arms`). Kept: arms keep their ord
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fieldfare.fleet.tasks import OUTCOMES
 from fieldfare.report import page, plots_arms, settings, units
 from fieldfare.report.page import Section, Tile
 from fieldfare.report.plots_clients import Served, accuracy_histogram, accuracy_sorted, served
-from fieldfare.report.plots_tasks import LOOK
 from fieldfare.report.read import Run
-from fieldfare.report.read_tasks import work_facts, work_of_run
 from fieldfare.report.style import Picture
 from fieldfare.report.table import Table, metrics_of
 
@@ -182,7 +177,7 @@ def values_table(arms: Sequence[Arm], word: str = "arm") -> str:
         (units.short_label(metric), metric, [_all(table.last(metric) for table in arm.tables) for arm in arms])
         for metric in metrics
     ]
-    return _table(arms, columns, f"Final values of every {word}", word)
+    return told_table(arms, columns, f"Final values of every {word}", word)
 
 
 def effort_table(arms: Sequence[Arm], word: str = "arm") -> str:
@@ -196,7 +191,7 @@ def effort_table(arms: Sequence[Arm], word: str = "arm") -> str:
             found = [_all(first_at(table, main, level, axis) for table in arm.tables) for arm in arms]
             if axis == "round" or any(value > 0 for seeds in found for value in seeds):
                 columns.append((f"{words} {goal}", f"to:{axis}", found))
-    return _table(arms, columns, f"What every {word} took", word) if columns else ""
+    return told_table(arms, columns, f"What every {word} took", word) if columns else ""
 
 
 def totals_table(arms: Sequence[Arm], word: str = "arm") -> str:
@@ -206,7 +201,7 @@ def totals_table(arms: Sequence[Arm], word: str = "arm") -> str:
         found = [_all(table.total(axis) for table in arm.tables) for arm in arms]
         if any(value > 0 for seeds in found for value in seeds):
             columns.append((words, axis, found))
-    return _table(arms, columns, f"What every {word} came to in all", word) if columns else ""
+    return told_table(arms, columns, f"What every {word} came to in all", word) if columns else ""
 
 
 def equal_table(arms: Sequence[Arm], word: str = "arm") -> str:
@@ -227,7 +222,7 @@ def equal_table(arms: Sequence[Arm], word: str = "arm") -> str:
         found = [[float(y[x <= budget][-1]) for x, y in seeds if (x <= budget).any()] for seeds in series]
         columns.append((f"after {units.measured(axis, budget)}{_OF.get(axis, '')}", main, found))
     caption = f"{units.label(main)} of every {word} at equal cost"
-    return _table(arms, columns, caption, word) if columns else ""
+    return told_table(arms, columns, caption, word) if columns else ""
 
 
 COSTS = (("round", "rounds"), ("virtual_s", "time"), ("device_s", "device time"), ("bytes", "bytes"),
@@ -244,7 +239,8 @@ def _level(metric: str, level: float) -> str:
 Column = tuple[str, str, list[list[float]]]
 
 
-def _table(arms: Sequence[Arm], columns: Sequence[Column], caption: str, word: str) -> str:
+def told_table(arms: Sequence[Arm], columns: Sequence[Column], caption: str, word: str) -> str:
+    """Give a row per arm: the median over seeds of each column's values by arm, their range under it."""
     several = any(len(arm.runs) > 1 for arm in arms)
     head = [(word, False), *([("seeds", True)] if several else []), *((words, True) for words, _, _ in columns)]
     rows = []
@@ -368,49 +364,6 @@ def served_row(group: Served) -> list[str]:
     values = group.accuracy
     told = (group.mean, group.worst_decile, float(np.median(values)), float(values.min()), float(values.max()))
     return [f"{values.size:,}", *(units.share(value) for value in told), units.share(float(values.std()))]
-
-
-READ_UP_TO = 20_000_000
-"""Tasks of all runs together up to which they are read for a comparison, half a minute."""
-
-
-def work_section(arms: Sequence[Arm], word: str = "arm") -> Section | None:
-    """Give what became of each arm's tasks and whom it heard; None where no arm keeps tasks, or all keep too many."""
-    if sum(_tasks(run) for arm in arms for run in arm.runs) > READ_UP_TO:
-        return None
-    found = [[work_facts(work) for run in arm.runs if (work := work_of_run(run)) is not None] for arm in arms]
-    if not any(found):
-        return None
-
-    def column(words: str, metric: str, pick: Callable[[Mapping[str, Any]], float | None]) -> Column:
-        return words, metric, [_all(pick(facts) for facts in seeds) for seeds in found]
-
-    def spent(facts: Mapping[str, Any], outcome: str) -> float:
-        total = sum(row["device_s"] for row in facts["waste"].values())
-        return facts["waste"].get(outcome, {}).get("device_s", 0.0) / total if total > 0 else 0.0
-
-    def reached(facts: Mapping[str, Any]) -> float | None:
-        part = facts["participation"]
-        return part["reached"] / part["devices"] if part.get("devices") else None
-
-    lost = [name for name in OUTCOMES[1:] if any(name in facts["waste"] for seeds in found for facts in seeds)]
-    columns = [
-        column("at work, mean", "at_work", lambda facts: facts["at_work_mean"]),
-        column("device time lost", "lost_device_share", lambda facts: facts["lost_device_share"]),
-        *(column(f"lost: {LOOK[OUTCOMES.index(name)][0]}", f"{name}_share", partial(spent, outcome=name))
-          for name in lost),
-        column("staleness, mean", "staleness", lambda facts: facts.get("staleness", {}).get("mean")),
-        column("devices ever counted", "reached_share", reached),
-        column("Gini of updates", "gini", lambda facts: facts["participation"].get("gini_updates")),
-    ]  # fmt: skip
-    columns = [one for one in columns if any(one[2])]
-    lead = "What became of the time that devices gave, as shares of all of it, and how many devices a model heard."
-    return Section("tasks", "Tasks and devices", lead, _table(arms, columns, f"Tasks of every {word}", word))
-
-
-def _tasks(run: Run) -> int:
-    told = run.summary.get("tasks")
-    return int(sum(told.values())) if isinstance(told, Mapping) else 0
 
 
 def differences_section(arms: Sequence[Arm], shared: Mapping[str, object], word: str = "arm") -> Section:

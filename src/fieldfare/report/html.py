@@ -21,6 +21,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.report import arms as side_by_side
 from fieldfare.report import page, plots, plots_clients, plots_data, plots_time, settings, style, units
 from fieldfare.report.arms import Arm
+from fieldfare.report.arms_work import read_arms, tasks_section, work_sections
 from fieldfare.report.claims import compute_claims
 from fieldfare.report.node_sections import node_sections
 from fieldfare.report.page import Section, Tile
@@ -141,13 +142,13 @@ def _study_page(run: Run, *, draw: bool) -> str:
         under = f"{early} preliminary, from too few seeds" if early else "recomputed from the tables"
         tiles.insert(1, Tile("Claims that hold", f"{held} of {len(told)}", under))
     compared = speedup_sections(run, draw=draw)
-    sections = [_claims(told), *(compared or _arm_sections(arms, draw=draw))]
+    sections = [_claims(told), *(compared or _arm_sections(arms, draw=draw, shown=run.config.get("shown")))]
     if compared:
         sections += [*_shown(run, draw=draw), _all_arms(arms), *filter(None, [_configuration(arms[0].runs[0])])]
     first = next((one for arm in arms for one in arm.runs if one.data is not None), None)
     if first is not None and (data := _data(first, draw=draw)) is not None:
         sections.insert(len(sections) - 1, data)
-    if arms and arms[0].runs and not compared:
+    if len(arms) == 1 and arms[0].runs and not compared:
         sections[-1:-1] = _headline_arm(arms[0], draw=draw)
     notes = [note for arm in arms for one in arm.runs for note in _notes(one, named=True)]
     few = ", ".join(arm.name for arm in arms) if len(arms) <= 8 else f"{len(arms)} arms"
@@ -184,7 +185,7 @@ def _all_arms(arms: Sequence[Arm]) -> Section:
 
 
 def _headline_arm(arm: Arm, *, draw: bool) -> list[Section]:
-    """Who worked, took part and was lost, and what was moved, in a study's first arm."""
+    """Who worked, took part and was lost, and what was moved, in a study's only arm."""
     run = arm.runs[0]
     part, work = read_participation(run.path), work_of_run(run)
     found = (
@@ -196,11 +197,13 @@ def _headline_arm(arm: Arm, *, draw: bool) -> list[Section]:
     return [replace(one, title=f"{one.title}: {arm.name}") for one in found if one is not None]
 
 
-def _arm_sections(arms: Sequence[Arm], *, draw: bool, word: str = "arm") -> list[Section]:
+def _arm_sections(arms: Sequence[Arm], *, draw: bool, word: str = "arm", shown: Any = None) -> list[Section]:
+    works = read_arms(arms, shown if isinstance(shown, Mapping) else None)
     sections = [
         side_by_side.comparison_section(arms, draw=draw, word=word),
         side_by_side.served_section(arms, draw=draw, word=word),
-        side_by_side.work_section(arms, word),
+        tasks_section(arms, works, word),
+        *(work_sections(works, draw=draw, word=word) if len(arms) > 1 else ()),
         side_by_side.differences_section(arms, arms[0].runs[0].job, word),
     ]
     return [one for one in sections if one is not None]

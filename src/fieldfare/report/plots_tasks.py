@@ -34,16 +34,17 @@ WHY = {
     DROP_OUT: "it was never heard of again",
 }
 _PALE, _SESSION = "#d5dbe0", "#dfe7ee"
-_STAGES = {
+STAGES = {
     "counted": style.BLUE, "asked in vain": style.ORANGE, "available, never asked": style.LIGHT,
     "never asked": _PALE, "never available": _PALE,
 }  # fmt: skip
+"""How far devices come, furthest first, and the colours of that."""
 ROW = 0.3
 
 
 def legend(axes: Axes, words: Sequence[tuple[str, str]]) -> None:
     """Name colours in one line above the axes, at its right end."""
-    _above(axes, _patches(words))
+    above(axes, _patches(words))
 
 
 def _patches(words: Sequence[tuple[str, str]]) -> list[Any]:
@@ -52,9 +53,10 @@ def _patches(words: Sequence[tuple[str, str]]) -> list[Any]:
     return [Patch(facecolor=colour, edgecolor="none", label=text) for text, colour in words]
 
 
-def _above(axes: Axes, named: Sequence[Any]) -> None:
+def above(axes: Axes, named: Sequence[Any], columns: int | None = None) -> None:
+    """Name marks above the axes, at their right end, in lines of so many `columns` (none: one line)."""
     axes.legend(
-        handles=named, ncols=len(named), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.35,
+        handles=named, ncols=columns or len(named), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.35,
         borderpad=0.0, handlelength=0.9, handleheight=0.9, handletextpad=0.4, columnspacing=1.2,
     )  # fmt: skip
 
@@ -216,18 +218,18 @@ def _shares(axes: Axes, groups: Groups) -> None:
     axes.set_xlim(0, 1.06 * float(max(devices.max(), begun.max(), counted.max())))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("share of all")
-    _above(axes, named)
+    above(axes, named)
 
 
 def _how_far(axes: Axes, stages: Sequence[tuple[str, Floats]]) -> None:
     """Each group's devices by how far they came, as shares of the group."""
     floor = np.zeros(len(stages[0][1]))
     for name, shares in stages:
-        axes.barh(np.arange(len(floor)), shares, left=floor, height=0.62, color=_STAGES[name], linewidth=0)
+        axes.barh(np.arange(len(floor)), shares, left=floor, height=0.62, color=STAGES[name], linewidth=0)
         floor = floor + shares
     axes.set_xlim(0, 1)
     axes.set_xlabel("how far the devices of a group came")
-    legend(axes, [(name, _STAGES[name]) for name, _ in stages])
+    legend(axes, [(name, STAGES[name]) for name, _ in stages])
 
 
 def _left_out(groups: Groups) -> str:
@@ -248,14 +250,18 @@ def _left_out(groups: Groups) -> str:
     return f"Most left out are {told(low)}, most heard {told(high)}."
 
 
-def strip(shown: Strip, span_s: float, kinds: Sequence[str] | None = None) -> Picture | None:
+def strip(
+    shown: Strip, span_s: float, kinds: Sequence[str] | None = None, axis_s: float | None = None
+) -> Picture | None:
     """Draw when some devices were available and what they did, tasks coloured by how they ended.
 
-    `kinds`: the class of each device shown, to write beside its id.
+    `kinds`: the class of each device shown, to write beside its id. `axis_s`: how far the axis goes, where the strips
+    of several runs share one.
     """
     if not shown.devices or not shown.until_s > 0:
         return None
-    scale = units.time_scale(shown.until_s)
+    axis_s = max(axis_s or 0.0, shown.until_s)
+    scale = units.time_scale(axis_s)
     count = len(shown.devices)
     extra = 0.5 if count > shown.most else 0.0
     names = [
@@ -271,7 +277,7 @@ def strip(shown: Strip, span_s: float, kinds: Sequence[str] | None = None) -> Pi
         axes.broken_barh([(a / scale.divisor, w / scale.divisor) for a, w in bars], (places[one] - 0.4, 0.8),
                          facecolor=_SESSION, linewidth=0)  # fmt: skip
         marks += len(bars)
-    least = shown.until_s / 900
+    least = axis_s / 900
     present = []
     for outcome in range(len(OUTCOMES)):
         mine = shown.tasks[shown.tasks["outcome"] == outcome]
@@ -285,13 +291,17 @@ def strip(shown: Strip, span_s: float, kinds: Sequence[str] | None = None) -> Pi
             axes.broken_barh([(a / scale.divisor, w / scale.divisor) for a, w in bars], (places[one] - 0.27, 0.54),
                              facecolor=LOOK[outcome][1], edgecolor=style.SURFACE, linewidth=0.4)  # fmt: skip
             marks += len(bars)
-    axes.set_xlim(0, shown.until_s / scale.divisor)
+    axes.set_xlim(0, axis_s / scale.divisor)
     axes.set_ylim(count - 0.5 + extra, -0.5)
     axes.set_yticks([places[one] for one in shown.devices], names)
     axes.tick_params(axis="y", labelcolor=style.INK)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"virtual time [{scale.unit}]")
     axes.set_title("device")
+    if span_s < axis_s:
+        axes.axvline(span_s / scale.divisor, color=style.INK, linewidth=1.0)
+        axes.annotate("stopped", (span_s / scale.divisor, 1.0), xycoords=("data", "axes fraction"), xytext=(4, -9),
+                      textcoords="offset points", color=style.MUTED, fontsize=8.5)  # fmt: skip
     known = [("available", _SESSION)] if shown.sessions is not None else []
     legend(axes, [*known, *(LOOK[one] for one in present)])
     rest = count - shown.most

@@ -41,8 +41,19 @@ def work_section(work: Work | None, *, draw: bool) -> Section | None:
 
 def waste_section(work: Work | None, *, draw: bool) -> Section | None:
     """Give what tasks took by how they ended; None where every task counted."""
-    if work is None or work.outcomes() == [OK]:
+    if work is None or not (body := waste_table(work)):
         return None
+    if draw:
+        body += page.GAP + page.pictures([plots_tasks.waste(work)])
+    lost = sum(int(work.count[one]) for one in range(len(OUTCOMES)) if one != OK)
+    lead = f"{lost:,} of {work.n:,} tasks took devices' time, bytes and energy, and no model holds anything of them."
+    return Section("waste", "Waste", lead, body)
+
+
+def waste_table(work: Work) -> str:
+    """Give what tasks took by how they ended as a table; empty where every task counted."""
+    if work.outcomes() == [OK]:
+        return ""
     spent, moved = work.taken["device_s"], work.taken["bytes_down"] + work.taken["bytes_up"]
     energy, tasks = work.taken["energy_j"], share_of(work.count.astype(float))
     device, size, joules = (
@@ -67,12 +78,7 @@ def waste_section(work: Work | None, *, draw: bool) -> Section | None:
         rows.append([head, *(page.cell(text, number=True) for text in written)])
     columns = ("tasks", "of all", "device time", "of all", "of it computing", "down", "up", "of all bytes", "energy")
     head = [("how tasks ended", False), *((words, True) for words in columns)]
-    body = page.table(head, rows, caption="Tasks by how they ended")
-    if draw:
-        body += page.GAP + page.pictures([plots_tasks.waste(work)])
-    lost = sum(int(work.count[one]) for one in range(len(OUTCOMES)) if one != OK)
-    lead = f"{lost:,} of {work.n:,} tasks took devices' time, bytes and energy, and no model holds anything of them."
-    return Section("waste", "Waste", lead, body)
+    return page.table(head, rows, caption="Tasks by how they ended")
 
 
 def participation_tiles(work: Work | None) -> list[Tile]:
@@ -97,15 +103,21 @@ def _held(work: Work, whole: Groups) -> str:
     return f"of devices, with {units.share(reached / held)} of the examples" if held else "of devices"
 
 
-def participation_body(work: Work | None, *, draw: bool) -> str:
-    """Give who takes part by class of device and by data size: pictures, and tables that open on a click."""
+def participation_body(work: Work | None, *, draw: bool, folded: bool = False) -> str:
+    """Give who takes part by class of device and by data size: pictures, and tables that open on a click.
+
+    `folded`: the body itself opens on a click, so that its tables need none.
+    """
     if work is None:
         return ""
     found = groups_of(work)
     body = page.GAP + page.pictures(plots_tasks.participation(one) for one in found) if draw and found else ""
     for one in found:
         words = "by class of device" if one.kind == "class" else "by data size"
-        body += page.details(f"Participation {words}, in numbers", _groups_table(one), opened=not draw)
+        table = _groups_table(one)
+        body += (
+            table + page.GAP if folded else page.details(f"Participation {words}, in numbers", table, opened=not draw)
+        )
     if found and work.every > 1:
         body += f"<p>Of a fleet of {work.size:,}, one in {work.every:,} devices is kept; shares are of those.</p>"
     return body
