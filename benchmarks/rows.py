@@ -173,7 +173,7 @@ def events(devices: int, fleet: str, effort: Effort) -> Row:
 
 def asynchronous(name: str, effort: Effort, buffer: int = 50) -> Row:
     """Clients per second of FedBuff over those of FedAvg on the same workload, 100 at work, in one process by turns."""
-    row = Row(f"async-{name}", "share of sync", "more", limit=1.0)
+    row = Row(f"async-{name}{'' if buffer == 50 else f'-{buffer}'}", "share of sync", "more", limit=1.0)
     found: list[dict[str, float]] = []
 
     def shares() -> float:
@@ -327,6 +327,11 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
     "events-10M": lambda effort: events(10_000_000, "phones", effort),
     "events-10M-flash-charging": lambda effort: events(10_000_000, "flash-charging", effort),
     **{f"async-{name}": (lambda effort, name=name: asynchronous(name, effort)) for name in ("W1", "W2", "W3")},
+    **{
+        f"async-{name}-{buffer}": (lambda effort, name=name, buffer=buffer: asynchronous(name, effort, buffer))
+        for name in ("W1", "W2", "W3")
+        for buffer in (20, 10)
+    },
     "population-memory": population_memory,
     "flat-in-population": flat_in_population,
     "fold-100x10M": fold,
