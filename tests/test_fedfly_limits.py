@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from fedfly_net import Death, net
 from fedfly_toy import MODEL, SECRET, SIZE
@@ -11,11 +12,12 @@ from fedfly_toy import MODEL, SECRET, SIZE
 from fieldfare.algorithms.fedfly.central import Central
 from fieldfare.algorithms.fedfly.device import Device
 from fieldfare.algorithms.fedfly.edge import Edge
-from fieldfare.algorithms.fedfly.handover import Committed, Move, Pre, Prep, Reject, Turn
+from fieldfare.algorithms.fedfly.handover import Committed, Move, Pre, Prep, Reject, Stored, Turn
 from fieldfare.algorithms.fedfly.held import Arrive
 from fieldfare.algorithms.fedfly.messages import Plan, Round, Unknown
 from fieldfare.algorithms.fedfly.policies import StopAndCopy
-from fieldfare.algorithms.fedfly.tickets import key_of, told
+from fieldfare.algorithms.fedfly.session import digest, to_blob
+from fieldfare.algorithms.fedfly.tickets import Ticket, countersigned, key_of, told
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Send
 from fieldfare.core.events import Gathered, Moved, Received
@@ -95,7 +97,7 @@ def test_a_copy_larger_than_an_edge_takes_is_refused_page_by_page():
     hash_ = one.states["edge/0"].held["device/0"].session.model_hash
     one.states["edge/2"], _ = heard(one, "edge/2", "edge/0", Prep("d", 0, 1, 1, 10, float("inf"), hash_))
     for page in range(3):
-        pre = Pre("d", 0, 1, 0, page, 3, bytes(400))
+        pre = Pre("d", 0, 1, 0, page, 4, bytes(400))
         state, (reply,) = heard(one, "edge/2", "edge/0", pre)
         assert isinstance(reply, Reject) == (page == 2)
         one.states["edge/2"] = state
@@ -114,3 +116,44 @@ def test_a_device_follows_no_ticket_that_the_centre_has_not_told_it():
             assert (state.edge, state.epoch, replies) == ("edge/1", real.epoch, [])
     state, _ = heard(one, "device/0", "central", Committed(told(forged, key_of(SECRET, "device/0")), 1))
     assert (state.edge, state.epoch) == ("edge/2", real.epoch + 1)
+
+
+def test_an_edge_owns_by_a_countersigned_ticket_alone_and_goes_on_from_what_the_ticket_says_alone():
+    one = net((), edge=Edge(**PATIENT), device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    held = one.states["edge/0"].held["device/0"]
+    came = replace(held.session, lower=None)
+    state = one.states["edge/2"]
+    arrive = Arrive("edge/0", 0, 1, 1, 10, 9.0, 0.0, ready=came)
+    one.states["edge/2"] = state.put("device/0", replace(state.of("device/0"), arrive=arrive))
+    right = Ticket("fedfly", "device/0", "edge/0", "edge/2", 1, 1, "handover", digest(came, False), 1e9)
+    other = replace(right, digest="0" * 32)
+    for key, ticket, owns, whole in (
+        (b"another", right, False, False), (SECRET, right, True, True), (SECRET, other, True, False),
+    ):  # fmt: skip
+        ticket = countersigned(ticket, key_of(key, "edge/2"))
+        after, replies = heard(one, "edge/2", "central", Committed(ticket, 1))
+        now = after.of("device/0")
+        assert (now.owner, now.owner and now.session is not None) == (owns, whole)
+        assert [type(body).__name__ for body in replies].count("Fetch") == 2 * (owns and not whole)
+
+
+def test_what_a_source_sends_later_is_taken_only_if_it_is_what_the_ticket_says():
+    one = net((), edge=Edge(**PATIENT), device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    gone = replace(one.states["edge/0"].held["device/0"].session, lower=None)
+    ticket = Ticket("fedfly", "device/0", "edge/0", "edge/2", 1, 1, "handover", digest(gone, False), 1e9)
+    ticket = countersigned(ticket, key_of(SECRET, "edge/2"))
+    one.states["edge/2"], _ = heard(one, "edge/2", "central", Committed(ticket, 1))
+    for session, taken in (
+        (replace(gone, loss=1.0), False), (replace(gone, device="device/1"), False), (replace(gone, round=2), False),
+        (gone, True),
+    ):  # fmt: skip
+        for src in ("edge/1", "edge/0"):
+            after, _ = heard(one, "edge/2", src, Stored("device/0", 1, 1, to_blob(session)))
+            assert (after.of("device/0").session is not None) == (taken and src == "edge/0")
+    mine = one.states["edge/2"].put("device/0", replace(after.of("device/0"), session=replace(gone, grad=None)))
+    one.states["edge/2"] = mine
+    grad = np.ones((2, 3), np.float32)
+    for device, taken in (("device/1", False), ("device/0", True)):
+        body = Stored("device/0", 1, 1, to_blob(replace(gone, device=device, grad=grad)))
+        after, _ = heard(one, "edge/2", "edge/0", body)
+        assert (after.of("device/0").session.grad is not None) == taken
