@@ -12,6 +12,7 @@ when the run ended), `src`, `dst` int32, `kind` int16, `bytes` float64, `cycle` 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,14 @@ WORKED = np.dtype(
     [("node", "<i4"), ("begun_s", "<f8"), ("ended_s", "<f8"), ("steps", "<i4"), ("outcome", "i1"), ("cycle", "<i4")]
 )
 """29 bytes."""
-_MESSAGE = struct.Struct("<ddiihdiii")
-_WORKED = struct.Struct("<iddibi")
+
+
+def _packed(record: np.dtype[Any]) -> struct.Struct:
+    """The record as `struct` packs it: of one at a time ten times as fast."""
+    return struct.Struct("<" + "".join(record[name].char for name in record.names or ()))
+
+
+_MESSAGE, _WORKED = _packed(MESSAGE), _packed(WORKED)
 
 
 def message(
