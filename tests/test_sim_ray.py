@@ -5,11 +5,19 @@ One test with a real Ray is part of the default suite (Ray takes seconds to star
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -306,6 +314,134 @@ def test_addresses_are_those_that_ray_knows():
     assert cluster.address_of("ray://head:9") == "ray://head:9"
     assert cluster.address_of("ray://auto") == "auto"
     assert cluster.address_of("ray") is None
+
+
+def free_port():
+    """A port of this machine at which nobody listens."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def never(**settings):
+    raise AssertionError("Ray was asked to join, and would have tried for minutes")
+
+
+def ray_that_knows(address):
+    """A Ray whose address file says `address` (None: no cluster was started here)."""
+
+    def get_ray_address_from_environment(given, folder):
+        if address is None:
+            raise ConnectionError("Could not find any running Ray instance.")
+        return address
+
+    services = SimpleNamespace(get_ray_address_from_environment=get_ray_address_from_environment)
+    return SimpleNamespace(_private=SimpleNamespace(services=services), is_initialized=lambda: False, init=never)
+
+
+def test_an_address_at_which_nobody_listens_is_refused_before_ray_tries(monkeypatch):
+    port = free_port()
+    with pytest.raises(UsageError) as told:
+        cluster.join(ray_that_knows(None), f"ray://127.0.0.1:{port}", None)
+    assert str(told.value) == (
+        f"no Ray cluster answers at 'ray://127.0.0.1:{port}' (connection refused): start one with `ray start --head`, "
+        "check the address, or use on='ray' for one on this machine."
+    )
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(UsageError, match=rf"no Ray cluster answers at '127\.0\.0\.1:{port}' \(connection refused\)"):
+        cluster.join(ray_that_knows(None), None, None)
+
+
+def test_without_a_cluster_here_auto_is_refused_and_so_is_one_that_has_gone(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UsageError, match=r"no Ray cluster runs on this machine \('auto' finds none\): start one with"):
+        cluster.join(ray_that_knows(None), "auto", None)
+    port = free_port()
+    with pytest.raises(UsageError, match=rf"answers at 'auto', which is 127\.0\.0\.1:{port} \(connection refused\)"):
+        cluster.join(ray_that_knows(f"127.0.0.1:{port}"), "auto", None)
+
+
+def test_an_address_that_stays_silent_is_refused_when_time_is_up(monkeypatch):
+    over = threading.Event()
+
+    def silent(where, timeout_s):
+        over.wait(60)
+        raise OSError(f"{where} said nothing within {timeout_s} s")
+
+    monkeypatch.setattr(cluster, "REACH_S", 0.05)
+    monkeypatch.setattr(cluster.socket, "create_connection", silent)
+    with pytest.raises(UsageError, match=r"answers at 'ray://head:10001' \(no answer within 0\.05 s\)"):
+        cluster.reach(ray_that_knows(None), "ray://head:10001")
+    over.set()
+
+
+@pytest.mark.parametrize("address", ["ray://head:many", "ray://[::1:9"])
+def test_an_address_that_is_none_is_refused_in_one_line(address):
+    with pytest.raises(UsageError, match="no Ray cluster can be at") as told:
+        cluster.reach(ray_that_knows(None), address)
+    assert "\n" not in str(told.value)
+
+
+def test_an_address_where_somebody_listens_is_left_to_ray():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        cluster.reach(ray_that_knows(None), f"ray://127.0.0.1:{one.getsockname()[1]}")
+    cluster.reach(ray_that_knows(None), "anyscale://of/their/own")
+
+
+@pytest.mark.slow
+def test_the_command_refuses_a_cluster_out_of_reach_with_one_line(tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fieldfare[ray]'")
+    job_file(tmp_path)
+    port = free_port()
+    done = program(tmp_path, "run", "hello.py", "-q", "--on", f"ray://127.0.0.1:{port}")
+    done.refused(f"no Ray cluster answers at 'ray://127.0.0.1:{port}' (connection refused)")
+
+
+@pytest.fixture(scope="module")
+def client_port():
+    """The port for Ray's clients of a cluster of two CPUs, started for this as its user would, on 127.0.0.1 alone."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'fieldfare[ray]'")
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # Ray's sockets lie in there: no long path will do
+    port = free_port()
+    command = [
+        os.path.join(os.path.dirname(sys.executable), "ray"), "start", "--head", "--block", "--num-cpus=2",
+        "--node-ip-address=127.0.0.1", f"--port={free_port()}", f"--ray-client-server-port={port}",
+        "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}",
+        f"--object-store-memory={100 << 20}",
+    ]  # fmt: skip
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with (folder / "said").open("w") as said:
+        head = subprocess.Popen(command, stdout=said, stderr=said, env=env, start_new_session=True)
+        try:
+            until = time.monotonic() + 90
+            while cluster._refusal("127.0.0.1", port):
+                assert head.poll() is None, (folder / "said").read_text()
+                assert time.monotonic() < until, (folder / "said").read_text()
+                time.sleep(0.2)
+            yield port
+        finally:
+            head.terminate()
+            try:
+                head.wait(30)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(head.pid, signal.SIGKILL)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_cluster_reached_by_rays_client_gives_the_bits_of_one_process(tmp_path, client_port):
+    job_file(tmp_path)
+    told = [
+        program(tmp_path, "run", "hello.py", "-q", "--json", *more)
+        for more in ((), ("--on", f"ray://127.0.0.1:{client_port}", "--workers", "2"))
+    ]
+    assert [one.code for one in told] == [0, 0], told[1].err
+    folders = [tmp_path / "runs" / one.result["run"] for one in told]
+    assert told[0].result["final"] == told[1].result["final"]
+    assert len({(folder / "model.safetensors").read_bytes() for folder in folders}) == 1
 
 
 @pytest.mark.parametrize("on", ["", "rays", "ray:", "ray://", "dask", "localhost"])

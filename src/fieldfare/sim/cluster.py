@@ -13,6 +13,7 @@ import mmap
 import os
 import secrets
 import signal
+import socket
 import sys
 import sysconfig
 import threading
@@ -20,6 +21,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -27,6 +29,8 @@ from fieldfare.core.errors import MissingExtra, UsageError
 from fieldfare.sim.pool import default_workers
 
 STORE_BYTES = 400 << 20
+REACH_S = 5.0
+"""How long a cluster may take to answer a first call, its name looked up: Ray itself goes on trying for minutes."""
 _CLIENT_PORT = 10001
 _TOKEN = secrets.token_hex(32)
 
@@ -82,6 +86,8 @@ def join(ray: Any, address: str | None, workers: int | None) -> bool:
             raise UsageError(f"{address}: Ray is initialised in this process already; use on='ray' to compute on it.")
         return False
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        reach(ray, address)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if main else None
@@ -97,17 +103,63 @@ def join(ray: Any, address: str | None, workers: int | None) -> bool:
                     object_store_memory=STORE_BYTES, **quiet,
                 )  # fmt: skip
         else:
-            ray.init(address=address, **quiet)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Ray Client connection timed out")  # the error below says it
+                ray.init(address=address, **quiet)
     except Exception as error:
         leave(ray)
-        raise UsageError(
-            f"no Ray cluster could be joined at {address!r} ({one_line(error)}): start one with `ray start --head`, "
-            "check the address, or use on='ray' for one on this machine."
-        ) from error
+        raise UsageError(_unreached(f"could be joined at {address!r} ({one_line(error)})")) from error
     finally:
         if main and before is not None:
             signal.signal(signal.SIGTERM, before)  # Ray puts its own there
     return True
+
+
+def reach(ray: Any, address: str) -> None:
+    """Refuse, within seconds, an address at which nobody listens; for "auto" the one Ray kept of its last cluster."""
+    found = address
+    if address == "auto":
+        try:
+            found = str(ray._private.services.get_ray_address_from_environment(address, None))
+        except ConnectionError:
+            raise UsageError(_unreached("runs on this machine ('auto' finds none)")) from None
+    named = repr(address) if found == address else f"{address!r}, which is {found}"
+    try:
+        where = urlsplit(found if "://" in found else f"//{found}")
+        host, port = where.hostname, where.port
+    except ValueError as error:
+        raise UsageError(_unreached(f"can be at {named} ({error})")) from None
+    if host is None or port is None or where.scheme not in ("", "ray"):
+        return  # one of Ray's own kinds of address, which only it can read
+    if why := _refusal(host, port):
+        raise UsageError(_unreached(f"answers at {named} ({why})"))
+
+
+def _refusal(host: str, port: int) -> str:
+    """Why nothing listens at `host` and `port`; "" where something does."""
+    said = f"no answer within {REACH_S:g} s"
+
+    def call() -> None:
+        nonlocal said
+        try:
+            socket.create_connection((host, port), REACH_S).close()
+            said = ""
+        except TimeoutError:
+            pass
+        except OSError as error:
+            said = (error.strerror or str(error)).lower()
+
+    calling = threading.Thread(target=call, daemon=True)  # a name may take longer to be looked up than a call may
+    calling.start()
+    calling.join(REACH_S)
+    return said
+
+
+def _unreached(what: str) -> str:
+    return (
+        f"no Ray cluster {what}: start one with `ray start --head`, check the address, or use on='ray' for one on "
+        "this machine."
+    )
 
 
 def leave(ray: Any) -> None:
