@@ -12,7 +12,7 @@ from fedfly_toy import MODEL, SECRET, SIZE
 from fieldfare.algorithms.fedfly.central import Central
 from fieldfare.algorithms.fedfly.device import Device
 from fieldfare.algorithms.fedfly.edge import Edge
-from fieldfare.algorithms.fedfly.handover import Committed, Move, Pre, Prep, Reject, Stored, Turn
+from fieldfare.algorithms.fedfly.handover import Attach, Committed, Move, Pre, Prep, Reject, Replica, Stored, Turn
 from fieldfare.algorithms.fedfly.held import Arrive
 from fieldfare.algorithms.fedfly.messages import Plan, Round, Unknown
 from fieldfare.algorithms.fedfly.policies import StopAndCopy
@@ -157,3 +157,29 @@ def test_what_a_source_sends_later_is_taken_only_if_it_is_what_the_ticket_says()
         body = Stored("device/0", 1, 1, to_blob(replace(gone, device=device, grad=grad)))
         after, _ = heard(one, "edge/2", "edge/0", body)
         assert (after.of("device/0").session.grad is not None) == taken
+
+
+def test_a_session_that_a_device_has_sealed_itself_is_taken_only_if_it_is_what_the_ticket_says():
+    pytest.importorskip("cryptography")
+    from fieldfare.algorithms.fedfly.seal import private_of, public_of, seal
+
+    one = net((), edge=Edge(**PATIENT), device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    gone, key = replace(one.states["edge/0"].held["device/0"].session, lower=None), key_of(SECRET, "edge/2")
+    ticket = Ticket("fedfly", "device/0", "edge/0", "edge/2", 1, 1, "handover", digest(gone, False), 1e9)
+    ticket = countersigned(ticket, key)
+    for session, about, taken in (
+        (replace(gone, samples=1e6), b"fedfly device/0 0", False), (gone, b"fedfly device/1 0", False),
+        (gone, b"fedfly device/0 1", False), (gone, b"fedfly device/0 0", True),
+    ):  # fmt: skip
+        blob = seal(to_blob(session), public_of(private_of(key)), b"the device's own", about)
+        after, _ = heard(one, "edge/2", "device/0", Attach(ticket, 1, session.next, (0,), None, blob))
+        assert (after.of("device/0").session is not None) == taken
+
+
+def test_the_centre_keeps_the_newest_replica_of_the_owner_in_whatever_order_they_come():
+    one = net((), edge=Edge(**PATIENT), device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    for src, epoch, seq, kept in (
+        ("edge/0", 0, 4, 4), ("edge/0", 0, 2, 4), ("edge/1", 0, 5, 4), ("edge/0", 1, 5, 4), ("edge/0", 0, 5, 5),
+    ):  # fmt: skip
+        one.states["central"], _ = heard(one, "central", src, Replica("device/0", 1, epoch, seq, b"blob"))
+        assert one.states["central"].replicas["device/0"].seq == kept

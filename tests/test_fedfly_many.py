@@ -279,7 +279,7 @@ def test_an_update_of_an_older_epoch_or_from_no_owner_does_not_count():
     one, *_ = frozen_moment(Committed)
     state = replace(one.states["central"], round=1, updates={})
     one.states["central"] = state
-    for src, epoch in (("edge/0", 0), ("edge/0", 1), ("edge/2", 1)):
+    for src, epoch in (("edge/0", 0), ("edge/0", 1), ("edge/2", 1), ("edge/1", 0), ("edge/1", 2)):
         body = Update("device/0", 1, epoch, state.model.vector, 10.0, 0.0)
         assert answer(one, "central", src, body) == (True, [])
 
