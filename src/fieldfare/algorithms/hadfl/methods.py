@@ -112,12 +112,12 @@ class PacedRing(OnDevices):
     overlap: bool = False
     pace: float | None = 0.2
     least: int = 5
-    reach: float | None = 1.75
+    reach: float | None = None
     checks: int | None = 2
     keep_warmup: bool = False
     stride: int | None = None
     smoothing: float = 0.5
-    warmup: int = 4
+    warmup: int = 2
     warmup_steps: int = 5
     backup_every: int = 10
     keep: int = 3

@@ -39,7 +39,7 @@ class Frame:
 
     `run` and `cycle` name the ring, `epoch` its restart, `hop` counts 0 .. 2 (n - 1) - 1 over both phases.
     `contributors`: bitmap over the ring's members whose shares are in. `checksum` covers all of it; the length is the
-    payload's. 80 bytes beside the payload.
+    payload's. 62 bytes beside the payload.
     """
 
     run: int
