@@ -57,3 +57,23 @@ def test_deaths_that_cannot_be_are_refused(how, words):
         RingDeaths(job(), **how)
     with pytest.raises(UsageError, match="plain fleet"):
         RingDeaths(mortal(job()))
+
+
+def test_a_ring_of_two_that_loses_one_is_drawn_to_where_it_was_called_off(tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures need fieldfare[report]")
+    from fieldfare.report import style
+    from fieldfare.report.plots_rings import close_up, ring_pictures
+
+    nodes = read_nodes(mortal(job(), every=9, first=3, away_s=30.0).run(tmp_path, progress=False, report=False).path)
+    off = nodes.of_kind("Decided")
+    off = off[off["epoch"] < 0]
+    assert set(off["cycle"]) == {3}
+    begin, end = close_up(nodes, 3)
+    assert begin < off["sent_s"].min() < end
+    with style.drawing():
+        drawn = ring_pictures(nodes)
+    assert [one.title for one in drawn] == ["The ring over time", "The ring of cycle 3, close up"]
+    for one in drawn:
+        assert "called off" in one.markup
+        assert "a ring was called off" in one.note
+        assert ">ring 3<" in one.markup

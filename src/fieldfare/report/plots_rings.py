@@ -23,6 +23,14 @@ LANES = 24
 """Nodes in one picture at most: those on devices first to last, after the others."""
 _TRAINS, _CUT, _AWAY, _CONTROL = "#cfe0ec", "#f0c9a8", "#d9dee3", "#9aa6b1"
 _REDUCE, _GATHER, _TELLS, _LOST, _COMMIT = style.BLUE, style.GREEN, style.PURPLE, style.VERMILION, style.INK
+_ORDER = ("sums on their way", "means on their way", "commit", "result told on", "models exchanged", "control",
+          "never arrived", "begun again", "called off")  # fmt: skip
+_MARKS: dict[str, dict[str, Any]] = {
+    "commit": {"marker": "D", "markersize": 5.2, "color": _COMMIT},
+    "called off": {"marker": "D", "markersize": 5.2, "color": _COMMIT, "markerfacecolor": style.SURFACE},
+}
+_WIDE = 0.02
+"""The share of the picture that a training takes at least to bear its cycle's number."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +83,14 @@ def failing_cycle(nodes: Nodes) -> int | None:
 
 
 def close_up(nodes: Nodes, cycle: int) -> tuple[float, float] | None:
-    """The stretch of time in which the ring of a cycle ran, from its first frame to the last it sent of the result."""
-    rows = nodes.messages[(nodes.messages["cycle"] == cycle) & nodes.carries_model()]
+    """The stretch of time in which the ring of a cycle ran, from its first frame to the last that was said of it."""
     frames = nodes.frames()
     frames = frames[frames["cycle"] == cycle]
     if not len(frames):
         return None
     begun = float(frames["sent_s"].min())
+    rows = nodes.messages[(nodes.messages["cycle"] == cycle) & (nodes.messages["sent_s"] >= begun)]
+    rows = rows[rows["kind"] != (nodes.kinds.index("Version") if "Version" in nodes.kinds else -1)]
     end = np.where(np.isfinite(rows["arrives_s"]), rows["arrives_s"], rows["sent_s"])
     ended = float(end.max(initial=begun))
     pad = 0.05 * max(ended - begun, 1e-9)
@@ -102,7 +111,7 @@ def timeline(nodes: Nodes, begin_s: float, end_s: float, *, name: str, close: in
     rows = rows[(over >= begin_s) & (rows["sent_s"] <= end_s)]
     told, more = _messages(axes, nodes, rows, lanes, scale, arrows=close is not None)
     marks += more
-    _cycles(axes, nodes, scale, begin_s, end_s)
+    _rings(axes, nodes, scale, begin_s, end_s)
     axes.set_xlim(scale(begin_s), scale(end_s))
     axes.set_ylim(len(lanes) - 0.45, -1.0)
     for lane in range(len(lanes)):
@@ -114,14 +123,17 @@ def timeline(nodes: Nodes, begin_s: float, end_s: float, *, name: str, close: in
     _legend(axes, told)
     hurt = [now for now in failures(nodes) if begin_s <= now <= end_s]
     lost = int(np.isnan(rows["arrives_s"]).sum())
-    words = (
-        f"{lost} message{'' if lost == 1 else 's'} never arrived"
-        + ("; the ring was begun again without the dead member, and nothing was applied before the commit."
-           if "begun again" in told else ".")
-        if hurt else "Nothing went wrong here."
-    )  # fmt: skip
+    words = f"{lost} message{'' if lost == 1 else 's'} never arrived" if hurt else "Nothing went wrong here"
+    if "begun again" in told:
+        words += "; the ring was begun again without the dead member, and nothing was applied before the commit"
+    if "called off" in told:
+        words += "; a ring was called off, and nobody has applied anything of it"
+    words += "."
     title = f"The ring of cycle {close}, close up" if close is not None else "The ring over time"
-    note = "A line is a message, from its sender's lane when it was sent to its receiver's when it arrived. " + words
+    note = (
+        "A line is a message, from its sender's lane when it was sent to its receiver's when it arrived; a bar is "
+        f"training, for the cycle in it. {words}"
+    )
     return picture(
         figure, name=name, title=title, note=note, marks=marks, wide=True,
         alt=f"{title}, from {units.duration(begin_s)} to {units.duration(end_s)}: {len(rows)} messages between "
@@ -143,6 +155,13 @@ def _work(axes: Axes, nodes: Nodes, lanes: dict[int, int], clock: _Clock, begin_
             bars = [(clock(a), clock(b) - clock(a)) for a, b in zip(mine["begun_s"], mine["ended_s"], strict=True)]
             axes.broken_barh(bars, (lane - 0.2, 0.4), facecolor=colour, edgecolor=style.SURFACE, linewidth=0.8)
             marks += len(bars)
+        mine, told = work[work["node"] == node], -1
+        for a, b, cycle in zip(mine["begun_s"], mine["ended_s"], mine["cycle"].tolist(), strict=True):
+            a, b = max(float(a), begin_s), min(float(b), end_s)
+            if cycle > 0 and cycle != told and b - a > _WIDE * (end_s - begin_s):
+                axes.text(clock((a + b) / 2.0), lane, str(cycle), ha="center", va="center_baseline",
+                          color=style.MUTED, fontsize=7.5, zorder=1)  # fmt: skip
+                told = cycle
     return marks
 
 
@@ -168,15 +187,18 @@ def _messages(
             width = max(width, 1.1)
         told.setdefault(words, colour)
         if arrows and width > 1.0 and not lost:
-            axes.annotate("", (x[1], y[1]), (x[0], y[0]), zorder=4, arrowprops={
+            arrow = axes.annotate("", (x[1], y[1]), (x[0], y[0]), zorder=4, annotation_clip=False, arrowprops={
                 "arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0, "shrinkB": 0,
-                "mutation_scale": 9})  # fmt: skip
+                "mutation_scale": 9}).arrow_patch  # fmt: skip
+            if arrow is not None:
+                arrow.set_clip_path(axes.patch)
         else:
             axes.plot(x, y, color=colour, linewidth=width, zorder=2 if width < 1.0 else 4,
                       linestyle=":" if kind == "Probe" and not lost else "-")  # fmt: skip
         if kind == "Decided" and not lost:
-            told.setdefault("commit", _COMMIT)
-            axes.plot(x[1], y[1], marker="D", markersize=5.2, color=_COMMIT, zorder=6)
+            end = "commit" if row["epoch"] >= 0 else "called off"
+            told.setdefault(end, _COMMIT)
+            axes.plot(x[1], y[1], zorder=6, **_MARKS[end])
     low, high = (float(rows["sent_s"].min()), float(rows["sent_s"].max())) if len(rows) else (0.0, 0.0)
     for one in nodes.said:
         if "members" in one and one.get("epoch", 0) > 0 and low <= when_of(one) <= high:
@@ -208,17 +230,20 @@ def _sizes(nodes: Nodes) -> dict[tuple[int, int], int]:
     return {**{key: len(found) for key, found in senders.items()}, **{key: n for key, n in out.items() if n}}
 
 
-def _cycles(axes: Axes, nodes: Nodes, clock: _Clock, begin_s: float, end_s: float) -> None:
-    """Where a cycle began, by its number."""
-    last = -np.inf
-    for cycle, begun in sorted(cycle_starts(nodes).items()):
+def _rings(axes: Axes, nodes: Nodes, clock: _Clock, begin_s: float, end_s: float) -> None:
+    """Where the ring of a cycle began, by its number."""
+    last, frames = -np.inf, nodes.frames()
+    for cycle in np.unique(frames["cycle"]).tolist():
+        begun = float(frames["sent_s"][frames["cycle"] == cycle].min())
         if begin_s <= begun < end_s:
             axes.axvline(clock(begun), color="#c9d1d8", linewidth=1.0, zorder=0)
-            if begun - last < 0.06 * (end_s - begin_s) or end_s - begun < 0.05 * (end_s - begin_s):
+            if begun - last < 0.08 * (end_s - begin_s):
                 continue
             last = begun
-            axes.annotate(f"cycle {cycle}", (clock(begun), -0.78), xytext=(3, 0), textcoords="offset points",
-                          va="center_baseline", color=style.MUTED, fontsize=8.5)  # fmt: skip
+            late = end_s - begun < 0.08 * (end_s - begin_s)
+            axes.annotate(f"ring {cycle}", (clock(begun), -0.78), xytext=(-3 if late else 3, 0),
+                          textcoords="offset points", ha="right" if late else "left", va="center_baseline",
+                          color=style.MUTED, fontsize=8.5)  # fmt: skip
 
 
 def _legend(axes: Axes, told: dict[str, str]) -> None:
@@ -226,9 +251,9 @@ def _legend(axes: Axes, told: dict[str, str]) -> None:
     from matplotlib.patches import Patch
 
     named: list[Any] = [Patch(facecolor=_TRAINS, edgecolor="none", label="trains")]
-    for words, colour in told.items():
-        if words == "commit":
-            named.append(Line2D([], [], marker="D", linestyle="", markersize=5, color=colour, label=words))
+    for words, colour in sorted(told.items(), key=lambda one: _ORDER.index(one[0])):
+        if words in _MARKS:
+            named.append(Line2D([], [], linestyle="", label=words, **_MARKS[words]))
         elif words == "never arrived":
             named.append(Line2D([], [], marker="x", markersize=6, markeredgewidth=1.8, color=colour, label=words))
         else:
