@@ -92,9 +92,10 @@ class FedAvg(Recorded):
 
     def _ask(self, state: State) -> tuple[State, Sequence[Effect]]:
         r = state.version + 1
+        view = self.view if self.view is None or not hasattr(self.view, "at") else self.view.at(r, state.model)
         run = Run(
             self.work, self.on, r, state.model, self.quorum, {"delta": self.server.reduce(), **self.rule.folds()},
-            {"round": r, **dict(self.config)}, self.rule.inputs(state.rule), view=self.view, state=self.slot,
+            {"round": r, **dict(self.config)}, self.rule.inputs(state.rule), view=view, state=self.slot,
             key=("train", r),
         )  # fmt: skip
         return replace(state, asked=r), (run,)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -165,6 +165,10 @@ class DenseNet:
             found.append(Dense(layer.inputs, layer.outputs, weight, bias, kind))
         return Program(tuple(found), at, self.loss)
 
+    def of(self, layout: Layout) -> DenseNet:
+        """The net of a sub-model's layout: the same layers with fewer outputs inside."""
+        return _smaller(self, layout)
+
     def init(self, seed: int) -> Params:
         """Weights and biases uniform in +-1/sqrt(inputs), the default of torch's `nn.Linear` (other numbers)."""
         words = rng.uniforms(np.array([rng.derive(seed, "init")], np.uint64), np.arange(self.layout.size))
@@ -253,3 +257,24 @@ class DenseNet:
                 int(np.searchsorted(start, first, "right")) - 1,
             )
         return labels
+
+
+@lru_cache(maxsize=256)
+def _smaller(net: DenseNet, layout: Layout) -> DenseNet:
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
+    names = iter(net.layout.names)
+    layers: list[Layer] = []
+    for layer in net.layers:
+        if isinstance(layer, Linear):
+            weight = shapes.get(next(names), (0,))
+            if layer.bias:
+                next(names)
+            layer = Linear(weight[-1], weight[0], layer.bias) if len(weight) == 2 else layer
+        layers.append(layer)
+    small = replace(net, layers=tuple(layers))
+    if small.layout != layout:
+        raise UsageError(
+            f"a model of {layout.size} parameters came to a net of {net.layout.size} that has no such sub-model: send "
+            "the model of this net's init(), or a view of this net."
+        )
+    return small

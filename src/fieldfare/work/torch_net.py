@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
-from fieldfare.core.params import Params
+from fieldfare.core.params import Layout, Params
 from fieldfare.work import torch_resident as resident_
 from fieldfare.work.net import BadExamples, Drift, Fit, Plan, Training
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from fieldfare.work.submodel.axes import Axes
     from fieldfare.work.torch_loss import Column
     from fieldfare.work.torch_lower import Ending
 
@@ -78,7 +79,6 @@ class TorchNet:
         import copy
 
         from fieldfare.work.torch_loss import loss_of, metrics_of
-        from fieldfare.work.torch_lower import as_dense, find_ending
 
         if path not in ("auto", "graph"):
             raise UsageError(f"torch_net(path={path!r}): use 'auto' or 'graph'.")
@@ -94,25 +94,67 @@ class TorchNet:
         self._factory = None if given else module
         made = module if given else resident_.build(module, 0)
         resident_.check(made)
-        self._module = copy.deepcopy(made)
-        self.layout = resident_.layout_of(self._module)
         self.loss, self._loss = loss_of(loss)
         self._metrics = metrics_of(metrics, self.loss)
         self._transform, self.x, self.y, self.path, self.example = transform, x, y, path, example
+        self._take(copy.deepcopy(made))
+
+    def _take(self, module: nn.Module) -> None:
+        """Become the net of `module`, which nobody else holds."""
+        from fieldfare.work.torch_lower import as_dense, find_ending
+
+        self._module = module
+        self.layout = resident_.layout_of(module)
         self._ending: Ending | None = None
         self.why = "asked for"
-        if path == "auto":
-            self._ending, self.why = find_ending(self._module)
-            if self._ending is not None and (self.loss != "cross_entropy" or len(x) > 1):
-                self._ending, self.why = None, f"the loss is {self.loss}" if len(x) == 1 else "there are several inputs"
-        plain = self._ending is not None and transform is None and [*self._metrics] == ["accuracy"]
-        self._dense = as_dense(self._ending, self.layout, x[0], y) if self._ending is not None and plain else None
+        if self.path == "auto":
+            self._ending, self.why = find_ending(module)
+            if self._ending is not None and (self.loss != "cross_entropy" or len(self.x) > 1):
+                several = len(self.x) > 1
+                self._ending, self.why = None, "there are several inputs" if several else f"the loss is {self.loss}"
+        plain = self._ending is not None and self._transform is None and [*self._metrics] == ["accuracy"]
+        x, y = self.x[0], self.y
+        self._dense = as_dense(self._ending, self.layout, x, y) if self._ending is not None and plain else None
         self._channels_last = True
         self._resident: resident_.Resident | None = None
         self._flops: float | None = None
+        self._axes: Axes | None = None
+        self._smaller: dict[Layout, TorchNet] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_resident": None}
+        return {**self.__dict__, "_resident": None, "_smaller": {}}
+
+    def axes(self) -> Axes:
+        """The channel groups of the module, found on `example`, once."""
+        from fieldfare.work.submodel.modules import of_module
+
+        if self._axes is None:
+            self._axes = of_module(self._module, self.batch(2))
+        return self._axes
+
+    def of(self, layout: Layout) -> TorchNet:
+        """The net of a sub-model's layout: this module with fewer channels, or cut behind an exit."""
+        import copy
+
+        from fieldfare.work.submodel.modules import of_layout
+
+        if layout == self.layout:
+            return self
+        if layout not in self._smaller:
+            smaller = copy.copy(self)
+            smaller._factory = None
+            smaller._take(of_layout(self._module, self.axes(), layout, self.batch(2)))
+            self._smaller[layout] = smaller
+        return self._smaller[layout]
+
+    def batch(self, rows: int) -> tuple[Any, ...]:
+        """What the module takes for `rows` examples (the first of `example`, again and again), a tensor each."""
+        if self.example is None:
+            raise UsageError("this torch net has no example to look at: use torch_net(..., example=rows of the data).")
+        have = len(self.example[self.y])
+        inputs, _ = self._columns(Block(self.example, np.arange(have), np.array([0, have])))
+        batch = [column.take(np.arange(rows) % have).clone() for column in inputs]
+        return (self._transform(batch[0]),) if callable(self._transform) else tuple(batch)
 
     def init(self, seed: int) -> Params:
         """The module's own parameters, or those its function makes for (seed, "init"); persistent buffers beside."""
@@ -224,7 +266,7 @@ class TorchNet:
         if self.example is not None or not all(name in example for name in (*self.x, self.y)):
             return self
         out = copy.copy(self)
-        out.example, out._flops, out._resident = example, None, None
+        out.example, out._flops, out._resident, out._axes, out._smaller = example, None, None, None, {}
         return out
 
     def describe(self) -> Mapping[str, Any]:

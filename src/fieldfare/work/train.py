@@ -38,6 +38,12 @@ def find(local: tuple[Local, ...], kind: type[L]) -> L | None:
     return next((one for one in local if isinstance(one, kind)), None)
 
 
+def smaller_net(net: Net, layout: Layout) -> Net | None:
+    """The net of a sub-model's layout, from a net that gives such (`of(layout)`); None where there is none."""
+    of = getattr(net, "of", None)
+    return of(layout) if of is not None and len(layout.names) else None
+
+
 def settings(training: Training, config: Mapping[str, Scalar]) -> tuple[Training, float]:
     """Training and learning rate of one ask: `config` may override `steps`, `epochs`, `lr`; `round` counts from 1."""
     if "steps" in config:
@@ -200,6 +206,8 @@ class Train:
 
     def __call__(self, cohort: Cohort) -> Output:
         """Train every client of `cohort`; see the class for the leaves."""
+        if cohort.layout != self.net.layout and (smaller := smaller_net(self.net, cohort.layout)) is not None:
+            return replace(self, net=smaller)(cohort)
         if cohort.models.shape[1] != self.net.layout.size:
             raise UsageError(
                 f"models of {cohort.models.shape[1]} parameters came to a net of {self.net.layout.size}: send the "
@@ -309,6 +317,7 @@ class Train:
         Whole vectors travel, also the personal part (as zeros on the way up), as the drivers send them.
         """
         training, _ = settings(self.training, config)
+        net = self.net if layout == self.net.layout else smaller_net(self.net, layout) or self.net
         sizes = np.asarray(examples, np.int64)
         taken = passes_and_steps(sizes, training)[2].astype(np.float64)
         down, up, held = 1, 1, 2
@@ -332,7 +341,7 @@ class Train:
                 case _:
                     pass
         vector = 4.0 * layout.size
-        return Cost(self.net.flops() * taken, vector * down, vector * up + extra, vector * held)
+        return Cost(net.flops() * taken, vector * down, vector * up + extra, vector * held)
 
     def steps(self, examples: I64, config: Mapping[str, Scalar]) -> I64:
         """Local steps of clients with that many `examples`, `[n]`, when nothing limits them."""

@@ -1,0 +1,18 @@
+"""Sub-models of any net: which channels belong together, which of them a level keeps, what it costs, how it is run.
+
+`axes` finds the channel groups of a net, `submodels` makes the view of them that a `Run` carries, nets give the
+smaller net of a level's layout by `of(layout)`, `declared` says what a level takes, `export` takes one home.
+"""
+
+from fieldfare.work.submodel.axes import Axes as Axes
+from fieldfare.work.submodel.axes import Group as Group
+from fieldfare.work.submodel.axes import axes as axes
+from fieldfare.work.submodel.family import Family as Family
+from fieldfare.work.submodel.family import submodels as submodels
+from fieldfare.work.submodel.rules import Level as Level
+from fieldfare.work.submodel.rules import MultiRate as MultiRate
+from fieldfare.work.submodel.rules import Prefix as Prefix
+from fieldfare.work.submodel.rules import RandomWindow as RandomWindow
+from fieldfare.work.submodel.rules import Rolling as Rolling
+from fieldfare.work.submodel.rules import SubModels as SubModels
+from fieldfare.work.submodel.rules import TopNorm as TopNorm
