@@ -218,7 +218,7 @@ def waste(arms: Sequence[ArmWork]) -> Picture | None:
         figure,
         name="arms-waste",
         title="Lost work, by cause",
-        note=f"Of the devices' time went into tasks that did not count: {told}.{seeds}",
+        note=f"Device time that went into tasks that did not count: {told}.{seeds}",
         alt=f"Shares of device time lost: {told}.",
         marks=4 * len(arms) * len(present),
         wide=True,
