@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from fieldfare.core.errors import UsageError
-from fieldfare.report import claims_nodes, units
+from fieldfare.report import claims_moves, claims_nodes, units
 from fieldfare.report.claims_nodes import TAKEN
 from fieldfare.report.claims_nodes import Missing as _Missing
 from fieldfare.report.decompose import crossing
@@ -69,6 +69,9 @@ _NEEDS: Mapping[str, set[str]] = {
     "idle": {"arm"},
     "bytes_sent": {"arm", "kind"},
     "draws": {"arm"},
+    "move": {"arm", "figure"},
+    "moves": {"arm"},
+    "same_model": {"arm", "to"},
 }
 _MAY: Mapping[str, set[str]] = {
     "final": {"window"},
@@ -86,9 +89,13 @@ _MAY: Mapping[str, set[str]] = {
     "idle": {"seeds", "device"},
     "bytes_sent": {"seeds"},
     "draws": {"seeds"},
+    "move": {"still", "restart", "aggregate", "seeds"},
+    "moves": {"seeds"},
+    "same_model": {"seeds"},
 }
+_OF_FILES = {**claims_nodes.MEASURES, **claims_moves.MEASURES}
 _COMPOSED = ("ratio", "difference", "paired")
-_BARE = ("number", *claims_nodes.MEASURES)
+_BARE = ("number", *_OF_FILES)
 
 
 _CHANGED = "claims.toml was changed since the run was made"
@@ -121,7 +128,10 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
       ``arm`` over the arm ``over`` at ``threshold`` of ``metric`` (see `decompose`); ``curve``: the x at which the
       speed-up along ``points`` ``[[x, slower arm, faster arm], ...]`` comes to ``level``; ``idle``: the share of time
       in which ``device`` (all: their mean) stood idle; ``bytes_sent``: bytes of messages of ``kind`` in a cycle;
-      ``draws``: the probability of draws as far from their chances.
+      ``draws``: the probability of draws as far from their chances;
+    - of devices that move, ``move``: ``figure`` (see `claims_moves.FIGURES`) of the moves of ``arm``, the largest or as
+      ``aggregate`` says, beside the arms ``still`` without them and ``restart``; ``moves``: how many there were;
+      ``same_model``: the share of seeds in which ``arm`` and ``to`` end in the same bytes.
 
     ``arm`` names an arm (its seeds, or ``name/seed`` for one of them); without it the run itself is meant. ``seeds``
     asks for at least so many. Raises `UsageError` for a claims file that cannot mean anything; a damaged table is not
@@ -246,7 +256,8 @@ def _check_measure(measure: Mapping[str, Any], where: str) -> None:
             raise UsageError(f"{where}: {key} is {measure[key]!r}, a finite number is needed.")
     if measure.get("window", 1) < 1:
         raise UsageError(f"{where}: window is {measure['window']}, at least 1 is needed.")
-    if kind in claims_nodes.MEASURES and (told := claims_nodes.fault(measure)):
+    about = claims_moves if kind in claims_moves.MEASURES else claims_nodes
+    if kind in _OF_FILES and (told := about.fault(measure)):
         raise UsageError(f"{where}: {told}.")
     for side in ("of", "to") if composed else ():
         if not isinstance(measure[side], Mapping):
@@ -411,11 +422,12 @@ def _value(measure: Mapping[str, Any], tables: _Tables, aggregate: str) -> float
         both = [_by_seed({**measure[side], "seeds": measure.get("seeds", 1)}, tables) for side in ("of", "to")]
         return claims_nodes.pair(both[0], both[1], measure, in_words(measure))
     arm = measure.get("arm")
-    if kind in claims_nodes.MEASURES:
-        for one in [arm, measure.get("over"), *(name for point in measure.get("points", []) for name in point[1:])]:
+    if kind in _OF_FILES:
+        beside = [measure.get(name) for name in ("over", "still", "restart", "to")]
+        for one in [arm, *beside, *(name for point in measure.get("points", []) for name in point[1:])]:
             if one is not None:
                 tables.enough(one, measure)
-        return claims_nodes.MEASURES[kind](measure, tables.checked)
+        return _OF_FILES[kind](measure, tables.checked)
     values = list(_by_seed(measure, tables).values())
     whole = _aggregate(aggregate, values)
     if not math.isfinite(whole):
@@ -484,6 +496,8 @@ def _take(kind: str, measure: Mapping[str, Any], table: Table) -> float:
 
 def _unit(measure: Mapping[str, Any]) -> str:
     kind = measure.get("measure", "final")
+    if kind in claims_moves.MEASURES:
+        return claims_moves.unit(measure)
     if kind in ("idle", "bytes_sent"):
         return {"idle": "share", "bytes_sent": "bytes"}[kind]
     if kind in ("curve", "draws", "number"):
@@ -508,8 +522,8 @@ def in_words(measure: Mapping[str, Any]) -> str:
     arm = f" of {measure['arm']}" if measure.get("arm") else ""
     taken = f" ({measure['aggregate']} over seeds)" if "aggregate" in measure else ""
     plain = units.short_label(metric)
-    if kind in claims_nodes.MEASURES:
-        return claims_nodes.in_words(measure)
+    if kind in _OF_FILES:
+        return (claims_moves if kind in claims_moves.MEASURES else claims_nodes).in_words(measure)
     match kind:
         case "number":
             return units.number(float(measure["value"]))
