@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,10 +74,12 @@ class Table:
         return out + np.log(np.maximum(ages, 1.0))
 
 
+@lru_cache(maxsize=64)
 def draw(seed: int, table: Table) -> tuple[str, ...]:
     """`count` names without replacement, in the order drawn, by Gumbel top-k over their weights; or all.
 
-    Each name has its own stream, so that a name more or less in the table moves nobody else's luck.
+    Each name has its own stream, so that a name more or less in the table moves nobody else's luck. The last draws are
+    kept, for where one process hosts many peers each of them redoes every draw.
     """
     if table.count < 1:
         raise UsageError(f"draw(count={table.count}): at least one peer is drawn; use count >= 1.")
