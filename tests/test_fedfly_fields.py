@@ -15,12 +15,12 @@ from fieldfare.algorithms.fedfly.central import Central
 from fieldfare.algorithms.fedfly.device import Device
 from fieldfare.algorithms.fedfly.edge import Edge
 from fieldfare.algorithms.fedfly.handover import Carry, Committed, Final, Pre, Ready, Reject, Relay
-from fieldfare.algorithms.fedfly.messages import Plan
+from fieldfare.algorithms.fedfly.messages import Backward, Forward, Plan
 from fieldfare.algorithms.fedfly.policies import PreCopy, Restart, StopAndCopy
 from fieldfare.algorithms.fedfly.session import Session, from_blob, to_blob
 from fieldfare.algorithms.fedfly.tickets import Ticket
 from fieldfare.core.effects import Run, Send
-from fieldfare.core.events import Moved
+from fieldfare.core.events import Moved, Received
 
 CENTRAL = Central(1, {"device/0": Plan("first", SIZE, 3)}, patience_s=20.0)
 EDGE = Edge(policy=StopAndCopy(), patience_s=4.0, retry_s=6.0, grant_s=30.0, tries=8, retries=0)
@@ -92,6 +92,54 @@ def test_one_that_is_not_altered_is_acknowledged_at_once():
     end = altered(None)
     assert not sent(end, Reject)
     assert len(sent(end, Final)) == len(sent(end, Ready)) == 1
+    assert end.states["edge/0"].of("device/0").session is None, "released, and kept all the same"
+
+
+def test_an_acknowledgement_of_something_else_commits_nothing():
+    one, spoilt = one_move(), []
+    send = one.send
+
+    def through(node, to, body):
+        if isinstance(body, Ready) and not spoilt:
+            spoilt.append(one.now)
+            body = replace(body, digest="0" * 32)
+        send(node, to, body)
+
+    one.send = through
+    end = one.run()
+    assert len(sent(end, Final)) == 2
+    assert end.versions == one_move().run().versions
+
+
+def test_a_gradient_that_is_withheld_comes_from_the_new_edge_alone_however_often_the_batch_is_sent():
+    one = one_move(latency_s=0.4)
+    send = one.send
+
+    def twice(node, to, body):
+        send(node, to, body)
+        if isinstance(body, Forward):
+            one.push(one.now + 2.2, to, Received(node, body))
+
+    one.send = twice
+    end = one.run()
+    committed = next(at for at, (node, event, _) in enumerate(end.kept) if node == "edge/1" and _is(event, Committed))
+    batch = _frozen_at(end)
+    before = [e.body.seq for node, _, out in end.kept[:committed] for e in out
+              if isinstance(e, Send) and isinstance(e.body, Backward) and e.to == "device/0"]  # fmt: skip
+    assert batch not in before
+    assert batch - 1 in before
+    assert end.versions == one_move().run().versions
+
+
+def _is(event, kind):
+    return isinstance(event, Received) and isinstance(event.body, kind)
+
+
+def _frozen_at(end):
+    """The batch whose gradient was withheld: the last the old edge has trained."""
+    trained = [dict(e.config)["seq"] for node, _, out in end.kept if node == "edge/0" for e in out
+               if isinstance(e, Run) and e.key[1] == "device/0"]  # fmt: skip
+    return max(trained)
 
 
 # At the source: what a field decides

@@ -29,7 +29,7 @@ from fieldfare.algorithms.fedfly.handover import (
 from fieldfare.algorithms.fedfly.messages import Forward, Plan, Unknown, Update
 from fieldfare.algorithms.fedfly.policies import Cheapest, PreCopy, Restart, StopAndCopy
 from fieldfare.algorithms.fedfly.tickets import countersigned, key_of
-from fieldfare.core.effects import Send
+from fieldfare.core.effects import Run, Send
 from fieldfare.core.events import Left, Moved, Received
 from fieldfare.testing import simulate
 
@@ -192,6 +192,22 @@ def test_an_edge_that_leaves_has_its_sessions_given_to_another():
     assert end.versions == STAYED
     assert {owner.edge for owner in end.states["central"].owners.values()} == {"edge/1"}
     assert end.now < 60.0
+
+
+def test_a_device_goes_back_to_where_the_replica_is_and_no_further():
+    def forwards(**more):
+        one = net((), devices=1, steps=9, rounds=1, device=Device(patience_s=4.0, tries=2, mark_every=2), keep=True,
+                  edge=Edge(**PATIENT, replica_every=2), central=CENTRAL, **more)  # fmt: skip
+        end = one.run()
+        runs = [dict(e.config)["seq"] for node, _, out in end.kept for e in out
+                if isinstance(e, Run) and e.work == "split/forward"]  # fmt: skip
+        return end, runs
+
+    quiet, once = forwards()
+    died, again = forwards(drop=lambda src, to, body: "edge/0" in (src, to) and getattr(body, "seq", 0) >= 7)
+    assert once == list(range(9))
+    assert died.versions == quiet.versions
+    assert again == [*range(8), 6, 7, 8]
 
 
 def test_a_device_that_returns_before_the_commit_keeps_its_session():
