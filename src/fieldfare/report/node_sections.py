@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from fieldfare.report import page, plots_nodes, plots_rings, units
+from fieldfare.report.move_sections import move_sections
 from fieldfare.report.page import Section
 from fieldfare.report.read import Run
 from fieldfare.report.read_nodes import Draws, Nodes, draws_of, energy_j, read_nodes, steps_taken, traffic
@@ -40,12 +41,12 @@ def node_sections(run: Run, *, draw: bool, more: str = "") -> list[Section]:
     if draw and (drawn := plots_rings.ring_pictures(nodes)):
         lead = "Who trained when, what went from whom to whom, what was lost, and when a result was committed."
         found.append(Section(f"rings{more}", "Rings", lead, page.pictures(_renamed(drawn, more))))
-    return found
+    return [*move_sections(run.path, nodes, draw=draw, more=more, named=_renamed), *found]
 
 
 def _renamed(drawn: Sequence[Picture | None], more: str) -> list[Picture | None]:
     """Pictures whose identifiers differ from those of another run on the page."""
-    names = re.compile(r"\b(ring|ring-close|node-times|node-bytes|draws)-(?=[A-Za-z0-9])")
+    names = re.compile(r"\b(ring|ring-close|node-times|node-bytes|draws|moves-[a-z]+)-(?=[A-Za-z0-9])")
     return [one and replace(one, markup=names.sub(rf"\1{more}-", one.markup)) if more else one for one in drawn]
 
 
