@@ -39,16 +39,18 @@ def net():
 known = as_net(net, example={"x": x[:2], "y": y[:2]})
 unlike = Fleet(32 * known.flops() * np.array([1, 1, 1 / 3, 1 / 3]), 1e15, 1e15, overhead_s=0.0)
 links = ff.Links(latency_s=0.0, bytes_per_s=4.0 * known.init(0).size / 2)
-methods = {"FedAvg": ff.DecentralisedFedAvg(60), "HADFL": ff.HADFL(60), "paced ring": ff.PacedRing(60),
-           "AD-PSGD, 22 steps": ff.PairGossip(180, steps=22)}  # fmt: skip
-splits = {"IID": (ff.iid(), 0.5), "Dirichlet 0.3": (ff.dirichlet(0.3), 0.45)}
+# {method: (algorithm, exchanges between evaluations)}: each about 60 evaluations within about the same virtual time
+methods = {"FedAvg": (ff.DecentralisedFedAvg(60), 1), "HADFL": (ff.HADFL(60), 1), "paced ring": (ff.PacedRing(240), 4),
+           "AD-PSGD, 22 steps": (ff.PairGossip(180, steps=22), 3)}  # fmt: skip
+splits = {"IID": (ff.iid(), 0.5), "Dirichlet 0.3": (ff.dirichlet(0.3), 0.4)}
 arms = {f"{name} {method}": {} for name in splits for method in methods}
-for (name, (partition, _)), seed in ((one, seed) for one in splits.items() for seed in range(3)):
+for (name, (partition, target)), seed in ((one, seed) for one in splits.items() for seed in range(3)):
     data = ff.data.from_numpy(x, y, partition=partition, clients=4, test=test, seed=seed, name="CIFAR-10")
-    for method, algorithm in methods.items():
+    for method, (algorithm, every) in methods.items():
         arms[f"{name} {method}"][seed] = ff.Job(
             net, data, algorithm, ff.Training(lr=0.1, batch_size=32, steps=22), seed=seed,
-            simulated=ff.Simulated(unlike, links=links),
+            evaluate=ff.Evaluation(every=every), simulated=ff.Simulated(unlike, links=links),
+            stop_at=ff.StopAt(at_least=target) if "AD" in method else None,
         )  # fmt: skip
 panels = [ff.Panel(name, {one: f"{name} {one}" for one in methods}, at, "FedAvg") for name, (_, at) in splits.items()]
 study = ff.Study(arms, name="hadfl-cifar", panels=panels, processes=2, quick=1)
