@@ -101,6 +101,11 @@ def test_a_device_is_at_its_home_in_a_gap_and_at_the_next_edge_up_to_the_end_of_
     ]  # fmt: skip
     assert stays(nodes, mobility, "device/1")[-2:] == [Span(11.0, 28.0, "edge/1"), Span(28.0, 30.0, "")]
     assert stays(nodes, mobility, "device/2") == [Span(0.0, 30.0, "edge/0")]
+    gaps = {"gaps": [["device/2", 10.0, 12.0], ["device/0", 4.5, 6.0], ["device/2", 29.0, None]]}
+    assert stays(nodes, {**mobility, **gaps}, "device/2") == [
+        Span(0.0, 10.0, "edge/0"), Span(10.0, 12.0, ""), Span(12.0, 29.0, "edge/0"), Span(29.0, 30.0, ""),
+    ]  # fmt: skip
+    assert stays(nodes, {**mobility, **gaps}, "device/0") == stays(nodes, mobility, "device/0")
     assert home(nodes, {}, "device/2") == "edge/0"
     assert stays(nodes, {}, "device/0") == [Span(0.0, 30.0, "edge/0")]
 

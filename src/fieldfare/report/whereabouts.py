@@ -7,7 +7,7 @@ Here: pure functions of `Nodes`, the mobility that `nodes.json` keeps, and moves
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import nan
 from typing import Any
@@ -43,7 +43,7 @@ def home(nodes: Nodes, mobility: Mapping[str, Any], device: str) -> str:
 
 
 def stays(nodes: Nodes, mobility: Mapping[str, Any], device: str) -> list[Span]:
-    """At which edge a device was when, by its schedule; gaps just before moves included."""
+    """At which edge a device was when, by its schedule: gaps before moves, and those it came back from where told."""
     at, now, out = 0.0, home(nodes, mobility, device), list[Span]()
     for when, who, _, to, gap_s in mobility.get("moves", ()):
         left = float(when) - float(gap_s)
@@ -51,7 +51,20 @@ def stays(nodes: Nodes, mobility: Mapping[str, Any], device: str) -> list[Span]:
             continue
         out += [Span(at, left, now), Span(left, min(float(when), nodes.span_s), "")]
         at, now = float(when), str(to)
-    return [span for span in (*out, Span(at, nodes.span_s, now)) if span.end_s > span.begin_s]
+    out.append(Span(at, nodes.span_s, now))
+    for who, begin_s, end_s in mobility.get("gaps", ()):
+        if who == device and begin_s < nodes.span_s:
+            until_s = nodes.span_s if end_s is None else min(float(end_s), nodes.span_s)
+            out = [part for span in out for part in _cut(span, float(begin_s), until_s)]
+    return [span for span in out if span.end_s > span.begin_s]
+
+
+def _cut(span: Span, begin_s: float, end_s: float) -> tuple[Span, ...]:
+    """A span with a gap in it."""
+    if not span.edge or begin_s >= span.end_s or end_s <= span.begin_s:
+        return (span,)
+    low, high = max(begin_s, span.begin_s), min(end_s, span.end_s)
+    return replace(span, end_s=low), Span(low, high, ""), replace(span, begin_s=high)
 
 
 def owners(nodes: Nodes, mobility: Mapping[str, Any], moves: Sequence[Move], device: str) -> list[Span]:
