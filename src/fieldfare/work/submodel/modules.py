@@ -6,6 +6,7 @@ of operations. Invariant: whatever `of_module` says may be cut, has been compute
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fieldfare.core.errors import UsageError
@@ -18,25 +19,28 @@ from fieldfare.work.submodel.resize import resized
 if TYPE_CHECKING:
     from torch import nn
 
-_ATTEMPTS = 12
+
+class Unfit(UsageError):
+    """A module cannot be computed on the example."""
+
+    def __init__(self, layer: str, said: str) -> None:
+        super().__init__(f"the module could not take the example, in {layer or 'forward'}: {said}")
+        self.layer, self.said = layer, said
 
 
 def of_module(module: nn.Module, example: tuple[Any, ...]) -> Axes:
     """The groups of a module, from a forward pass on `example`, an array or tensor per argument."""
     inputs = tuple(_tensor(one) for one in example)
     whole: dict[str, str] = {}
-    for _ in range(_ATTEMPTS):
+    while True:
         found = _watched(module, inputs, whole)
         problem = _problem(module, found, inputs)
         if problem is None:
             return found
         layer, why = problem
-        if layer in whole or not layer:
-            whole[""] = why
-            if layer in whole and layer == "" and not found.cuttable:
-                return found
+        while layer in whole and layer:
+            layer = layer.rpartition(".")[0]
         whole[layer] = why
-    raise UsageError(f"no smaller {type(module).__name__} can be made: {why}")
 
 
 def _tensor(one: Any) -> Any:
@@ -71,9 +75,7 @@ def _watched(module: nn.Module, inputs: tuple[Any, ...], whole: dict[str, str]) 
                 out = module(*inputs)
         except Exception as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UsageError(
-                f"the module could not take the example, in {trace.failed or 'forward'}: {said}"
-            ) from error
+            raise Unfit(trace.where[-1], said) from error
         for tensor in _tensors(out):
             for axis in trace.axes(tensor):
                 groups.fix_axis(axis, OUTPUT)
@@ -115,28 +117,49 @@ def _layers_alike(module: nn.Module, axes: dict[str, list[Axis]], groups: Groups
 
 
 def _problem(module: nn.Module, found: Axes, inputs: tuple[Any, ...]) -> tuple[str, str] | None:
-    """(layer, why) where a module of half the width cannot be computed; None where it can."""
-    from fieldfare.work.submodel.trace import Trace, taken_apart
-
-    if not found.cuttable:
-        return None
-    names = {name: type(part).__name__ for name, part in module.named_modules()}
-    for rate in (0.5, 0.13):
-        small = resized(module, found, found.sizes(rate), inputs).train()
-        watch = Trace(Groups())
-        with taken_apart():
-            whole = [tuple(t.shape) for t in _tensors(module(*inputs))]
-            try:
-                with watch.following(small):
-                    shapes = [tuple(t.shape) for t in _tensors(small(*inputs))]
-            except Exception as error:
-                said = str(error).splitlines()[0] if str(error) else type(error).__name__
-                return watch.failed, (
-                    f"{watch.failed or 'the net'} ({names[watch.failed]}) does not follow its parameters: {said}"
-                )
-        if shapes != whole:
-            return "", f"the output of a smaller net has shape {shapes}, not {whole}"
+    """(layer, why) where a module of half the width, or less, cannot be made; None where it can."""
+    for rate in (0.5, 0.13) if found.cuttable else ():
+        sizes = found.sizes(rate)
+        small = smaller(module, found, sizes, inputs)
+        if (said := _disagreement(small, found, sizes, inputs)) is not None:
+            return said
     return None
+
+
+def smaller(module: nn.Module, axes: Axes, sizes: Sequence[int], inputs: tuple[Any, ...]) -> nn.Module:
+    """The module that keeps the first `sizes[g]` channels of every group, the numbers it holds changed with them."""
+    return resized(module, axes, sizes, lambda small: _disagreement(small, axes, sizes, inputs))
+
+
+def _disagreement(
+    small: nn.Module, axes: Axes, sizes: Sequence[int], inputs: tuple[Any, ...]
+) -> tuple[str, str] | None:
+    """(layer, why) where a smaller module cannot be computed, or takes its channels apart in another way."""
+    try:
+        own = _watched(small, inputs, {})
+    except Unfit as error:
+        kind = type(small.get_submodule(error.layer)).__name__
+        return error.layer, f"{error.layer or 'the net'} ({kind}) does not follow its parameters: {error.said}"
+    for name, wanted in (*axes.params.items(), *axes.fixed.items()):
+        for expected, seen in zip(wanted, (own.params if name in own.params else own.fixed)[name], strict=True):
+            cuts = _cuts(expected, sizes)
+            if not _cuts(seen, [group.size for group in own.groups]) <= cuts:
+                layer = name.rpartition(".")[0]
+                return layer, f"channels of {layer or name} are taken apart by a number that forward holds"
+    return None
+
+
+def _cuts(axis: Axis, sizes: Sequence[int]) -> set[int]:
+    """Where an axis is taken apart: places between segments, and those between the first two blocks of a segment."""
+    found: set[int] = set()
+    start = 0
+    for segment in axis:
+        inner = 1
+        for g in reversed(segment):
+            inner *= sizes[g]
+            found.add(start + inner)
+        start += inner
+    return found
 
 
 def of_layout(module: nn.Module, axes: Axes, layout: Layout, inputs: tuple[Any, ...]) -> nn.Module:
@@ -148,7 +171,7 @@ def of_layout(module: nn.Module, axes: Axes, layout: Layout, inputs: tuple[Any, 
                 "a sub-model lacks layers of the net, and this net has no exits: use fieldfare.exits(...)."
             )
         module = module.shallow(layout.names)
-    small = resized(module, axes, sizes, inputs)
+    small = smaller(module, axes, sizes, inputs)
     if resident_.layout_of(small) != layout:
         raise UsageError(
             f"a model of {layout.size} parameters came to a net of {axes.layout.size} that has no such sub-model: send "

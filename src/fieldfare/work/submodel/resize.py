@@ -7,8 +7,8 @@ channels are kept in the vector. Invariant: the given module is not changed; a s
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fieldfare.work.submodel.axes import Axes
 
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def resized(
-    module: nn.Module, axes: Axes, sizes: Sequence[int], inputs: tuple[Any, ...] = ()
-) -> nn.Module:  # fmt: skip
+Problem: TypeAlias = Callable[[Any], tuple[str, str] | None]
+"""(layer, why) where a smaller module does not compute what it should; None where it does."""
+
+
+def resized(module: nn.Module, axes: Axes, sizes: Sequence[int], problem: Problem | None = None) -> nn.Module:
     """A copy of `module` that keeps the first `sizes[g]` channels of every group.
 
-    Whole numbers that the user's own modules hold as attributes (heads, widths) are changed where, with `inputs`, the
-    smaller module cannot be computed otherwise.
+    Whole numbers that the user's own modules hold as attributes (heads, widths) are changed where a smaller module has
+    a `problem` otherwise.
     """
     from torch import nn
 
@@ -46,8 +48,8 @@ def resized(
             setattr(owners[layer], own, cut)
     for name, part in owners.items():
         _describe(part, before[name], name, axes, sizes)
-    if inputs and any(sizes[g] != axes.groups[g].size for g in axes.cuttable):
-        small = _own_numbers(small, axes, sizes, inputs)
+    if problem is not None and any(sizes[g] != axes.groups[g].size for g in axes.cuttable):
+        small = _own_numbers(small, axes, sizes, problem)
     return small
 
 
@@ -121,37 +123,21 @@ def _describe(part: nn.Module, old: nn.Module, name: str, axes: Axes, sizes: Seq
         own.num_parameters = own.weight.shape[0]
 
 
-def _runs(module: nn.Module, inputs: tuple[Any, ...]) -> str | None:
-    """None where the module takes the inputs; else the name of the layer where it does not."""
-    from fieldfare.work.submodel.groups import Groups
-    from fieldfare.work.submodel.trace import Trace, taken_apart
-
-    watch = Trace(Groups())
-    training = module.training
-    module.train()
-    try:
-        with taken_apart(), watch.following(module):
-            module(*inputs)
-    except Exception:
-        return watch.failed
-    finally:
-        module.train(training)
-    return None
-
-
-def _own_numbers(small: nn.Module, axes: Axes, sizes: Sequence[int], inputs: tuple[Any, ...]) -> nn.Module:
-    """Change whole numbers of the user's modules, layer by layer, until the smaller module can be computed."""
+def _own_numbers(small: nn.Module, axes: Axes, sizes: Sequence[int], problem: Problem) -> nn.Module:
+    """Change whole numbers of the user's modules, layer by layer, until the smaller module has no problem."""
     for _ in range(8):
-        layer = _runs(small, inputs)
-        if layer is None:
+        found = problem(small)
+        if found is None:
             return small
+        layer = found[0]
         changed = None
         for place in _above(layer):
             for attempt in _attempts(small.get_submodule(place), place, axes, sizes):
                 trial = copy.deepcopy(small)
                 for attribute, value in attempt.items():
                     setattr(trial.get_submodule(place), attribute, value)
-                if _runs(trial, inputs) != layer:
+                after = problem(trial)
+                if after is None or after[0] != layer:
                     changed = trial
                     break
             if changed is not None:

@@ -248,7 +248,7 @@ class SubModels:
 
     def index(self, level: int) -> I64:
         """Places in the vector of a level's parameters, int64 `[p]` ascending."""
-        key = ("index", level)
+        key, level = ("index", int(level)), int(level)
         if key not in self.known:
             one = self.level(level)
             sizes = self.axes.sizes(one.rate)
@@ -263,7 +263,7 @@ class SubModels:
 
     def layout(self, level: int) -> Layout:
         """Layout of a level's parameters."""
-        key = ("layout", level % len(self.levels))
+        key = ("layout", int(level) % len(self.levels))
         if key not in self.known:
             one = self.level(level)
             self.known[key] = self.axes.layout_of(self.axes.sizes(one.rate), self._names(one))

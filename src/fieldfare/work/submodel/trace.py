@@ -71,7 +71,6 @@ class Trace(TorchDispatchMode):
         self.groups, self.where = groups, [""]
         self._axes: Any = WeakIdKeyDictionary()
         self.sites: dict[str, tuple[Axis, ...]] = {}
-        self.failed = ""
 
     def axes(self, tensor: Tensor) -> list[Axis]:
         """Axes of a tensor, one per dimension; whole where nothing is known of them."""
@@ -134,9 +133,6 @@ class Trace(TorchDispatchMode):
             part.register_forward_pre_hook(enter), part.register_forward_hook(leave))]  # fmt: skip
         try:
             yield
-        except Exception:
-            self.failed = self.where[-1]
-            raise
         finally:
             for handle in handles:
                 handle.remove()
