@@ -52,7 +52,7 @@ def own(edge: Edge, state: State, device: str, ticket: Ticket, blob: bytes | Non
     state, out = grant(edge, state.put(device, held), ctx)
     if restore and blob is not None:
         state, more = _restored(edge, state, device, ticket, blob, ctx)
-    elif session is None and ticket.kind == "handover" and held.waiting is None:
+    elif session is None and ticket.kind == "handover" and held.waiting is None and not edge.seals:
         more = _fetch(edge, state, device, ticket, ctx)
     else:
         state, more = serve.step(edge, state, device, ctx)
@@ -159,6 +159,8 @@ def _attached(edge: Edge, state: State, device: str, body: Attach, ctx: Context)
         return state, ()
     held = replace(held, wants=body.near) if body.near and body.near != ctx.me else held
     missing = held.restore or (held.session is None and ticket.kind == "handover")
+    if missing and edge.seals and not held.restore and not body.carried and not body.tries:
+        return state.put(device, replace(held, waiting=body)), ()  # the device will bring it
     if missing and patient and not held.attached:
         return state.put(device, replace(held, waiting=body)), _fetch(edge, state, device, ticket, ctx)
     held = replace(held, restore=False, waiting=None)

@@ -107,6 +107,11 @@ class Device:
                 return self._resumed(replace(state, to="", carried=b"", sent=()), seq, ctx)
             case Carry(round_, epoch, _, blob) if (round_, epoch) == (state.round, state.epoch):
                 return replace(state, carried=blob), ()
+            case Carry(round_, epoch, _, blob) if (round_, epoch + 1) == (state.round, state.epoch):
+                if state.attached:
+                    return state, ()
+                state = replace(state, carried=blob)  # behind the word on who owns it
+                return (state, ()) if state.stage in COMPUTING else self._attach(state, ctx)
             case Committed(ticket) if ticket.epoch > state.epoch and self._is_mine(ticket, ctx):
                 return self._owned(state, ticket, ctx)
             case Committed(ticket) if ticket == state.ticket and state.stage == "idle":

@@ -1,0 +1,132 @@
+"""FedFly's VGG-5 on four devices and two edge servers: what a move costs, by policy, by moment and by link.
+
+CIFAR-10 where FIELDFARE_DATA names the folder that holds cifar10 (10,000 images; needs Pillow and pyarrow), else
+digits and a small VGG-5, whose session has a tenth of the bytes and whose devices take a tenth of the time. Device 0
+moves from edge 0 to edge 1 when a share of its round is over; it can reach the old edge still while its session
+crosses. Batches are of 100 images as in the paper, of 20 digits; momentum and learning rate are the paper's. `--quick`
+runs one seed where there are several.
+"""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+import fieldfare as ff
+from fieldfare.fleet.fleet import Fleet
+from fieldfare.models import vgg5
+
+FOLDER = Path(os.environ.get("FIELDFARE_DATA", "")) / "cifar10"
+CIFAR = "FIELDFARE_DATA" in os.environ and FOLDER.is_dir()
+BATCH, SLOW = (100, 1.0) if CIFAR else (20, 10.0)
+"""Examples of a batch; how much less a batch of digits is to compute and to send."""
+SHARES, RATES = (10, 25, 50, 75, 90), (75, 20, 5)
+
+
+def images(part, count):
+    """The first images `[count, 3, 32, 32]` of a part of CIFAR-10 as bytes, and their labels."""
+    from PIL import Image
+    from pyarrow import parquet
+
+    table = parquet.read_table(FOLDER / f"{part}.parquet", columns=["image", "label"]).slice(0, count)
+    x = np.stack([np.asarray(Image.open(io.BytesIO(one))) for one in table["image"].to_pylist()])
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)), table["label"].to_numpy().astype(np.int64)
+
+
+if CIFAR:
+    net = ff.split_net(lambda: vgg5(augment=True), transform="unit")
+    (x, y), test = images("train_part1", 10_000), dict(zip("xy", images("test_part1", 1_000), strict=True))
+else:
+    net, whole = ff.split_net(lambda: vgg5((1, 8, 8), unflatten=True)), ff.data.digits(1, test_fraction=0.3)
+    (x, y), test = (whole.columns[name][whole.rows] for name in "xy"), whole.test
+net = net.with_example({"x": x[:2], "y": y[:2]})
+cut = net.cut("pool2")
+SPEED = BATCH * (cut.device_forward + cut.device_backward) / (1.7 / SLOW)
+"""FLOP/s of a device that computes its part of a batch in 1.7 s (0.17 s of digits): a Raspberry Pi."""
+
+
+def shared(shares, count, seed=0):
+    """The first `count` examples, a share of them for each device; the mover is the first."""
+    ends = np.round(np.cumsum(shares) / np.sum(shares) * count).astype(np.int64)
+    rows = np.random.default_rng(seed).permutation(count)
+    return ff.Federated({"x": x, "y": y}, np.append(0, ends), rows, classes=10, test=test, name="images")
+
+
+EVEN, MORE = shared([1, 1, 1, 1], len(x)), shared([3, 1, 1, 1], len(x))
+CROWD = shared([1] * 20, len(x))
+FEW = {seed: shared([1, 1, 1, 1], 2_000 if CIFAR else 800, seed) for seed in range(3)}
+
+
+def job(policy, at=(), rate=75, data=EVEN, speeds=(1, 1, 1, 1), train=True, rounds=1, batch=BATCH, steps=None,
+        seed=0, **more):  # fmt: skip
+    """A job whose moves are `at` (device, round, share, edge), with links of `rate` Mbit/s between edges."""
+    given = {"cut": "pool2", "homes": tuple(int(i >= len(speeds) / 2) for i in range(len(speeds))), **more}
+    ways = {("device", "edge"): (0.002, 75), ("edge", "edge"): (0.005, rate), ("edge", "central"): (0.01, 1000),
+            ("device", "central"): (0.012, 75)}  # fmt: skip
+    simulated = ff.Simulated(
+        Fleet(SPEED * np.array(speeds, np.float64), 1e15, 1e15, overhead_s=0.0), train=train, workers=1,
+        links=ff.Links(roles={roles: (latency / SLOW, 125_000.0 * mbit) for roles, (latency, mbit) in ways.items()}),
+        mobility=ff.MovesAt(tuple(at)) if at else None,
+    )  # fmt: skip
+    epochs = 1 if CIFAR or rounds > 1 else 2
+    training = ff.Training(lr=0.01, momentum=0.9, batch_size=batch, steps=steps, epochs=epochs)
+    algorithm = ff.FedFly(rounds, policy=policy, patience_s=600.0, **given)
+    return ff.Job(net, data, algorithm, training, seed=seed, simulated=simulated)
+
+
+STOP, PRE, AGAIN = ff.StopAndCopy(), ff.PreCopy(), ff.Restart()
+arms = {"still": job(PRE)}
+for share in SHARES:
+    at = [(0, 1, share / 100, 1)]
+    arms[f"restart {share}"] = job(AGAIN, at, train=False)
+    for rate in RATES:
+        arms[f"stop {rate} {share}"] = job(STOP, at, rate, train=False)
+        arms[f"pre-copy {rate} {share}"] = job(PRE, at, rate)
+# The mover has half of the data; then another device is slower than the mover.
+arms["more still"], arms["behind still"] = job(PRE, data=MORE), job(PRE, speeds=(1, 1, 0.4, 1), train=False)
+for share in SHARES:
+    at = [(0, 1, share / 100, 1)]
+    for name, given in {"more": {"data": MORE}, "behind": {"speeds": (1, 1, 0.4, 1)}}.items():
+        if name == "more" or share in (50, 90):
+            arms[f"{name} restart {share}"] = job(AGAIN, at, train=False, **given)
+            arms[f"{name} stop {share}"] = job(STOP, at, train=False, **given)
+            arms[f"{name} pre-copy {share}"] = job(PRE, at, **given)
+# Other ways for the state to cross, and less of it.
+half = [(0, 1, 0.5, 1)]
+others = {"stop packed": ff.StopAndCopy(compress=True), "pre-copy fp16": ff.PreCopy(lossy="fp16", replay=False),
+          "pre-copy int8": ff.PreCopy(lossy="int8", replay=False), "pre-copy without replay": ff.PreCopy(replay=False),
+          "stop relayed": ff.StopAndCopy("relay"), "stop carried": ff.StopAndCopy("carry"),
+          "pre-copy relayed": ff.PreCopy(route="relay")}  # fmt: skip
+arms |= {name: job(policy, half, 20) for name, policy in others.items()}
+# Where a restart is better, and the policy that finds it: early, over a slow link.
+for share in (10, 50):
+    way = ff.Cheapest(bytes_per_s=5 * 125_000.0)
+    arms[f"cheapest {share}"] = job(way, [(0, 1, share / 100, 1)], 5, train=False)
+# Twenty movers from one edge to one edge, at once.
+many = {"data": CROWD, "speeds": (1,) * 20, "batch": BATCH // 4, "steps": 40, "homes": (0,) * 20}
+crowd = [(i, 1, 0.1, 1) for i in range(20)]
+arms["crowd still"], arms["crowd pre-copy"] = job(PRE, **many), job(PRE, crowd, **many)
+arms["crowd stop"] = job(STOP, crowd, train=False, **many)
+arms["crowd pre-copy in turn"] = job(PRE, crowd, arrivals=2, **many)
+# Accuracy over rounds, without moves and with one in every round; devices that train whole; labels that stay.
+back = [(0, r, 0.5, r % 2) for r in range(1, 11)]
+long = {"accuracy still": (PRE, ()), "accuracy restart": (AGAIN, back), "accuracy pre-copy": (PRE, back),
+        "accuracy fp16": (others["pre-copy fp16"], back), "accuracy int8": (others["pre-copy int8"], back)}  # fmt: skip
+for name, (policy, at) in long.items():
+    arms[name] = {seed: job(policy, at, data=data, batch=20, rounds=10, seed=seed) for seed, data in FEW.items()}
+arms["two train whole"] = job(PRE, half, cut=("pool2", "pool2", None, None))
+arms["labels stay"] = job(PRE, half, tail="relu4")
+arms["planned cuts"] = job(PRE, half, cut="plan or whole", speeds=(1, 1, 4, 20))
+
+study = ff.Study(
+    arms,
+    name="fedfly",
+    quick=1,
+    processes=2,
+    claims=Path(__file__).with_suffix(".claims.toml"),
+    shown={"pre-copy": "pre-copy 20 50", "stop-and-copy": "stop 20 50", "twenty at once": "crowd pre-copy"},
+)
+
+if __name__ == "__main__":
+    study.run()
