@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, replace
 from math import inf, isnan
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from fieldfare.algorithms.hadfl.coordinator import Coordinator
-from fieldfare.algorithms.hadfl.nodes import nodes, placed
+from fieldfare.algorithms.hadfl.gossip import Gossip
+from fieldfare.algorithms.hadfl.graph import Graph
+from fieldfare.algorithms.hadfl.nodes import nodes, of_peers, placed
 from fieldfare.algorithms.hadfl.peer import Peer
 from fieldfare.core.effects import Run, Send, Stop, Wake
 from fieldfare.core.errors import UsageError
@@ -24,7 +27,7 @@ from fieldfare.sim.links import Links
 from fieldfare.sim.observe import Came, Sent, Worked
 from fieldfare.sim.own import begin_own
 from fieldfare.sim.population import Population
-from fieldfare.testing import loop, quadratics, simulate
+from fieldfare.testing import checks, quadratics, simulate
 
 PROBLEM = quadratics(n=2, examples=(8, 8))
 STEP_S = PROBLEM.net.flops() * 4 / 8.0
@@ -90,7 +93,9 @@ def told(end, node):
 
 
 def seen(it, kind):
+    """The run and what was seen of a kind; message by message on the loopback it is the same."""
     out = []
+    checks.same_everywhere(it)
     end = simulate(it, observer=lambda s: out.append(s) if isinstance(s, kind) else None)
     return end, out
 
@@ -214,9 +219,43 @@ def test_a_scripted_happening_is_no_session():
     assert [what[0] for what in told(end, "a")] == ["started", "Left", "Joined", "Left", "Joined"]
 
 
-def test_a_loopback_says_that_it_knows_no_sessions_of_nodes():
-    with pytest.raises(UsageError, match="script Left and Joined"):
-        loop(world({"a": Works(), "b": Works()}, fleet([(0.0, 1.0)], [(0.0, 1.0)])))
+def comes_and_goes(seed, n):
+    """Sessions of `n` devices, by a seed, with breaks of all lengths; the last is there for good in the end."""
+    dice = random.Random(seed)
+    out = []
+    for _ in range(n):
+        at, spans = dice.choice([0.0, 0.0, 3.0]), []
+        for _ in range(dice.randint(0, 4)):
+            end = at + dice.choice([1.0, 7.3, 40.0])
+            spans.append((at, end))
+            at = end + dice.choice([0.3, 5.0, 60.0])
+        out.append([*spans, (at, inf)])
+    return out
+
+
+@pytest.mark.parametrize("links", [Links(), Links(0.3, 60.0)], ids=["own", "shared"])
+@pytest.mark.parametrize("name", ["hadfl", "graph", "pairs"])
+def test_on_the_loopback_all_is_as_in_the_simulator_though_devices_come_and_go(name, links):
+    four = quadratics(n=4, dim=7, examples=(8, 8))
+    made = {
+        "hadfl": nodes(4, Peer(4, batch_size=4), Coordinator(4, steps=3, warmup_patience_s=90.0, floor_s=0.5)),
+        "graph": of_peers(4, Graph(5, ((0, 1), (1, 2), (2, 3), (3, 0)), 2)), "pairs": of_peers(4, Gossip(8, 2)),
+    }[name]  # fmt: skip
+    for seed in range(4):
+        of = Fleet(
+            1e2, 1e3, 5e2, 0.0, availability=Availability.of(comes_and_goes(seed, 4)), slow_links=True
+        )  # fmt: skip
+        it = four.world(made, placement=placed(4), fleet=of, links=links)
+        checks.same_everywhere(it)
+        came = []
+        simulate(it, observer=lambda one, came=came: came.append(one) if isinstance(one, Came) else None)
+        assert came
+
+
+def test_a_run_on_devices_that_come_and_go_without_end_ends_on_both_drivers():
+    it = world({"a": Works(at=(0.0,)), "b": Works()}, fleet([(0.0, 50.0)], [(10.0, 70.0)], period_s=100.0))
+    checks.same_everywhere(it)
+    checks.durable(it)
 
 
 def test_hadfl_goes_through_all_its_cycles_though_peers_come_and_go():

@@ -1,9 +1,10 @@
 """A driver in memory, message by message, with faults by script: what the simulator settles, here really happens.
 
 Every `Run` becomes an ask and a reply per client, every effect has an id (node, step, index), and messages may be
-lost, late, repeated, out of order; nodes crash between any two of: journal the event, step, perform the effects. Not
-here: what clients do (`device`). Invariants: without faults the transcript is the simulator's, bit for bit; a
-duplicate never reaches `step`; an accepted reply counts once, and its client state is committed with it.
+lost, late, repeated, out of order; nodes crash between any two of: journal the event, step, perform the effects; their
+devices come and go as the fleet's sessions say. Not here: what clients do (`device`). Invariants: without faults the
+transcript is the simulator's, bit for bit; a duplicate never reaches `step`; an accepted reply counts once, and its
+client state is committed with it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import copy
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from math import inf, isnan
 from typing import Any
 
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Answer, Effect, Publish, Run, Send, Stop, Tag, Wake
 from fieldfare.core.errors import UsageError
-from fieldfare.core.events import Evaluated, Gathered, Received, Started, Woke
+from fieldfare.core.events import Evaluated, Gathered, Joined, Left, Received, Started, Woke
 from fieldfare.sim.at_work import NOBODY
 from fieldfare.sim.carry import Carrier
 from fieldfare.sim.draw import Selected
@@ -52,14 +54,11 @@ class Loopback:
         self.gathers: dict[EffectId, Gathering] = {}
         self.hosted: dict[int, tuple[EffectId, Hosted]] = {}
         self._carried: dict[EffectId, float | None] = {}
-        self._up_free, self._down_free = dict[int, float](), dict[int, float]()
+        self._up_free, self._down_free = dict[Any, float](), dict[int, float]()
         fleet = world.population.fleet
-        if world.placement and fleet.availability is not None:
-            raise UsageError(
-                "a Loopback does not know the sessions of nodes' own devices: leave the availability out, and script "
-                "Left and Joined (World.happenings)."
-            )
-        self._carrier = Carrier(world.links, world.placement, fleet, Sessions(None), world.nodes)
+        self._sessions = Sessions(fleet.availability if world.placement else None)
+        self._carrier = Carrier(world.links, world.placement, fleet, self._sessions, world.nodes)
+        self._turns, self._quiet = dict[str, tuple[Any, ...]](), 0
         self._heap: list[tuple[float, int, int, int, Any]] = []
         self._unique = itertools.count()
         self._script = [[fault, fault.times] for fault in faults]
@@ -69,7 +68,7 @@ class Loopback:
         """Deliver messages until an algorithm stops or none is left; returns the reason."""
         if not self.nodes:
             self._start()
-        while self._heap and not self.stopped:
+        while self._heap and not self.stopped and (not self._turns or self._goes_on()):
             self.advance()
         self.stopped = self.stopped or "nothing left to happen"
         return self.stopped
@@ -77,6 +76,11 @@ class Loopback:
     def advance(self) -> None:
         """Deliver the next message."""
         self.now, *_, item = heapq.heappop(self._heap)
+        if self._is_turn(item):
+            self._quiet += 1
+            self._turn(item)
+        elif not self._over(item):
+            self._quiet = 0
         match item:
             case str():
                 self._restart(item)
@@ -107,11 +111,64 @@ class Loopback:
             state = algorithm.init(world.model)
             self.nodes[node] = Node(state, copy.deepcopy(state))
         for node in world.nodes:
-            self._send(0.0, Message(("started", node), node, Started(roster, world.population.size)))
+            started = Message(("started", node), node, Started(roster, world.population.size))
+            begin, end = self._session(node)
+            if begin < inf:
+                self._send(max(begin, 0.0), started)
+            if 0.0 < begin < inf:
+                self._turns[node] = started.id
+            elif begin <= 0.0 and end < inf:
+                self._next_turn(node, end, Left(node))
         for place, (at, event, nodes) in enumerate(world.happenings):
             for node in nodes:
                 self._live(node)
                 self._send(at, Message(("happening", place, node), node, event))
+
+    # Sessions of nodes' own devices: no messages, so no fault befalls them
+
+    def _session(self, node: str) -> tuple[float, float]:
+        device = self.world.placement.get(node)
+        return (-inf, inf) if device is None else self._sessions.at(device, self.now)
+
+    def _next_turn(self, node: str, at: float, event: Joined | Left) -> None:
+        self._turns.pop(node, None)
+        if at < inf:
+            message = Message(("turn", node, at), node, event)
+            self._turns[node] = message.id
+            self._push(at, message)
+
+    def _turn(self, item: Message) -> None:
+        """The device of a node comes or goes; when it goes or comes next is known now."""
+        node, (begin, end) = item.node, self._session(item.node)
+        if not isinstance(item.event, Left):
+            self._next_turn(node, end, Left(node))
+            return
+        for free in (self._up_free, self._down_free):
+            free.pop(self.world.placement[node], None)
+        for wire in [one for one in self._up_free if isinstance(one, tuple) and one[0] == node]:
+            del self._up_free[wire]
+        self._next_turn(node, begin, Joined(node))
+
+    def _is_turn(self, item: Any) -> bool:
+        return isinstance(item, Message) and self._turns.get(item.node) == item.id
+
+    def _over(self, item: Any) -> bool:
+        """Whether nothing will come of it any more."""
+        match item:
+            case Gathering(id=id_) | (Gathering(id=id_), *_) | (tuple() as id_, StreamAsk()):
+                return id_ in self.nodes[id_[0]].seen
+            case Message(id=("deadline", int(number)), event=None):
+                return number not in self.hosted
+            case Message(id=("deadline", id_), event=None) | Message(id=id_):
+                return id_ in self.nodes[item.node].seen
+            case _:
+                return False
+
+    def _goes_on(self) -> bool:
+        """Not where all that comes is that devices come and go, and has been for a while."""
+        if any(not self._is_turn(item) and not self._over(item) for *_, item in self._heap):
+            return True
+        return len(self._turns) >= self._quiet / 2
 
     # Messages and their faults
 
@@ -148,7 +205,7 @@ class Loopback:
         """Put a message from node to node on its way: over the links once, and again when it would have come."""
         if message.id in self._carried:
             arrives = self._carried[message.id]
-            if arrives is not None:
+            if arrives is not None and not isnan(arrives):
                 self._send(max(self.now, arrives), message, number)
             return
         self._carried[message.id] = None
@@ -163,7 +220,8 @@ class Loopback:
         message = way.message
         arrives = self._carrier.land(first, way.last, way.src, message.node, way.size, self._down_free)
         self._carried[message.id] = arrives
-        self._send(arrives, message, way.number)
+        if not isnan(arrives):
+            self._send(arrives, message, way.number)
 
     def _ask(self, gather: Gathering, at: int, copy_: bool = False) -> None:
         """An ask (or the second `copy_` of one) reaches a client, unless it is lost; the client replies."""
