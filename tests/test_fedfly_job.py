@@ -1,4 +1,4 @@
-"""FedFly as a job: what it leaves, that moves change no bit, what is refused, and that it is resumed to the same bits."""
+"""FedFly as a job: what it leaves, that moves change no bit, what is refused, and that it is resumed to the same."""
 
 from __future__ import annotations
 
