@@ -47,6 +47,7 @@ def arm(algorithm, seed):
 
 arms = {
     "do not wait": ff.FedBuff(rounds=120, cohort=60, buffer=20),
+    "do not wait, 12 at work": ff.FedBuff(rounds=150, cohort=12, buffer=6),
     "wait for the fastest": ff.SemiSync(rounds=60, cohort=10, over=1.3),
     "wait for all of 10": ff.FedAvg(rounds=60, cohort=10),
     "wait for all of 60": ff.FedAvg(rounds=40, cohort=60),
