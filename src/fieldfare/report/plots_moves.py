@@ -87,8 +87,8 @@ def places(
                 look = {"facecolor": colours[edge]} if edge in colours else {"facecolor": _GAP, "hatch": "////"}
                 axes.broken_barh(bars, (low, high), edgecolor=style.SURFACE, linewidth=0.6, **look)
                 marks += len(bars)
-    told = _moves(axes, devices, moves, standstill, clock)
     axes.set_xlim(0, nodes.span_s / clock.divisor)
+    told = _moves(axes, devices, moves, standstill, clock)
     axes.set_ylim(len(devices) - 0.4, -0.75)
     axes.set_yticks(range(len(devices)), devices)
     axes.tick_params(axis="y", labelcolor=style.INK)
@@ -110,7 +110,7 @@ def _moves(
     """A mark where each session changed hands, and how long the device stood still; gives the marks that are there."""
     told: list[str] = []
     free = dict[str, float]()
-    reach = 0.055 * axes.get_xlim()[1] if not moves else 0.0
+    reach = 0.07 * axes.get_xlim()[1]
     for move, still_s in sorted(zip(moves, standstill, strict=True), key=lambda one: one[0].committed_s):
         if move.device not in devices:
             continue
@@ -148,9 +148,10 @@ def _said_of(moves: Sequence[Move], standstill: Sequence[float]) -> str:
     many = f"{len(moves)} session{'s' if len(moves) > 1 else ''} changed hands"
     if not known:
         return many + "."
+    where = "beside each mark, " if len(moves) <= _WORDS_FOR else ""
     return (
-        f"{many}; beside each mark, how long the device stood still for it (median {units.duration(np.median(known))}, "
-        f"longest {units.duration(known[-1])})."
+        f"{many}; {where}how long the device stood still for it: median {units.duration(np.median(known))}, longest "
+        f"{units.duration(known[-1])}."
     )
 
 
