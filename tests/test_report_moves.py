@@ -14,7 +14,7 @@ from report_folders import make_run, write_lines
 from fieldfare.report import move_sections, plots_moves, style
 from fieldfare.report.html import write_report
 from fieldfare.report.read_moves import moves_of
-from fieldfare.report.read_nodes import read_nodes
+from fieldfare.report.read_nodes import read_nodes, traffic
 from fieldfare.report.whereabouts import (
     Span,
     home,
@@ -190,6 +190,10 @@ def test_a_page_has_the_section_once_and_a_run_without_edges_has_none(moved, tmp
     assert text.count('<section id="moves"') == 1
     assert "Devices over edges" in text
     assert len(re.findall(r'id="moves-places-[^"]*"', text)) > 3
+    moved_bytes = traffic(nodes)
+    assert moved_bytes.control_out.sum() == 2 * 300.0
+    assert "tensors sent" in text
+    assert "models sent" not in text
     plain = replace(nodes, roles=("coordinator", *["peer"] * 5))
     assert move_sections.move_sections(folder, plain, draw=False, named=lambda drawn, more: drawn) == []
 

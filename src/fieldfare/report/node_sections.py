@@ -36,7 +36,8 @@ def node_sections(run: Run, *, draw: bool, more: str = "") -> list[Section]:
         body += f"<p>{page.escape(plots_nodes.fit(draws))}</p>"
     if draw:
         body += page.GAP + page.pictures(_renamed(plots_nodes.node_pictures(nodes, draws), more))
-    lead = "What every device did with its time, what it sent and received, and how often a ring was drawn with it."
+    more_of = "what it sent and received" + (", and how often a ring was drawn with it" if draws is not None else "")
+    lead = f"What every device did with its time, {more_of}."
     found = [Section(f"nodes{more}", "Nodes", lead, body)]
     if draw and (drawn := plots_rings.ring_pictures(nodes)):
         lead = "Who trained when, what went from whom to whom, what was lost, and when a result was committed."
@@ -53,8 +54,8 @@ def _renamed(drawn: Sequence[Picture | None], more: str) -> list[Picture | None]
 def _devices_table(nodes: Nodes, draws: Draws | None) -> str:
     moved, steps, shares = traffic(nodes), steps_taken(nodes), plots_nodes.spent(nodes)
     head = [("device", False)]
-    names = ["local steps", "trains", "waits for others", "waits for links", "idle", "models sent", "received",
-             "control sent", "received", "lost on the way"]  # fmt: skip
+    names = ["local steps", "trains", "waits for others", "waits for links", "idle", f"{nodes.carried} sent",
+             "received", "control sent", "received", "lost on the way"]  # fmt: skip
     away = bool(shares[:, 3].max(initial=0.0) > 0)
     head += [(words, True) for words in [*names[:4], *(["away"] if away else []), *names[4:]]]
     joules = energy_j(nodes)

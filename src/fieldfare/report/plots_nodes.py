@@ -83,7 +83,7 @@ def bytes_by_node(nodes: Nodes) -> Picture | None:
         return None
     scale = units.size_scale(max(float((a + b).max()) for a, b in out))
     figure, axes = _rows([nodes.names[at] for at in mine], beside=0.2)
-    looks = [("models sent", style.BLUE), ("models received", style.GREEN), ("control", style.GREY)]
+    looks = [(f"{nodes.carried} sent", style.BLUE), (f"{nodes.carried} received", style.GREEN), ("control", style.GREY)]
     for rank, (models, control) in enumerate(out):
         place = np.arange(len(mine)) + (rank - 0.5) * 0.33
         axes.barh(place, models / scale.divisor, height=0.29, color=looks[rank][1], linewidth=0)

@@ -21,7 +21,15 @@ from fieldfare.report.table import Floats, is_number, load, read_lines
 from fieldfare.store.nodes import MESSAGE, MESSAGES, NODES, SAID, WORK, WORKED
 
 CARRY_MODELS = frozenset({"Frame", "Broadcast", "Backup", "Offer", "Share", "Welcome", "Whole"})
-"""Messages with parameters in them; all others are control."""
+"""Messages with parameters in them."""
+CARRY_SPLIT = frozenset({
+    "Round", "Begin", "Finish", "Update", "Train", "Forward", "Backward", "Between", "Ends", "Attach", "Attached",
+    "Pre", "Final", "Stored", "Carry", "Replica", "Relay",
+})  # fmt: skip
+"""Where a model is trained in parts: messages with parameters, activations, gradients or sessions in them.
+
+All others, of either kind of run, are control.
+"""
 
 Ints = NDArray[np.int64]
 
@@ -62,9 +70,20 @@ class Nodes:
         """The chunks that went round in rings."""
         return self.of_kind("Frame")
 
+    @property
+    def split(self) -> bool:
+        """Whether models are trained in parts, with edge servers."""
+        return "edge" in self.roles
+
+    @property
+    def carried(self) -> str:
+        """What is carried that is not control, in a word."""
+        return "tensors" if self.split else "models"
+
     def carries_model(self) -> NDArray[np.bool_]:
-        """Whether each message has parameters in it, `[messages]`."""
-        return np.isin(self.messages["kind"], [at for at, kind in enumerate(self.kinds) if kind in CARRY_MODELS])
+        """Whether each message has parameters in it, or of a model in parts any tensor, `[messages]`."""
+        heavy = CARRY_SPLIT if self.split else CARRY_MODELS
+        return np.isin(self.messages["kind"], [at for at, kind in enumerate(self.kinds) if kind in heavy])
 
     def trainings(self, node: int) -> NDArray[Any]:
         """What one node trained, in order of time."""
