@@ -13,7 +13,7 @@ from split_cases import columns, net_of, whole  # noqa: E402
 from fieldfare.algorithms.fedfly.central import Central  # noqa: E402
 from fieldfare.algorithms.fedfly.device import Device  # noqa: E402
 from fieldfare.algorithms.fedfly.edge import Edge  # noqa: E402
-from fieldfare.algorithms.fedfly.messages import Plan, Update  # noqa: E402
+from fieldfare.algorithms.fedfly.messages import Begin, Plan, Update  # noqa: E402
 from fieldfare.algorithms.fedfly.nodes import nodes, placed  # noqa: E402
 from fieldfare.algorithms.fedfly.policies import PreCopy, Restart, StopAndCopy  # noqa: E402
 from fieldfare.core import rng  # noqa: E402
@@ -36,11 +36,11 @@ OFFSETS = np.r_[0, np.cumsum(SIZES)]
 DATA = Federated(columns(OFFSETS[-1]), OFFSETS, np.arange(OFFSETS[-1]))
 
 
-def world(policy=None, moves=(), rounds=2, cut=1, alone=("device/2",), **more):
+def world(policy=None, moves=(), rounds=2, cut=1, alone=("device/2",), elsewhere=None, **more):
     net = net_of("vgg")
     one = net.cut(cut)
     plans = {f"device/{i}": Plan(one.name, one.size) for i in range(3) if f"device/{i}" not in alone}
-    central = Central(rounds, plans, whole=dict.fromkeys(alone, 0), secret=SECRET)
+    central = Central(rounds, plans, whole=dict.fromkeys(alone, 0), secret=SECRET, elsewhere=elsewhere or {})
     made = nodes(central, Edge(policy=policy or StopAndCopy(), **more), Device(), 2)
     place = {f"device/{i}": i for i in range(3)} | {"edge/0": 3, "edge/1": 4}
     assert {*placed(made)} == {*place}
@@ -85,3 +85,17 @@ def test_a_real_net_ends_in_the_same_bits_whenever_its_devices_move(policy):
         assert bits(end) == stayed
         changed += sum(owner.epoch for owner in end.driver.progress.states["central"].owners.values())
     assert changed >= 5
+
+
+@pytest.mark.slow
+def test_a_device_that_has_moved_is_cut_anew_from_the_next_round_on_and_no_bit_changes():
+    net = net_of("vgg")
+    other = net.cut(5)
+    elsewhere = {"edge/1": {"device/0": Plan(other.name, other.size)}}
+    still = simulate(world(rounds=3))
+    at = 0.2 * still.driver.progress.now
+    end = simulate(world(PreCopy(), [(at, "device/0", "edge/1")], rounds=3, elsewhere=elsewhere), keep=True)
+    assert bits(end) == bits(still)
+    begun = [(e.body.round, e.body.plan.cut) for *_, out in end.transcript.kept for e in out
+             if isinstance(e, Send) and isinstance(e.body, Begin) and e.to == "device/0"]  # fmt: skip
+    assert begun == [(1, net.cut(1).name), (2, other.name), (3, other.name)]

@@ -37,15 +37,17 @@ class Owner:
 class State:
     """The centre in `round` (0: not begun) with the global `model`.
 
-    `owners` by device; `updates` of this round; `replicas`, the newest by device; `away`: devices not waited for, since
-    they did not come in time; `closing`: the round's time is over, what there is is being collected. `tries`: how often
-    the edges were asked again without an update coming in; `silent`: and how often each has not answered.
+    `plan` of the round and `owners` by device; `updates` of this round; `replicas`, the newest by device; `away`:
+    devices not waited for, since they did not come in time; `closing`: the round's time is over, what there is is being
+    collected. `tries`: how often the edges were asked again without an update coming in; `silent`: and how often each
+    has not answered.
     """
 
     model: Params
     edges: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     round: int = 0
+    plan: Mapping[str, Plan] = field(default_factory=dict[str, Plan])
     owners: Mapping[str, Owner] = field(default_factory=dict[str, Owner])
     updates: Mapping[str, Update] = field(default_factory=dict[str, Update])
     replicas: Mapping[str, Replica] = field(default_factory=dict[str, Replica])
@@ -63,7 +65,8 @@ Out = tuple[State, Sequence[Effect]]
 class Central:
     """`rounds` rounds over the devices of `plans` (a cut each) and `whole` (that train without an edge: their steps).
 
-    `homes`: the edge each device begins at (None: in turn). `secret`: the job's, from which the edges' keys are made.
+    `homes`: the edge each device begins at (None: in turn). `elsewhere` `{edge: {device: Plan}}`: its cut where another
+    one is better there, from the round behind a move on. `secret`: the job's, from which the edges' keys are made.
     After `deadline_s` a round goes on without those who are missing: dropped, or with `late="half"` with the server
     half there is, by its samples. Every `patience_s` the edges are asked again; an edge that has not answered `tries`
     times has its sessions given to others. `evaluate`: central evaluations of each mean.
@@ -81,6 +84,7 @@ class Central:
     tries: int = 3
     ttl_s: float = 86400.0
     evaluate: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Mapping[str, Plan]] = field(default_factory=dict[str, Mapping[str, Plan]])
     messages: ClassVar[Message | None] = None
     """For those who store what is under way: the types of all that is said."""
 
@@ -172,7 +176,8 @@ class Central:
         if state.round == self.rounds:
             return state, (Stop("rounds"),)
         round_ = state.round + 1
-        state = replace(state, round=round_, updates={}, replicas={}, closing=False, tries=0)
+        plan = {device: self._plan(device, state.owners[device].edge) for device in self.plans}
+        state = replace(state, round=round_, plan=plan, updates={}, replicas={}, closing=False, tries=0)
         out: list[Effect] = [Send(edge, self._round(state, edge)) for edge in state.edges]
         out += [Send(device, Train(round_, state.model, steps)) for device, steps in self.whole.items()]
         if self.deadline_s is not None:
@@ -182,7 +187,11 @@ class Central:
 
     def _round(self, state: State, edge: str) -> Round:
         owners = {device: owner.epoch for device, owner in state.owners.items() if owner.edge == edge}
-        return Round(state.round, state.model, owners, self.plans)
+        return Round(state.round, state.model, owners, state.plan)
+
+    def _plan(self, device: str, edge: str) -> Plan:
+        """How a device trains with an edge."""
+        return self.elsewhere.get(edge, {}).get(device, self.plans[device])
 
     def _missing(self, state: State) -> list[str]:
         return [device for device in (*self.plans, *self.whole) if device not in state.updates]
