@@ -13,9 +13,9 @@ import fieldfare as ff
 from fieldfare.core.errors import UsageError
 from fieldfare.fleet.generate import generate
 from fieldfare.fleet.tasks import INTERRUPTED, LATE, OK, OUTCOMES
-from fieldfare.report import plots_arms_work, style
+from fieldfare.report import arms_work, plots_arms_work, style
 from fieldfare.report.arms import Arm
-from fieldfare.report.arms_work import read_arms, tasks_section, work_sections
+from fieldfare.report.arms_work import read_arms, task_sections, tasks_section
 from fieldfare.report.html import write_comparison, write_report
 from fieldfare.report.plots_arms_work import fair_shares, fewer, lost_shares, same_hours
 from fieldfare.report.read import read_run
@@ -72,7 +72,7 @@ def test_lost_work_is_the_mean_over_the_seeds_that_lost_some_and_those_that_did_
 
 def test_every_arm_is_drawn_with_devices_of_its_own_and_waste_and_groups_stand_side_by_side(two):
     with style.drawing():
-        sections = work_sections(two, draw=True)
+        sections = task_sections(two, draw=True)
     assert [one.anchor for one in sections] == ["devices", "participation", "waste"]
     assert pictures(sections) == [
         "Tasks at work and devices available, on one clock", "waits: a few devices, task by task",
@@ -83,8 +83,18 @@ def test_every_arm_is_drawn_with_devices_of_its_own_and_waste_and_groups_stand_s
     assert "goes on, by how tasks ended" not in sections[-1].body
 
 
+def test_of_many_arms_the_first_are_drawn_and_the_page_says_so(two, monkeypatch):
+    monkeypatch.setattr(arms_work, "DRAWN_UP_TO", 1)
+    with style.drawing():
+        devices, *rest = task_sections(two, draw=True, word="run")
+    assert devices.lead == "What the devices of each run did at the same hours, of the first 1 of 2 runs."
+    assert "waits: a few devices, task by task" in pictures([devices])
+    assert "goes on: a few devices, task by task" not in pictures([devices])
+    assert all("goes on" in one.body for one in rest)
+
+
 def test_without_pictures_the_numbers_of_every_arm_stay(two):
-    sections = work_sections(two, draw=False)
+    sections = task_sections(two, draw=False)
     assert [one.anchor for one in sections] == ["participation", "waste"]
     assert pictures(sections) == []
     assert "goes on, in numbers" in sections[0].body
@@ -150,7 +160,7 @@ def test_arms_keep_their_colours_where_others_keep_no_tasks(tmp_path):
     section = tasks_section([bare, Arm("waits", ())], works)
     assert section.body.count("–") >= 3
     assert tasks_section([bare], []) is None
-    assert work_sections([], draw=True) == []
+    assert task_sections([], draw=True) == []
 
 
 def test_a_study_shows_the_devices_of_every_arm_and_no_identifier_is_there_twice(tmp_path):

@@ -83,7 +83,7 @@ def tasks_section(arms: Sequence[Arm], works: Sequence[ArmWork], word: str = "ar
     return Section("tasks", "Tasks and devices", lead, told_table(arms, columns, f"Tasks of every {word}", word))
 
 
-def work_sections(works: Sequence[ArmWork], *, draw: bool, word: str = "arm") -> list[Section]:
+def task_sections(works: Sequence[ArmWork], *, draw: bool, word: str = "arm") -> list[Section]:
     """Give what devices of each arm did and when, who took part, and what was lost."""
     found = (_devices(works, draw=draw, word=word), _participation(works, draw=draw, word=word),
              _waste(works, draw=draw, word=word))  # fmt: skip

@@ -21,7 +21,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.report import arms as side_by_side
 from fieldfare.report import page, plots, plots_clients, plots_data, plots_time, settings, style, units
 from fieldfare.report.arms import Arm
-from fieldfare.report.arms_work import read_arms, tasks_section, work_sections
+from fieldfare.report.arms_work import read_arms, task_sections, tasks_section
 from fieldfare.report.claims import compute_claims
 from fieldfare.report.node_sections import node_sections
 from fieldfare.report.page import Section, Tile
@@ -203,7 +203,7 @@ def _arm_sections(arms: Sequence[Arm], *, draw: bool, word: str = "arm", shown: 
         side_by_side.comparison_section(arms, draw=draw, word=word),
         side_by_side.served_section(arms, draw=draw, word=word),
         tasks_section(arms, works, word),
-        *(work_sections(works, draw=draw, word=word) if len(arms) > 1 else ()),
+        *(task_sections(works, draw=draw, word=word) if len(arms) > 1 else ()),
         side_by_side.differences_section(arms, arms[0].runs[0].job, word),
     ]
     return [one for one in sections if one is not None]
