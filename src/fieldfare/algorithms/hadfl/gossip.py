@@ -26,7 +26,7 @@ from fieldfare.core.params import Params
 
 _LONG, _AT_FIRST = 10.0, 100.0
 """How many times the longest round so far a message is waited for; at first, how many times the first training."""
-_LEAST_S = 0.05
+_LEAST_S, _DOUBLED = 0.05, 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +58,9 @@ class State:
 
     `offered`: the round of the offer, to `asked`, sent at `asked_s`, that is not answered yet, 0 for none. On a graph
     `inbox` holds what came from neighbours, `sent` what was offered in the last two rounds, `near` the weights of the
-    neighbours and its own. `longest`: seconds of the longest training, round or exchange so far, of `rounds_over`;
-    `tries`: how often this round's offers were asked for again.
+    neighbours and its own. `longest`: seconds of the longest training, round or exchange so far in which nothing was
+    lost, of `rounds_over`; `tries`: how often this round's offers were asked for again; `doubled`: as how often
+    `patience_s` has it, which the next round begins with (as the timers of TCP: Karn & Partridge, SIGCOMM 1987).
     """
 
     model: Params
@@ -77,6 +78,7 @@ class State:
     longest: float = 0.0
     rounds_over: int = 0
     tries: int = 0
+    doubled: int = 0
 
 
 def check(name: str, rounds: int, steps: int, every: int) -> None:
@@ -115,11 +117,12 @@ def published(state: State, me: str, every: int, evaluate: tuple[str, ...]) -> t
 
 
 def patience_s(state: State) -> float:
-    """How long a message is waited for until it counts as lost: far longer than any so far, and doubled by every try.
+    """How long a message is waited for until it counts as lost: far longer than any so far, doubled by the first tries.
 
     Ours: whoever knows neither links nor neighbours can only compare with what it has seen.
     """
-    return max((_LONG if state.rounds_over else _AT_FIRST) * state.longest, _LEAST_S) * 2.0**state.tries
+    whole = max((_LONG if state.rounds_over else _AT_FIRST) * state.longest, _LEAST_S)
+    return whole * 2.0 ** min(state.doubled, _DOUBLED)
 
 
 @dataclass(frozen=True, slots=True)

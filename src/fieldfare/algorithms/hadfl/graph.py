@@ -22,13 +22,21 @@ from fieldfare.core.params import Params
 
 Edges = tuple[tuple[int, int], ...]
 
-_TRIES = 12
-"""How often an offer is asked for, ever more rarely: a neighbour gone for good holds up its neighbours for ever."""
+_TRIES = 64
+"""How often in vain a neighbour is asked that says nothing: one that is gone for good holds up its neighbours for ever.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Again:
     """Your offer of `round` has not come: please send it again, if it is made."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Later:
+    """I am there: my offer of `round` is not made yet."""
 
     round: int
 
@@ -73,7 +81,7 @@ class Graph:
     every: int = 1
     work: str = "train"
     evaluate: tuple[str, ...] = ()
-    messages: ClassVar[Offer | Again | State | None] = None
+    messages: ClassVar[Offer | Again | Later | State | None] = None
 
     def __post_init__(self) -> None:
         check("Graph", self.rounds, self.steps, self.every)
@@ -96,14 +104,23 @@ class Graph:
             case Received(src, Offer(r, vector)) if state.round <= r <= state.round + 1 and src in state.near:
                 if (r, src) in state.inbox or vector.shape != state.model.vector.shape:
                     return state, ()
-                return self._average(replace(state, inbox={**state.inbox, (r, src): vector}), ctx)
+                state = replace(state, inbox={**state.inbox, (r, src): vector})
+                return (state, self._overtaken(state, src)) if r > state.round else self._average(state, ctx)
             case Received(src, Again(r)) if src in state.near and r in state.sent:
-                return state, (Send(src, Offer(r, state.sent[r])),)
+                state, out = self._lives(state, src)
+                return state, (Send(src, Offer(r, state.sent[r])), *out)
+            case Received(src, Again(r)) if src in state.near and r >= state.round:
+                told = self._overtaken(state, src) if r > state.round else ()
+                given_up = state.waiting and state.tries >= _TRIES
+                state, out = self._lives(state, src)
+                return state, (*(told or (() if given_up else (Send(src, Later(r)),))), *out)
+            case Received(src, Later(r)) if src in state.near and r == state.round:
+                return self._lives(state, src)
             case Woke(tag=("missing", int(r))) if r == state.round and state.waiting and state.tries < _TRIES:
-                state = replace(state, tries=state.tries + 1)
+                state = replace(state, tries=state.tries + 1, doubled=min(state.doubled + 1, _TRIES))
                 return state, (*self._missed(state, ctx.me), *self._wait(state))
             case Joined(node) if node == ctx.me and state.waiting:
-                state = replace(state, tries=0)
+                state = replace(state, tries=1)
                 told = self._told(state, ctx.me, state.round)
                 return state, (*told, *self._missed(state, ctx.me), *self._wait(state))
             case _:
@@ -119,6 +136,17 @@ class Graph:
         again = Again(state.round)
         return tuple(Send(name, again) for name in self._missing(state, me))
 
+    def _lives(self, state: State, src: str) -> tuple[State, tuple[Effect, ...]]:
+        """A neighbour that is waited for is there: it may be asked again as often."""
+        if not state.waiting or state.tries < 2 or (state.round, src) in state.inbox:
+            return state, ()
+        return replace(state, tries=1), self._wait(state) if state.tries >= _TRIES else ()
+
+    def _overtaken(self, state: State, src: str) -> tuple[Effect, ...]:
+        """Who is a round ahead has offered in this one: ask for that, if it has not come."""
+        lost = state.waiting and (state.round, src) not in state.inbox
+        return (Send(src, Again(state.round)),) if lost else ()
+
     def _missing(self, state: State, me: str) -> list[str]:
         return [name for name in state.near if name != me and (state.round, name) not in state.inbox]
 
@@ -132,10 +160,12 @@ class Graph:
         total = np.zeros(state.model.size, np.float64)
         for name, weight in state.near.items():
             total += weight * (state.model.vector if name == ctx.me else state.inbox[state.round, name])
+        if not state.tries:
+            took = max(state.longest, ctx.now - state.begun)
+            state = replace(state, longest=took, rounds_over=state.rounds_over + 1, doubled=0)
         state = replace(
             state, model=state.model.replace(total.astype(np.float32)), waiting=False, tries=0,
             inbox={key: vector for key, vector in state.inbox.items() if key[0] > state.round},
-            longest=max(state.longest, ctx.now - state.begun), rounds_over=state.rounds_over + 1,
         )  # fmt: skip
         out = published(state, ctx.me, self.every, self.evaluate)
         if state.round == self.rounds:
