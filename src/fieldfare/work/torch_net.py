@@ -172,6 +172,14 @@ class TorchNet:
         resident_.write_into(out, model.vector if isinstance(model, Params) else model, self.layout)
         return out
 
+    def target(self, rows: int) -> Any:
+        """What the loss compares with for the same examples as `batch`."""
+        if self.example is None:
+            raise UsageError("this torch net has no example to look at: use torch_net(..., example=rows of the data).")
+        have = len(self.example[self.y])
+        _, target = self._columns(Block(self.example, np.arange(have), np.array([0, have])))
+        return target.take(np.arange(rows) % have).clone()
+
     def fit(
         self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
         drift: Drift, moments: F32 | None = None,

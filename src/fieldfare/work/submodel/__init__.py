@@ -7,6 +7,9 @@ smaller net of a level's layout by `of(layout)`, `declared` says what a level ta
 from fieldfare.work.submodel.axes import Axes as Axes
 from fieldfare.work.submodel.axes import Group as Group
 from fieldfare.work.submodel.axes import axes as axes
+from fieldfare.work.submodel.cost import Declared as Declared
+from fieldfare.work.submodel.cost import declared as declared
+from fieldfare.work.submodel.cost import measured as measured
 from fieldfare.work.submodel.family import Family as Family
 from fieldfare.work.submodel.family import submodels as submodels
 from fieldfare.work.submodel.rules import Level as Level

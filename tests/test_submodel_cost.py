@@ -1,0 +1,121 @@
+"""What a level takes, computed from the graph, is what the allocator sees and the counter counts."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+import fieldfare as ff
+from fieldfare.core.errors import UsageError
+from fieldfare.work.submodel import declared, measured, submodels
+
+nets = pytest.importorskip("submodel_nets")
+torch, nn = nets.torch, nets.nn
+
+
+class Characters(nn.Module):
+    """The LSTM of the Shakespeare benchmark, smaller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.lstm, self.out = nn.Embedding(80, 8), nn.LSTM(8, 64, 2, batch_first=True), nn.Linear(64, 80)
+
+    def forward(self, x):
+        return self.out(self.lstm(self.emb(x))[0])
+
+
+def family(kind):
+    from fieldfare import models
+
+    if kind == "lstm":
+        module, example = Characters(), torch.randint(0, 80, (3, 30))
+    elif kind == "mlp":
+        body = nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 10)
+        module, example = nn.Sequential(*body), torch.randn(3, 64)
+    elif kind == "vgg":
+        module, example = models.vgg5((3, 16, 16), norm="group"), torch.randn(3, 3, 16, 16)
+    elif kind == "resnet":
+        module, example = models.resnet((3, 16, 16), norm="batch_alone", blocks=1), torch.randn(3, 3, 16, 16)
+    else:
+        module, example = nets.made(kind)
+    with torch.no_grad():
+        out = module(example)
+    y = np.random.default_rng(0).integers(0, out.shape[-1], tuple(out.shape[:-1]))
+    return submodels(module, (1, 0.5, 0.25), example={"x": example.numpy(), "y": y})
+
+
+TRAININGS = (
+    ff.Training(batch_size=8), ff.Training(batch_size=24, momentum=0.9), ff.Training(batch_size=12, optimizer="adam"),
+)  # fmt: skip
+KINDS = ("mlp", "vgg", "resnet", "lstm", "transformer", "encoder")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_computed_memory_is_within_five_percent_of_the_allocators_peak(kind):
+    made = family(kind)
+    view = made.view()
+    for training in TRAININGS:
+        for level in (0, 1, 2):
+            layout = view.layout(level)
+            if made.of(layout).describe()["path"] == "stacked" and (level or training.batch_size > 8):
+                continue  # trained by NumPy, see below
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                seen = measured(made, training, layout)
+            assert declared(made, training, layout).memory_bytes == pytest.approx(seen, rel=0.05), (training, level)
+
+
+@pytest.mark.parametrize("training", TRAININGS, ids=["sgd", "momentum", "adam"])
+def test_computed_memory_of_declared_layers_is_within_five_percent(training):
+    made = submodels(ff.mlp(64, 200, 100, 10), (1, 0.5))
+    rng = np.random.default_rng(0)
+    example = {"x": rng.standard_normal((30, 64), dtype=np.float32), "y": rng.integers(0, 10, 30)}
+    for level in (0, 1):
+        layout = made.view().layout(level)
+        seen = measured(made, training, layout, example)
+        assert declared(made, training, layout).memory_bytes == pytest.approx(seen, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_computed_flops_are_those_that_torch_counts(kind):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    made = family(kind)
+    for level in made.levels:
+        net = made.at(level)
+        batch, target = net.batch(4), net.target(4)
+        module = net.module(net.init(0)).train()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            apart = torch.backends.mkldnn.flags(enabled=False)
+            with apart, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                torch.autograd.grad(net._loss(module(*batch), target), list(module.parameters()))
+        said = declared(made, ff.Training(batch_size=4), net.layout).flops
+        assert said == pytest.approx(counter.get_total_flops() / 4, rel=0.05)
+
+
+def test_smaller_levels_smaller_batches_and_fewer_slots_take_less():
+    made = family("vgg")
+    view = made.view()
+    whole, half, quarter = (declared(made, TRAININGS[0], view.layout(level)) for level in (0, 1, 2))
+    assert whole.memory_bytes > half.memory_bytes > quarter.memory_bytes
+    assert half.parameters == view.layout(1).size
+    assert half.bytes == 4 * half.parameters
+    assert 0.2 < half.flops / whole.flops < 0.35
+    assert whole.saved_bytes < whole.memory_bytes - whole.held_bytes
+    more = declared(made, ff.Training(batch_size=16)).memory_bytes
+    assert more > whole.memory_bytes
+    slots = declared(made, ff.Training(batch_size=8, optimizer="adam"))
+    assert slots.held_bytes == 5 * whole.held_bytes
+
+
+def test_a_net_that_cannot_be_looked_at_is_refused_in_one_line():
+    with pytest.raises(UsageError, match="has no example to look at"):
+        declared(ff.torch_net(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 5))))
+    with pytest.raises(UsageError, match="memory is known of"):
+        declared(object())
