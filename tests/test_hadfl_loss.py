@@ -99,7 +99,8 @@ class Watch:
 
     def __call__(self, state, event, ctx, new, effects):
         if new.model is not state.model and not isinstance(event, Gathered):
-            assert new.applied > state.applied or new.stands > state.stands or new.shared is not state.shared
+            merged = new.stands > state.stands or (state.shared is not None and new.shared is None)
+            assert new.applied > state.applied or merged or new.decided is not state.decided
         member, decided = state.member, new.decided
         if decided is state.decided or decided.epoch < 0 or member is None:
             return

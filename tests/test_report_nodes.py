@@ -252,6 +252,34 @@ def test_claims_about_nodes_are_computed_from_the_runs(tmp_path):
     assert product / 2.0 == pytest.approx(told["of the bound"]["ours"])
 
 
+RESTARTS = """
+[[claim]]
+name = "few"
+measure = "restarts"
+arm = "fast"
+sense = "<="
+target = 1
+"""
+
+
+def test_rings_begun_again_called_off_or_of_nobody_are_counted_by_cycle(tmp_path):
+    folder = make_panels(tmp_path / "study", seeds=2)
+    said = folder / "arms" / "fast" / "1" / "said.jsonl"
+    whole = said.read_text()
+    for lines, hurt in (
+        ([], 1),  # in cycle 6 a member dies
+        ([{"cycle": 5, "epoch": 1, "members": ["peer/0", "peer/1"]}, {"cycle": 5, "epoch": 1}], 2),
+        ([{"cycle": 5, "epoch": -1}, {"cycle": 6, "epoch": 2}], 2),
+        ([{"cycle": 20, "epoch": 0, "members": []}], 2),
+        ([{"cycle": 20, "epoch": 0, "members": ["peer/0", "peer/1"]}, {"cycle": 20, "epoch": 0}], 1),
+    ):
+        said.write_text(whole + "".join(json.dumps({"virtual_s": 9.0, **one}) + "\n" for one in lines))
+        told = claims_of(folder, RESTARTS)["few"]
+        assert (told["ours"], told["holds"]) == (hurt, hurt <= 1)
+    said.write_text("")
+    assert "forms no rings" in claims_of(folder, RESTARTS)["few"]["why"]
+
+
 def test_a_quick_study_computes_claims_that_want_more_seeds_and_marks_them(tmp_path):
     told = claims_of(make_panels(tmp_path / "study", seeds=1, quick=True))
     assert told["sooner by half"]["preliminary"]

@@ -69,6 +69,7 @@ _NEEDS: Mapping[str, set[str]] = {
     "idle": {"arm"},
     "bytes_sent": {"arm", "kind"},
     "draws": {"arm"},
+    "restarts": {"arm"},
     "move": {"arm", "figure"},
     "moves": {"arm"},
     "same_model": {"arm", "to"},
@@ -89,6 +90,7 @@ _MAY: Mapping[str, set[str]] = {
     "idle": {"seeds", "device"},
     "bytes_sent": {"seeds"},
     "draws": {"seeds"},
+    "restarts": {"seeds"},
     "move": {"still", "restart", "aggregate", "seeds"},
     "moves": {"seeds"},
     "same_model": {"seeds"},
@@ -128,7 +130,8 @@ def compute_claims(run_dir: str | Path, claims_toml: str | Path | None = None) -
       ``arm`` over the arm ``over`` at ``threshold`` of ``metric`` (see `decompose`); ``curve``: the x at which the
       speed-up along ``points`` ``[[x, slower arm, faster arm], ...]`` comes to ``level``; ``idle``: the share of time
       in which ``device`` (all: their mean) stood idle; ``bytes_sent``: bytes of messages of ``kind`` in a cycle;
-      ``draws``: the probability of draws as far from their chances;
+      ``draws``: the probability of draws as far from their chances; ``restarts``: rings that were begun again, called
+      off or had too few members, of the run that had most;
     - of devices that move, ``move``: ``figure`` (see `claims_moves.FIGURES`) of the moves of ``arm``, the largest or as
       ``aggregate`` says, beside the arms ``still`` without them and ``restart``; ``moves``: how many there were;
       ``same_model``: the share of seeds in which ``arm`` and ``to`` end in the same bytes.
@@ -500,7 +503,7 @@ def _unit(measure: Mapping[str, Any]) -> str:
         return claims_moves.unit(measure)
     if kind in ("idle", "bytes_sent"):
         return {"idle": "share", "bytes_sent": "bytes"}[kind]
-    if kind in ("curve", "draws", "number"):
+    if kind in ("curve", "draws", "number", "restarts"):
         return ""
     if kind in ("ratio", "factor") or (kind == "paired" and measure.get("how", "ratio") == "ratio"):
         return "times"

@@ -1,4 +1,4 @@
-"""Measures of claims about runs of several nodes: factors of a speed-up, idle time, bytes, draws, places on a curve.
+"""Measures of claims about runs of several nodes: factors of a speed-up, idle time, bytes, draws, restarts, a curve.
 
 Here: from the folders of an arm's runs to one number; `Missing` says why there is none. Not here: claims files and
 verdicts (`claims`). Kept: a number comes from the tables of the runs alone.
@@ -110,6 +110,17 @@ def draws(measure: Mapping[str, Any], folders: Folders) -> float:
     return found.p
 
 
+def restarts(measure: Mapping[str, Any], folders: Folders) -> float:
+    """Cycles whose ring was begun again, came to nothing or had nobody to form it: of the run that had most."""
+    most = 0
+    for nodes in _each(str(measure["arm"]), folders):
+        if not any("members" in one for one in nodes.said):
+            raise Missing(f"{measure['arm']} forms no rings")
+        hurt = {one["cycle"] for one in nodes.said if one.get("epoch", 0) or not one.get("members", True)}
+        most = max(most, len(hurt))
+    return float(most)
+
+
 def _each(arm: str, folders: Folders) -> list[Nodes]:
     """The nodes of an arm's runs."""
     found = []
@@ -125,6 +136,7 @@ def _each(arm: str, folders: Folders) -> list[Nodes]:
 
 MEASURES: Mapping[str, Callable[[Mapping[str, Any], Folders], float]] = {
     "factor": factor, "curve": curve, "idle": idle, "bytes_sent": bytes_sent, "draws": draws,
+    "restarts": restarts,
 }  # fmt: skip
 
 
@@ -156,4 +168,6 @@ def in_words(measure: Mapping[str, Any]) -> str:
         return f"idle share of {whose}, {arm}"
     if kind == "bytes_sent":
         return f"bytes of {measure['kind']} messages in a cycle, {arm}"
+    if kind == "restarts":
+        return f"rings begun again or called off, {arm}"
     return f"probability of draws as far from their chances, {arm}"

@@ -17,7 +17,9 @@ and the speed-up over a baseline is the product of three ratios, baseline over o
 
     statistics      N_b / N                                  examples needed to the target
     communication   (1 - l) / (1 - l_b)                      time not lost to links
-    utilisation     [(1 - l_b) R_b T_b / N_b] / [(1 - l) R T / N]   what full speed would take of the rest
+    utilisation     [(1 - l_b) R_b T_b / N_b] / [(1 - l) R T / N]  x  R / R_b   time not lost to others' pace
+
+R / R_b is 1 where the same devices train at the same speeds.
 
 This is our definition. The usual reading, sum(p) / (K min p) for utilisation and (c + t_allreduce) / (c + t_ring / E)
 for communication, is what it gives for a lock-step run against one without idle devices.
