@@ -271,8 +271,21 @@ def test_an_offer_is_told_again_to_neighbours_who_ask_and_to_nobody_else():
 
 @pytest.mark.parametrize("how", ["pair", "push"])
 def test_gossip_goes_on_where_offers_and_answers_are_lost(how):
-    end = simulate(faulty(Gossip(60, 2, 0.05, how), 1, lost=0.2, twice=0.0))
-    assert [state.round for state in states(end)] == [60] * 5
+    end = simulate(faulty(Gossip(200, 2, 0.05, how), 1, lost=0.1, twice=0.0))
+    assert [state.round for state in states(end)] == [200] * 5
+    assert PROBLEM.loss(end.model) < 2.0 * PROBLEM.loss(PROBLEM.model.replace(PROBLEM.optimum))
+
+
+def test_gossip_over_links_far_slower_than_thought_grows_patient_and_stays_together():
+    plain = world(Gossip(60, lr=0.05))
+    slow = replace(plain, links=Links(0.0, 28.0 / 3.0))  # a model takes a hundred trainings of the fastest
+    end = simulate(slow, keep=True)
+    offers = [
+        step.now for step, (node, _, effects) in zip(end.transcript.steps, end.transcript.kept, strict=True)
+        for e in effects if node == "peer/0" and isinstance(e, Send) and isinstance(e.body, Offer)
+    ]  # fmt: skip
+    assert len(offers) == 60
+    assert max(len([one for one in offers if at <= one < at + 6.0]) for at in offers[8:]) <= 3
     assert PROBLEM.loss(end.model) < 2.0 * PROBLEM.loss(PROBLEM.model.replace(PROBLEM.optimum))
 
 

@@ -166,7 +166,7 @@ class Gossip:
                     late = max(state.asked_s + patience_s(state) - ctx.now, 0.0)
                     return replace(state, waiting=True), (Wake(late, ("answer", state.offered)),)
                 if state.offered and ctx.now - state.asked_s >= patience_s(state):
-                    state = replace(state, offered=0)
+                    state = replace(state, offered=0, doubled=state.doubled + 1)
                 return self._exchange(state, ctx)
             case Received(src, Offer(r, vector)) if src in state.peers and vector.shape == state.model.vector.shape:
                 half: F32 = ((vector - state.model.vector) * np.float32(0.5)).astype(np.float32)
@@ -180,14 +180,14 @@ class Gossip:
             case Left(node) if node == state.asked and state.offered:
                 return self._alone(state, ctx)
             case Woke(tag=("answer", int(r))) if r == state.offered and state.waiting:
-                return self._alone(state, ctx)
+                return self._alone(replace(state, doubled=state.doubled + 1), ctx)
             case _:
                 return state, ()
 
     def _answered(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """The offer on its way has come."""
         took = max(state.longest, ctx.now - state.asked_s)
-        return self._alone(replace(state, longest=took, rounds_over=state.rounds_over + 1), ctx)
+        return self._alone(replace(state, longest=took, rounds_over=state.rounds_over + 1, doubled=0), ctx)
 
     def _alone(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """Nothing is on its way any more."""
