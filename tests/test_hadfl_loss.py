@@ -38,6 +38,8 @@ from fieldfare.algorithms.hadfl.peer import Peer
 from fieldfare.algorithms.hadfl.ring import Frame, fingerprint, sound, step_for
 from fieldfare.algorithms.hadfl.rules import Models
 from fieldfare.algorithms.hadfl.session import begin, receive
+from fieldfare.algorithms.hadfl.supervision import State as Supervisor
+from fieldfare.algorithms.hadfl.supervision import backed_up
 from fieldfare.core import rng
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Send
@@ -214,6 +216,49 @@ def test_what_a_ring_that_was_restarted_has_prepared_is_not_decided():
     after, out = boss.step(state, Received(first, Prepared(1, 1, "y" * 16, (1.0, 2.0))), ctx)
     assert [(e.to, e.body.epoch, e.body.digest) for e in out] == [(first, 1, "y" * 16)]
     assert after.commits == 1
+
+
+def copy_of(cycle, serial, value, digest="", check=""):
+    vector = np.full(7, value, np.float32)
+    own = fingerprint(vector)
+    return Backup(cycle, digest or own, 1.0, vector, check or own, serial)
+
+
+def supervisor(cycles):
+    """A supervisor that has decided `cycles` for the models of `copy_of(cycle, cycle, cycle)`."""
+    decided = {c: Decided(c, 0, copy_of(c, c, c).digest, (1.0,), c) for c in cycles}
+    return Supervisor(PROBLEM.model, decisions=decided)
+
+
+def test_the_newest_models_are_kept_in_the_order_of_their_commits():
+    state = supervisor(range(1, 6))
+    for c in (1, 2, 4, 3):
+        state = backed_up(state, copy_of(c, c, c), False, 3)
+    assert [one.serial for one in state.kept] == [2, 3, 4]
+    assert state.model.vector.tolist() == [4.0] * 7
+    state = backed_up(state, copy_of(5, 5, 5), False, 1)
+    assert [one.serial for one in state.kept] == [5]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        copy_of(2, 2, 9.0), copy_of(2, 2, 2.0, digest="0" * 16), copy_of(2, 2, 2.0, check="0" * 16),
+        copy_of(7, 7, 7.0), replace(copy_of(2, 2, 2.0), vector=np.full(6, 2.0, np.float32)),
+    ],
+    ids=["another model", "another digest", "spoilt on its way", "undecided", "another shape"],
+)  # fmt: skip
+def test_a_copy_that_is_not_of_the_model_that_was_decided_is_not_kept(odd):
+    state = backed_up(supervisor(range(1, 4)), copy_of(1, 1, 1), False, 3)
+    for deltas in (False, True):
+        assert backed_up(state, odd, deltas, 3) is state
+
+
+def test_of_deltas_the_copy_is_the_base_whose_check_is_its_own():
+    state, base = supervisor([1]), np.full(7, 5.0, np.float32)
+    copy = Backup(1, copy_of(1, 1, 1).digest, 1.0, base, fingerprint(base), 1)
+    assert backed_up(state, copy, False, 3) is state
+    assert backed_up(state, copy, True, 3).model.vector.tolist() == [5.0] * 7
 
 
 # What is merged
