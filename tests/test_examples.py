@@ -29,6 +29,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NEEDS = {
     "own_work": (),
     "concurrency_sweep": (),
+    "fedfly_study": ("torch", "sklearn", "cryptography"),
     "csv_hospitals": (),
     "torch_cnn": ("torch", "sklearn"),
     "jax_mlp": ("jax", "optax", "sklearn"),
@@ -42,7 +43,7 @@ QUICK = ("hello", "own_work")
 MAIN = ("hello", "demo", "own_algorithm", "own_work")
 TABLES = ("flash_cifar", "flash_mnist", "hadfl_cifar")
 """Examples on optional tables of real data."""
-STUDIES = ("hadfl_study",)
+STUDIES = ("fedfly_study", "hadfl_study")
 """Studies of many minutes, of which the quick form is run here; longer than an example, for they hold many arms."""
 ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 NAMES = [name for name in ALL if name not in (*TABLES, *STUDIES)]
@@ -231,6 +232,25 @@ def test_on_measured_phones_who_does_not_wait_is_at_95_percent_soonest(monkeypat
         assert result.final["accuracy"] >= 0.95
         took[name] = result.summary["virtual_s"]
     assert took["do not wait"] < took["wait for the fastest"] < took["wait for all of 10"]
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_on_measured_phones_who_does_not_wait_learns_harder_pictures_sooner_too(monkeypatch):
+    for library in ("torch", "pyarrow", "PIL"):
+        pytest.importorskip(library, reason=f"flash_cifar needs {library}, which is not installed")
+    monkeypatch.setenv("FIELDFARE_DATA", str(realdata.file("cifar10/train_part1.parquet").parents[1]))
+    realdata.file("traces_availability/flash_intervals.parquet")
+    study = load_job(EXAMPLES / "flash_cifar.py")
+    assert isinstance(study, Study)
+    took = {}
+    for name in ("do not wait", "wait for the fastest"):
+        arm = study.arms[name]
+        assert isinstance(arm, dict)
+        result = arm[0].run(None, progress=False)
+        assert result.final["accuracy"] >= 0.4
+        took[name] = result.summary["virtual_s"]
+    assert took["do not wait"] < took["wait for the fastest"] / 2
 
 
 @pytest.mark.parametrize("name", TABLES)
