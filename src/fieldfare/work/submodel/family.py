@@ -29,16 +29,18 @@ I64 = NDArray[np.int64]
 
 def submodels(
     model: Any, levels: Sequence[float | Level] = (1.0, 0.5, 0.25, 0.125), *, loss: Any = None,
-    example: Mapping[str, NDArray[Any]] | None = None,
+    metrics: Any = None, example: Mapping[str, NDArray[Any]] | None = None,
 ) -> Family:  # fmt: skip
     """A model with the levels it can be cut to; give it to `Job(model=...)` to measure every level.
 
-    `model`: as a job's. `example`: at least two rows of the data's columns, which a torch module is looked at with
-    (where the net has none). `levels`: rates, or `Level`s. Errors: `UsageError` where layers cannot be seen.
+    `model`, `loss`, `metrics`: as for `torch_net`. `example`: at least two rows of the data's columns, with which a
+    torch module is looked at (where the net has none). `levels`: rates, or `Level`s. Errors: `UsageError` where layers
+    cannot be seen.
     """
     from fieldfare.work.adapt import as_net
 
-    net = as_net(model, loss=loss, example=None if example is None else {n: c[:2] for n, c in example.items()})
+    rows = None if example is None else {name: column[:2] for name, column in example.items()}
+    net = as_net(model, loss=loss, metrics=metrics, example=rows)
     if not hasattr(net, "of"):
         raise UsageError(f"sub-models of a {type(net).__name__}: use fieldfare.mlp(...) or an nn.Module.")
     return Family(net, as_levels(levels))

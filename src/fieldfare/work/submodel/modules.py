@@ -140,8 +140,9 @@ def _disagreement(
     except Unfit as error:
         kind = type(small.get_submodule(error.layer)).__name__
         return error.layer, f"{error.layer or 'the net'} ({kind}) does not follow its parameters: {error.said}"
-    for name, wanted in (*axes.params.items(), *axes.fixed.items()):
-        for expected, seen in zip(wanted, (own.params if name in own.params else own.fixed)[name], strict=True):
+    all_ = {**axes.params, **axes.fixed}
+    for name, has in (*own.params.items(), *own.fixed.items()):
+        for expected, seen in zip(all_[name], has, strict=True):
             cuts = _cuts(expected, sizes)
             if not _cuts(seen, [group.size for group in own.groups]) <= cuts:
                 layer = name.rpartition(".")[0]

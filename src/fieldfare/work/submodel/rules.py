@@ -270,9 +270,7 @@ class SubModels:
         return self.known[key]
 
     def _names(self, level: Level) -> tuple[str, ...] | None:
-        if level.depth is None or level.depth >= len(self.stages):
-            return None
-        return self.stages[level.depth - 1]
+        return None if level.depth is None else self.stages[level.depth - 1]
 
 
 def as_levels(levels: Sequence[float | Level]) -> tuple[Level, ...]:
