@@ -175,6 +175,9 @@ class Still:
     def steps(self, examples: Any, config: Mapping[str, Scalar]) -> Any:
         return self.work.steps(examples, config)
 
+    def alike(self, config: Mapping[str, Scalar]) -> Any:
+        return self.work.alike(config)
+
     def slots(self, layout: Layout) -> Mapping[str, int]:
         return {}
 
