@@ -125,9 +125,10 @@ def timeline(nodes: Nodes, begin_s: float, end_s: float, *, name: str, close: in
     lost = int(np.isnan(rows["arrives_s"]).sum())
     words = f"{lost} message{'' if lost == 1 else 's'} never arrived" if hurt else "Nothing went wrong here"
     if "begun again" in told:
-        words += "; the ring was begun again without the dead member, and nothing was applied before the commit"
+        without = left_out(nodes, begin_s, end_s)
+        words += "; a ring was begun again" + (f" without {', '.join(without)}" if without else "")
     if "called off" in told:
-        words += "; a ring was called off, and nobody has applied anything of it"
+        words += "; a ring was called off"
     words += "."
     title = f"The ring of cycle {close}, close up" if close is not None else "The ring over time"
     note = (
@@ -139,6 +140,17 @@ def timeline(nodes: Nodes, begin_s: float, end_s: float, *, name: str, close: in
         alt=f"{title}, from {units.duration(begin_s)} to {units.duration(end_s)}: {len(rows)} messages between "
         f"{len(lanes)} nodes. {words}",
     )  # fmt: skip
+
+
+def left_out(nodes: Nodes, begin_s: float, end_s: float) -> list[str]:
+    """Who is no member any more of rings that were begun again from `begin_s` to `end_s`."""
+    rings = [one for one in nodes.said if isinstance(one.get("members"), list)]
+    members = {(one.get("cycle"), one.get("epoch", 0)): set(one["members"]) for one in rings}
+    out: set[str] = set()
+    for one in rings:
+        if one.get("epoch", 0) > 0 and begin_s <= when_of(one) <= end_s:
+            out |= members.get((one.get("cycle"), one["epoch"] - 1), set()) - set(one["members"])
+    return [name for name in nodes.names if name in out]
 
 
 def _work(axes: Axes, nodes: Nodes, lanes: dict[int, int], clock: _Clock, begin_s: float, end_s: float) -> int:
