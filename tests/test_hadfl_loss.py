@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 
 from fieldfare.algorithms.hadfl.coordinator import Coordinator
-from fieldfare.algorithms.hadfl.draw import Table, logits
-from fieldfare.algorithms.hadfl.holding import State
 from fieldfare.algorithms.hadfl.messages import (
     Ack,
     Backup,
@@ -36,7 +34,6 @@ from fieldfare.algorithms.hadfl.messages import (
 from fieldfare.algorithms.hadfl.nodes import nodes, placed
 from fieldfare.algorithms.hadfl.peer import Peer
 from fieldfare.algorithms.hadfl.ring import Frame, fingerprint, sound, step_for
-from fieldfare.algorithms.hadfl.rules import Models
 from fieldfare.algorithms.hadfl.session import begin, receive
 from fieldfare.algorithms.hadfl.supervision import State as Supervisor
 from fieldfare.algorithms.hadfl.supervision import backed_up
@@ -259,39 +256,3 @@ def test_of_deltas_the_copy_is_the_base_whose_check_is_its_own():
     copy = Backup(1, copy_of(1, 1, 1).digest, 1.0, base, fingerprint(base), 1)
     assert backed_up(state, copy, False, 3) is state
     assert backed_up(state, copy, True, 3).model.vector.tolist() == [5.0] * 7
-
-
-# What is merged
-
-
-@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
-def test_outside_the_ring_the_mean_and_its_version_are_blended_in_by_the_share(share):
-    mine, mean = np.array([0.0, 8.0, -4.0], np.float32), np.array([4.0, 0.0, 4.0], np.float32)
-    model = quadratics(n=2, dim=3).model
-    state = State(model.replace(mine), version=10.0, applied=1, incoming=Broadcast(2, 30.0, mean))
-    after = Models(share).merged(state)
-    assert after.model.vector.tolist() == (share * mean + (1.0 - share) * mine).tolist()
-    assert after.version == share * 30.0 + (1.0 - share) * 10.0
-    assert (after.applied, after.incoming) == (2, None)
-
-
-def test_who_was_in_the_ring_takes_the_mean_of_the_members_versions():
-    vectors = {"a": np.full(3, 2.0, np.float32), "b": np.full(3, 4.0, np.float32)}
-    ring = Select(2, 0, ("a", "b"), (), (), step_for(8.0, 2), 1.0, False)
-    (one, (there,)), (_, (here,)) = begin(7, ring, "a", vectors["a"]), begin(7, ring, "b", vectors["b"])
-    other, (back,) = receive(begin(7, ring, "b", vectors["b"])[0], there)
-    one, _ = receive(one, here)
-    one, _ = receive(one, back)
-    state = State(quadratics(n=2, dim=3).model, version=10.0, applied=1)
-    decided = Decided(2, 0, one.digest, (10.0, 40.0), 1)
-    after, out = Models(0.5).committed(state, one, decided, "a", False)
-    assert after.model.vector.tolist() == [3.0] * 3
-    assert (after.version, after.applied) == (25.0, 2)
-    assert list(out) == []
-    assert other.hop == 1
-
-
-def test_by_age_a_weight_is_the_bell_times_the_age():
-    versions, ages = (66.0, 50.0, 22.0), (1.0, 3.0, 7.0)
-    table = Table(5, 2, ("a", "b", "c"), versions, ages)
-    assert np.exp(table.weights) == pytest.approx(np.exp(logits(np.array(versions))) * np.array(ages))
