@@ -2,9 +2,8 @@
 
 CIFAR-10 where FIELDFARE_DATA names the folder that holds cifar10 (10,000 images; needs Pillow and pyarrow), else
 digits and a small VGG-5, whose session has a tenth of the bytes and whose devices take a tenth of the time. Device 0
-moves from edge 0 to edge 1 when a share of its round is over; it can reach the old edge still while its session
-crosses. Batches are of 100 images as in the paper, of 20 digits; momentum and learning rate are the paper's. `--quick`
-runs one seed where there are several.
+moves from edge 0 to edge 1 when a share of its round is over, and can reach the old edge until its session has crossed.
+Learning rate, momentum and batches of 100 images (20 digits) are the paper's. `--quick`: one seed where there are two.
 """
 
 import io
@@ -19,9 +18,7 @@ from fieldfare.models import vgg5
 
 FOLDER = Path(os.environ.get("FIELDFARE_DATA", "")) / "cifar10"
 CIFAR = "FIELDFARE_DATA" in os.environ and FOLDER.is_dir()
-BATCH, SLOW = (100, 1.0) if CIFAR else (20, 10.0)
-"""Examples of a batch; how much less a batch of digits is to compute and to send."""
-SHARES, RATES = (10, 25, 50, 75, 90), (75, 20, 5)
+SHARES, (BATCH, SLOW) = (10, 25, 50, 75, 90), (100, 1.0) if CIFAR else (20, 10.0)
 
 
 def images(part, count):
@@ -54,8 +51,8 @@ def shared(shares, count, seed=0):
 
 
 EVEN, MORE = shared([1, 1, 1, 1], len(x)), shared([3, 1, 1, 1], len(x))
-CROWD = shared([1] * 20, len(x))
-FEW = {seed: shared([1, 1, 1, 1], 2_000 if CIFAR else 800, seed) for seed in range(3)}
+FEW, CROWD = shared([1, 1, 1, 1], 4_000 if CIFAR else len(x)), shared([1] * 20, len(x))
+SEEDS = {seed: shared([1, 1, 1, 1], 1_000 if CIFAR else 800, seed) for seed in range(2)}
 
 
 def job(policy, at=(), rate=75, data=EVEN, speeds=(1, 1, 1, 1), train=True, rounds=1, batch=BATCH, steps=None,
@@ -64,69 +61,60 @@ def job(policy, at=(), rate=75, data=EVEN, speeds=(1, 1, 1, 1), train=True, roun
     given = {"cut": "pool2", "homes": tuple(int(i >= len(speeds) / 2) for i in range(len(speeds))), **more}
     ways = {("device", "edge"): (0.002, 75), ("edge", "edge"): (0.005, rate), ("edge", "central"): (0.01, 1000),
             ("device", "central"): (0.012, 75)}  # fmt: skip
-    simulated = ff.Simulated(
-        Fleet(SPEED * np.array(speeds, np.float64), 1e15, 1e15, overhead_s=0.0), train=train, workers=1,
-        links=ff.Links(roles={roles: (latency / SLOW, 125_000.0 * mbit) for roles, (latency, mbit) in ways.items()}),
-        mobility=ff.MovesAt(tuple(at)) if at else None,
-    )  # fmt: skip
-    epochs = 1 if CIFAR or rounds > 1 else 2
-    training = ff.Training(lr=0.01, momentum=0.9, batch_size=batch, steps=steps, epochs=epochs)
+    links = ff.Links(roles={roles: (latency / SLOW, 125_000.0 * mbit) for roles, (latency, mbit) in ways.items()})
+    fleet, mobility = Fleet(SPEED * np.array(speeds, np.float64), 1e15, 1e15, overhead_s=0.0), ff.MovesAt(tuple(at))
+    simulated = ff.Simulated(fleet, train=train, links=links, mobility=mobility if at else None, workers=1)
+    passes = 1 if CIFAR or rounds > 1 else 2
+    training = ff.Training(lr=0.01, momentum=0.9, batch_size=batch, steps=steps, epochs=passes)
     algorithm = ff.FedFly(rounds, policy=policy, patience_s=600.0, **given)
     return ff.Job(net, data, algorithm, training, seed=seed, simulated=simulated)
 
 
 STOP, PRE, AGAIN = ff.StopAndCopy(), ff.PreCopy(), ff.Restart()
-arms = {"still": job(PRE)}
-for share in SHARES:
+arms = {"still": job(PRE), "more still": job(PRE, data=MORE)}
+for share in SHARES:  # "more": the mover has half of the data; "behind": another device is slower than the mover
     at = [(0, 1, share / 100, 1)]
-    arms[f"restart {share}"] = job(AGAIN, at, train=False)
-    for rate in RATES:
+    for name, given in {"": {}, "more ": {"data": MORE}, "behind ": {"speeds": (1, 1, 0.4, 1)}}.items():
+        arms[f"{name}restart {share}"] = job(AGAIN, at, train=False, **given)
+        arms[f"{name}stop 75 {share}"] = job(STOP, at, train=False, **given)
+        if not name or share in (50, 90):
+            arms[f"{name}pre-copy 75 {share}"] = job(PRE, at, **given)
+    for rate in (20, 5):
         arms[f"stop {rate} {share}"] = job(STOP, at, rate, train=False)
-        arms[f"pre-copy {rate} {share}"] = job(PRE, at, rate)
-# The mover has half of the data; then another device is slower than the mover.
-arms["more still"], arms["behind still"] = job(PRE, data=MORE), job(PRE, speeds=(1, 1, 0.4, 1), train=False)
-for share in SHARES:
-    at = [(0, 1, share / 100, 1)]
-    for name, given in {"more": {"data": MORE}, "behind": {"speeds": (1, 1, 0.4, 1)}}.items():
-        if name == "more" or share in (50, 90):
-            arms[f"{name} restart {share}"] = job(AGAIN, at, train=False, **given)
-            arms[f"{name} stop {share}"] = job(STOP, at, train=False, **given)
-            arms[f"{name} pre-copy {share}"] = job(PRE, at, **given)
-# Other ways for the state to cross, and less of it.
-half = [(0, 1, 0.5, 1)]
-others = {"stop packed": ff.StopAndCopy(compress=True), "pre-copy fp16": ff.PreCopy(lossy="fp16", replay=False),
-          "pre-copy int8": ff.PreCopy(lossy="int8", replay=False), "pre-copy without replay": ff.PreCopy(replay=False),
-          "stop relayed": ff.StopAndCopy("relay"), "stop carried": ff.StopAndCopy("carry"),
-          "pre-copy relayed": ff.PreCopy(route="relay")}  # fmt: skip
-arms |= {name: job(policy, half, 20) for name, policy in others.items()}
+        if share in (10, 50, 90):
+            arms[f"pre-copy {rate} {share}"] = job(PRE, at, rate)
+# Other ways for the state to cross, and less of it: half way, at 20 Mbit/s, with fewer images.
+half, arms["few still"] = [(0, 1, 0.5, 1)], job(PRE, data=FEW)
+others = {"stop packed": ff.StopAndCopy(compress=True), "stop relayed": ff.StopAndCopy("relay"),
+          "stop carried": ff.StopAndCopy("carry"), "pre-copy relayed": ff.PreCopy(route="relay"),
+          "pre-copy fp16": ff.PreCopy(lossy="fp16", replay=False),
+          "pre-copy int8": ff.PreCopy(lossy="int8", replay=False),
+          "pre-copy without replay": ff.PreCopy(replay=False), "pre-copy": PRE, "stop": STOP}  # fmt: skip
+arms |= {f"few {name}": job(policy, half, 20, data=FEW) for name, policy in others.items()}
 # Where a restart is better, and the policy that finds it: early, over a slow link.
 for share in (10, 50):
-    way = ff.Cheapest(bytes_per_s=5 * 125_000.0)
-    arms[f"cheapest {share}"] = job(way, [(0, 1, share / 100, 1)], 5, train=False)
+    arms[f"cheapest {share}"] = job(ff.Cheapest(5 * 125_000.0), [(0, 1, share / 100, 1)], 5, train=False)
 # Twenty movers from one edge to one edge, at once.
-many = {"data": CROWD, "speeds": (1,) * 20, "batch": BATCH // 4, "steps": 40, "homes": (0,) * 20}
+many = {"data": CROWD, "speeds": (1,) * 20, "batch": BATCH // 4, "steps": 30, "homes": (0,) * 20}
 crowd = [(i, 1, 0.1, 1) for i in range(20)]
 arms["crowd still"], arms["crowd pre-copy"] = job(PRE, **many), job(PRE, crowd, **many)
 arms["crowd stop"] = job(STOP, crowd, train=False, **many)
-arms["crowd pre-copy in turn"] = job(PRE, crowd, arrivals=2, **many)
-# Accuracy over rounds, without moves and with one in every round; devices that train whole; labels that stay.
+# Accuracy over ten rounds, without moves and with one in every round.
 back = [(0, r, 0.5, r % 2) for r in range(1, 11)]
-long = {"accuracy still": (PRE, ()), "accuracy restart": (AGAIN, back), "accuracy pre-copy": (PRE, back),
-        "accuracy fp16": (others["pre-copy fp16"], back), "accuracy int8": (others["pre-copy int8"], back)}  # fmt: skip
+long = {"still": (PRE, ()), "restart": (AGAIN, back), "pre-copy": (PRE, back),
+        "fp16": (others["pre-copy fp16"], back), "int8": (others["pre-copy int8"], back)}  # fmt: skip
+size = BATCH // 10 if CIFAR else BATCH
 for name, (policy, at) in long.items():
-    arms[name] = {seed: job(policy, at, data=data, batch=20, rounds=10, seed=seed) for seed, data in FEW.items()}
-arms["two train whole"] = job(PRE, half, cut=("pool2", "pool2", None, None))
-arms["labels stay"] = job(PRE, half, tail="relu4")
-arms["planned cuts"] = job(PRE, half, cut="plan or whole", speeds=(1, 1, 4, 20))
+    jobs = {seed: job(policy, at, data=data, batch=size, rounds=10, seed=seed) for seed, data in SEEDS.items()}
+    arms[f"rounds {name}"] = jobs
+# Devices that train whole beside those that do not; labels that stay; cuts by the planner.
+arms["two train whole"] = job(PRE, half, data=FEW, cut=("pool2", "pool2", None, None))
+arms["labels stay"] = job(PRE, half, data=FEW, tail="relu4")
+arms["planned cuts"] = job(PRE, half, data=FEW, cut="plan or whole", speeds=(1, 1, 4, 20))
 
-study = ff.Study(
-    arms,
-    name="fedfly",
-    quick=1,
-    processes=2,
-    claims=Path(__file__).with_suffix(".claims.toml"),
-    shown={"pre-copy": "pre-copy 20 50", "stop-and-copy": "stop 20 50", "twenty at once": "crowd pre-copy"},
-)
+study = ff.Study(arms, claims=Path(__file__).with_suffix(".claims.toml"), name="fedfly", quick=1, processes=2,
+                 shown={"pre-copy, 20 Mbit/s": "pre-copy 20 50", "stop-and-copy, 20 Mbit/s": "stop 20 50",
+                        "twenty at once": "crowd pre-copy"})  # fmt: skip
 
 if __name__ == "__main__":
     study.run()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED
+from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, OFFLOADING
 from fieldfare.cli import EXIT, app
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -80,9 +80,16 @@ def algorithms() -> str:
         "These take `cycles` first; learning rate, batches, and local steps where they are not their own, are those of "
         "`Training`.",
         "",
-    ]
+        "With edge servers beside the clients ([more](fedfly.md)), by `rounds`:",
+        "",
+        "| name | constructor | what it does | paper | needs |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| {one.name} | `ff.{one.factory.__name__}` | {one.summary} | {one.paper} | {', '.join(one.needs)} |"
+          for one in OFFLOADING),
+        "",
+    ]  # fmt: skip
     told: dict[Any, str] = {}
-    for entry in (*ALGORITHMS, *DECENTRALISED):
+    for entry in (*ALGORITHMS, *DECENTRALISED, *OFFLOADING):
         module = inspect.getmodule(entry.factory)
         lines += [f"## {entry.name}", "", *prose(inspect.getdoc(entry.factory))]
         if module in told:

@@ -13,7 +13,7 @@ import pytest
 from command_line import EXTRAS, HELLO, environment, fieldfare, job_file, program
 
 import fieldfare as ff
-from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED
+from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, OFFLOADING
 from fieldfare.cli import EXIT, main
 from fieldfare.data import PARTITIONERS
 from fieldfare.store.models import read_model
@@ -190,7 +190,7 @@ def test_a_picture_of_an_unknown_kind_is_refused(done):
 
 
 def test_catalogues_name_every_entry_with_its_paper(tmp_path):
-    for what, entries in (("algorithms", (*ALGORITHMS, *DECENTRALISED)), ("partitioners", PARTITIONERS)):
+    for what, entries in (("algorithms", (*ALGORITHMS, *DECENTRALISED, *OFFLOADING)), ("partitioners", PARTITIONERS)):
         rows = fieldfare(tmp_path, what, "--json").result[what]
         assert [row["name"] for row in rows] == [entry.name for entry in entries]
         assert all(row["paper"] and row["summary"] for row in rows)

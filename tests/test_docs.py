@@ -15,13 +15,13 @@ from command_line import fieldfare
 from snippets import DOCS, run_snippets, snippets
 
 import fieldfare as ff
-from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED
+from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, OFFLOADING
 from fieldfare.cli import EXIT, app
 from fieldfare.starter import write_starter
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
-RUN = ("getting-started.md", "own-algorithm.md", "own-work.md", "time.md", "decentralised.md")
+RUN = ("getting-started.md", "own-algorithm.md", "own-work.md", "time.md", "decentralised.md", "fedfly.md")
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -142,7 +142,7 @@ def test_the_run_folder_page_names_every_file_and_field(tmp_path):
 
 def test_the_catalogue_and_the_exit_codes_are_on_their_pages():
     algorithms = (DOCS / "algorithms.md").read_text(encoding="utf-8")
-    for entry in (*ALGORITHMS, *DECENTRALISED):
+    for entry in (*ALGORITHMS, *DECENTRALISED, *OFFLOADING):
         assert f"\n## {entry.name}\n" in algorithms
         assert f"| {entry.name} | `ff.{entry.factory.__name__}` |" in algorithms
         assert entry.paper in algorithms

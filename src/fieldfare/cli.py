@@ -222,10 +222,10 @@ app.add_command(fleet)
 @as_json_
 def algorithms(as_json: bool) -> None:
     """The catalogue of algorithms: one line and the paper each."""
-    from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED
+    from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, OFFLOADING
     from fieldfare.show import catalogue
 
-    catalogue("algorithms", (*ALGORITHMS, *DECENTRALISED), as_json)
+    catalogue("algorithms", (*ALGORITHMS, *DECENTRALISED, *OFFLOADING), as_json)
 
 
 @app.command()

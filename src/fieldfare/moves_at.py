@@ -7,11 +7,14 @@ moves are a function of the job's devices, links, data and cuts; not of its poli
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
+from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.mobility import Mobility
 from fieldfare.job import Job
 from fieldfare.sim.batch import Executor
@@ -66,12 +69,20 @@ class MovesAt:
 def spans_of(job: Job) -> dict[tuple[int, int], Span]:
     """{(device, round): (first forward pass begins, last backward pass ends)} in seconds, where nobody moves."""
     s, method = job.simulated, job.algorithm
-    held = (job.data, job.model, s.fleet, s.edges, s.links)
+    held = (job.data, job.model)
     told = (job.training, method.rounds, method.edges, method.cut, method.tail, method.homes, method.lanes, job.seed)
-    key = (*map(id, held), repr(told))
+    key = (*map(id, held), repr((told, s.links)), *_columns(s.fleet), *_columns(s.edges))
     if key not in _FOUND:
-        _FOUND[key] = held, _spans(job)
+        _FOUND[key] = (*held, s.fleet, s.edges), _spans(job)
     return _FOUND[key][1]
+
+
+def _columns(fleet: Any) -> tuple[Any, ...]:
+    """What a fleet is, to be compared: numbers by value, all else by what it is called or by object."""
+    if not isinstance(fleet, Fleet):
+        return (repr(fleet),)
+    values = [getattr(fleet, f.name) for f in fields(fleet)]
+    return tuple(v.tobytes() if isinstance(v, np.ndarray) else id(v) if is_dataclass(v) else repr(v) for v in values)
 
 
 def _spans(job: Job) -> dict[tuple[int, int], Span]:

@@ -1,7 +1,7 @@
 """One paper per file: pure reducers over the vocabulary of `core`."""
 
 from fieldfare.algorithms.bagging import Bagging
-from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, Entry, RolesEntry, build, entry
+from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, OFFLOADING, Entry, RolesEntry, build, entry
 from fieldfare.algorithms.check import check
 from fieldfare.algorithms.deadline import CutOff, SemiSync, TiFL
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, StopAt, innermost
@@ -30,6 +30,7 @@ __all__ = [
     "ALGORITHMS",
     "DECENTRALISED",
     "HADFL",
+    "OFFLOADING",
     "AllReduce",
     "Bagging",
     "CutOff",

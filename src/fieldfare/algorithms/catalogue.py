@@ -1,8 +1,8 @@
 """The registered algorithms, and what may be combined with what: one table, checked before a run starts.
 
-Here: `ALGORITHMS` for the command line, the documentation and the law tests; `DECENTRALISED`, those of several nodes;
-`build`, by name. Not here: `check`, which refuses a job that could only go wrong; checks of one value, made at
-construction.
+Here: `ALGORITHMS` for the command line, the documentation and the law tests; `DECENTRALISED` and `OFFLOADING`, those of
+several nodes; `build`, by name. Not here: `check`, which refuses a job that could only go wrong; checks of one value,
+made at construction.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class RolesEntry:
-    """One registered algorithm of several nodes, without a server: `factory(cycles, **options)` gives `Roles`."""
+    """One registered algorithm of several nodes: `factory(cycles or rounds, **options)` gives `Roles`."""
 
     name: str
     summary: str
@@ -95,6 +95,7 @@ _ANY_SGD = "SGD on the client"
 _STATE = "client state"
 _ROWS = "every row at the server"
 _ASYNC = "devices of unlike speed"
+_CUT = "an `nn.Module` that can be cut, such as `split_net(...)`"
 
 ALGORITHMS: tuple[Entry, ...] = (
     Entry("fedavg", "average of the cohort's deltas", "McMahan et al., AISTATS 2017", FedAvg),
@@ -149,16 +150,24 @@ DECENTRALISED: tuple[RolesEntry, ...] = (
                GraphGossip),
 )  # fmt: skip
 
+OFFLOADING: tuple[RolesEntry, ...] = (
+    RolesEntry("fedfly", "devices train the first layers, edge servers the rest; sessions follow devices that move",
+               "Ullah et al., IEEE Communications Magazine 2022", FedFly, (_CUT,)),
+)  # fmt: skip
+"""With edge servers beside the clients."""
+
 
 def entry(name: str) -> Entry:
     """The entry called `name`; a name that is close to one is suggested."""
     for found in ALGORITHMS:
         if found.name == name.lower():
             return found
-    for several in DECENTRALISED:
+    for several in (*DECENTRALISED, *OFFLOADING):
         if several.name == name.lower():
-            made = several.factory.__name__
-            raise UsageError(f"{name} has no rounds over a cohort, it is of several nodes: make it by {made}(cycles).")
+            made, counted = several.factory.__name__, "cycles" if several in DECENTRALISED else "rounds"
+            raise UsageError(
+                f"{name} has no rounds over a cohort, it is of several nodes: make it by {made}({counted})."
+            )
     names = [known.name for known in ALGORITHMS]
     close = get_close_matches(name.lower(), names, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(names)}."
