@@ -10,6 +10,8 @@ from fieldfare.work.submodel.axes import axes as axes
 from fieldfare.work.submodel.cost import Declared as Declared
 from fieldfare.work.submodel.cost import declared as declared
 from fieldfare.work.submodel.cost import measured as measured
+from fieldfare.work.submodel.export import Exported as Exported
+from fieldfare.work.submodel.export import export as export
 from fieldfare.work.submodel.family import Family as Family
 from fieldfare.work.submodel.family import submodels as submodels
 from fieldfare.work.submodel.rules import Level as Level

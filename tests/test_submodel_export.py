@@ -1,0 +1,106 @@
+"""A level taken home: stand-alone, at any size, with statistics of its own, measured at every size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fieldfare as ff
+from fieldfare.core.errors import UsageError
+from fieldfare.store.models import read_model, write_model
+from fieldfare.work.submodel import TopNorm, export, submodels
+
+RATES = (1, 0.5, 0.25, 0.125)
+RNG = np.random.default_rng(0)
+
+
+def mlp():
+    return submodels(ff.mlp(16, 16, 16, 5), RATES)
+
+
+def columns(kind, rows=40):
+    shape = (rows, 16) if kind == "mlp" else (rows, 1, 8, 8)
+    return {"x": RNG.standard_normal(shape, dtype=np.float32), "y": RNG.integers(0, 5, rows)}
+
+
+def vgg(norm="batch_alone"):
+    pytest.importorskip("torch")
+    from fieldfare import models
+
+    net = models.vgg5((1, 8, 8), 5, norm, widths=(8, 16, 16, 24))
+    return submodels(net, RATES, example=columns("vgg"))
+
+
+def test_an_exported_level_reads_back_from_its_file_and_measures_the_same(tmp_path):
+    for family, kind in ((mlp(), "mlp"), (vgg("group"), "vgg")):
+        model, test = family.init(1), columns(kind)
+        for rate in RATES:
+            one = export(family, model, rate)
+            write_model(tmp_path / "level.safetensors", one.params)
+            back = read_model(tmp_path / "level.safetensors")
+            assert back.layout == one.params.layout == one.net.layout
+            assert back.vector.tobytes() == one.params.vector.tobytes()
+            name = "1" if rate == 1 else f"1/{round(1 / rate)}"
+            assert one.evaluate(test) == family.evaluate_levels(model, test)[name]
+
+
+def test_the_whole_level_is_the_model_and_smaller_ones_are_its_first_channels():
+    family = mlp()
+    model = family.init(1)
+    assert export(family, model, 1).params.vector.tobytes() == model.vector.tobytes()
+    half = export(family, model, 0.5).params
+    assert np.array_equal(half.tensor("2.weight"), model.tensor("2.weight")[:8, :8])
+    top = export(family, model, 0.5, TopNorm()).params
+    assert top.layout == half.layout
+    assert not np.array_equal(top.vector, half.vector)
+
+
+def test_a_pass_for_statistics_gives_a_level_norms_of_its_own_and_changes_no_parameter():
+    family = vgg()
+    model, data = family.init(1), columns("vgg", 512)
+    found = {}
+    for rate in (1, 0.5):
+        plain, one = export(family, model, rate), export(family, model, rate, data=data)
+        assert one.params.vector.tobytes() == plain.params.vector.tobytes()
+        assert set(one.params.sides) == {f"norm{i}.running_{what}" for i in (1, 2, 3) for what in ("mean", "var")}
+        found[rate] = one.params.sides["norm2.running_mean"]
+        single = {name: column[:1] for name, column in data.items()}
+        alone = [one.evaluate({n: c[i : i + 1] for n, c in data.items()})["loss"] for i in range(20)]
+        together = one.evaluate({n: c[:20] for n, c in data.items()})["loss"]
+        assert np.mean(alone) == pytest.approx(together, rel=1e-4)
+        assert one.evaluate(single)["loss"] != plain.evaluate(single)["loss"]
+        assert one.evaluate(data)["loss"] == pytest.approx(plain.evaluate(data)["loss"], rel=0.02)
+    assert len(found[1]) == 2 * len(found[0.5])
+    assert not np.allclose(found[1][:8], found[0.5])
+
+
+def test_a_module_taken_home_computes_alone():
+    family = vgg()
+    torch = pytest.importorskip("torch")
+    one = export(family, family.init(1), 0.25, data=columns("vgg"))
+    module = one.module()
+    assert not module.training
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.allclose(module(x)[:1], module(x[:1]), atol=1e-6)
+    assert module.conv1.out_channels == 2
+
+
+def test_onnx_is_the_same_function_or_says_what_it_needs():
+    family = vgg()
+    one = export(family, family.init(1), 0.5, data=columns("vgg"))
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError:
+        with pytest.raises(UsageError, match="ONNX needs the package"):
+            one.onnx()
+    else:
+        assert len(one.onnx()) > 4 * one.params.size
+
+
+def test_statistics_where_there_are_none_are_refused_in_one_line():
+    with pytest.raises(UsageError, match="declared layers have none"):
+        export(mlp(), mlp().init(0), 0.5, data=columns("mlp"))
+    family = vgg("group")
+    with pytest.raises(UsageError, match="has no batch norm"):
+        export(family, family.init(0), 0.5, data=columns("vgg"))
