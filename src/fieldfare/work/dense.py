@@ -100,7 +100,8 @@ def mlp(*widths: int, activation: Activation | None = None, loss: Loss = "cross_
 class DenseNet:
     """A net (`work.net.Net`) of linear layers and activations; columns `x` (any shape, flattened) and `y`.
 
-    `loss`: "cross_entropy" (labels 0..K-1 in `y`) or "squared_error" (mean over outputs; `y` of K numbers per example).
+    `loss`: "cross_entropy" (labels 0..K-1 in `y`), "masked_cross_entropy" (in training, over the classes that the
+    client's own examples have), or "squared_error" (mean over outputs; `y` of K numbers per example).
     Parameters are named "<place>.weight" and "<place>.bias" as in torch's `nn.Sequential`; `names` gives other
     prefixes, one per linear layer ("" for a bare layer).
     """
@@ -113,8 +114,10 @@ class DenseNet:
     keeps_moments: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.loss not in ("cross_entropy", "squared_error"):
-            raise UsageError(f"DenseNet(loss={self.loss!r}): use 'cross_entropy' or 'squared_error'.")
+        if self.loss not in ("cross_entropy", "masked_cross_entropy", "squared_error"):
+            raise UsageError(
+                f"DenseNet(loss={self.loss!r}): use 'cross_entropy', 'masked_cross_entropy' or 'squared_error'."
+            )
         kinds = [type(layer) for layer in self.layers]
         if not kinds or kinds[-1] is not Linear:
             raise UsageError(

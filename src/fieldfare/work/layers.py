@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 Activation: TypeAlias = Literal["relu", "tanh", "sigmoid", "none"]
-Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
+Loss: TypeAlias = Literal["cross_entropy", "masked_cross_entropy", "squared_error"]
 
 STACK_BYTES = 2 << 20
 """Bytes of weights, gradients and activations one stack may take: between the second and third levels of cache."""

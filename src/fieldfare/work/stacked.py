@@ -202,6 +202,16 @@ def _even(size: int, steps: int, first: I64, batch: int, pad: bool) -> Iterator[
         yield Turn(0, n, padded(left, batch, pad), first + (turn * size + j * batch), left, k + 1)
 
 
+def absences(wanted: I64, start: I64, classes: int) -> F32:
+    """`[n, classes]`: 0 for a class that client i has among `wanted[start[i]:start[i + 1]]`, else -1e30.
+
+    Added to the outputs it leaves a class out of the softmax, and its row of the last layer without a gradient.
+    """
+    out = np.full((len(start) - 1, classes), -1e30, np.float32)
+    out[np.repeat(np.arange(len(start) - 1), np.diff(start)), wanted] = 0.0
+    return out
+
+
 def fit(
     program: Program, start: F32, row: I64, x: NDArray[Any], wanted: NDArray[Any], plan: Plan, training: Training,
     lr: float, drift: Drift, moments: F32 | None = None,
@@ -217,6 +227,7 @@ def fit(
     order = np.lexsort((-plan.steps, -plan.per_epoch)) if n > 1 else np.arange(n)
     out = np.empty((n, program.size), np.float32)
     losses = np.zeros(n)
+    absent = absences(wanted, plan.start, program.outputs) if program.loss == "masked_cross_entropy" else None
     count = min(count, max(n, 1))
     stack = Stack(program, count, min(plan.batch_size, padded(batch, plan.batch_size, True)), not fused)
     optimiser = None if fused else Optimiser(stack, training, lr, drift, start, moments)
@@ -226,7 +237,7 @@ def fit(
     with np.errstate(all="ignore"):
         for a, b in itertools.pairwise(edges):
             ids = order[a:b]
-            _train(program, stack, optimiser, start, row, x, wanted, plan, ids, pad, lr, losses)
+            _train(program, stack, optimiser, start, row, x, wanted, plan, ids, pad, lr, losses, absent)
             out[ids] = stack.w[: b - a]
             if left is not None and optimiser is not None:
                 optimiser.end(ids, plan.steps[ids], left)
@@ -236,13 +247,13 @@ def fit(
 
 def _train(
     program: Program, stack: Stack, optimiser: Optimiser | None, start: F32, row: I64, x: NDArray[Any],
-    wanted: NDArray[Any], plan: Plan, ids: I64, pad: bool, lr: float, losses: F64,
+    wanted: NDArray[Any], plan: Plan, ids: I64, pad: bool, lr: float, losses: F64, absent: F32 | None = None,
 ) -> None:  # fmt: skip
     """Train clients `ids` in one stack; their weights are left in it, and their losses summed over steps."""
     stack.w[: len(ids)] = start[row[ids]] if len(start) > 1 else start[0]
     if optimiser is not None:
         optimiser.begin(ids, row)
-    measure = cross_entropy if program.loss == "cross_entropy" else squared_error
+    measure = squared_error if program.loss == "squared_error" else cross_entropy
     direct = x.dtype == np.float32 and x.flags.c_contiguous
     total = np.zeros(len(ids))
     columns = np.arange(plan.batch_size)
@@ -259,6 +270,8 @@ def _train(
         else:
             view.x[...] = x[plan.rows[at]].reshape(view.x.shape)
         forward(program, view)
+        if absent is not None:
+            view.acts[-1] += absent[ids[turn.lo : turn.hi], None]
         loss = measure(view, wanted[at])
         d = view.acts[-1]
         factor = -lr if optimiser is None else 1.0
@@ -321,7 +334,7 @@ def evaluate(
                 right[lo:hi] = np.add.reduce(hits & real, axis=1)
     share = 1.0 / np.maximum(sizes, 1)
     out = {"loss": np.bincount(client, loss, data.n) * share}
-    if program.loss == "cross_entropy":
+    if program.loss != "squared_error":
         out["accuracy"] = np.bincount(client, right, data.n) * share
     return out
 

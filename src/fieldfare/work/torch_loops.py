@@ -86,6 +86,10 @@ class Graph:
         module, params, values = resident.module, resident.params, resident.values
         transform, reseed = batches.transform, self.reseed
         chance = seeds(key, int(batches.plan.steps[i]))
+        plan, own = batches.plan, getattr(self.loss, "of", None)
+        loss_of = self.loss
+        if own is not None:
+            loss_of = own(batches.target.array[plan.rows[plan.start[i] : plan.start[i + 1]]])
         total, k = 0.0, 0
         for _, bounds, inputs, target in batches.groups(i):
             for at in range(len(bounds) - 1):
@@ -96,7 +100,7 @@ class Graph:
                 with torch.enable_grad():
                     if transform is not None:
                         batch = [transform(batch[0])]
-                    loss = self.loss(module(*batch), target[pick])
+                    loss = loss_of(module(*batch), target[pick])
                     grads = torch.autograd.grad(loss, params, materialize_grads=True)
                 total += loss.item()
                 if update is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Loss = Callable[[Any, Any], Any]
 Metric = Callable[[Any, Any], Any]
 
-LOSSES = ("cross_entropy", "bce", "mse", "l1")
+LOSSES = ("cross_entropy", "masked_cross_entropy", "bce", "mse", "l1")
 METRICS = ("accuracy", "mae", "mse")
 
 
@@ -44,6 +44,8 @@ def loss_of(loss: Any) -> tuple[str, Loss]:
     if callable(loss):
         return getattr(loss, "__name__", type(loss).__name__), loss
     match loss:
+        case "masked_cross_entropy":
+            return loss, MaskedCrossEntropy()
         case "bce":
             return loss, lambda output, y: f.binary_cross_entropy_with_logits(_like(output, y), y.to(output.dtype))
         case "mse":
@@ -71,10 +73,34 @@ def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     return f.cross_entropy(output, y)
 
 
+class MaskedCrossEntropy:
+    """`cross_entropy`, and in training over the classes that the client's own examples have (HeteroFL's masked loss).
+
+    Absent classes are left out of the softmax, where the authors' program sets their logits to zero.
+    """
+
+    def __call__(self, output: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(output, y)
+
+    def of(self, labels: NDArray[Any]) -> Loss:
+        """The loss of a client that has these `labels`."""
+        import torch
+
+        have = torch.from_numpy(np.unique(labels[labels >= 0]).astype(np.int64))
+
+        def masked(output: Tensor, y: Tensor) -> Tensor:
+            last = classes_last(output, y)
+            mask = torch.full((output.shape[-1 if last else 1],), -1e30)
+            mask[have] = 0.0
+            return cross_entropy(output + (mask if last else mask.view(-1, *[1] * (output.dim() - 2))), y)
+
+        return masked
+
+
 def metrics_of(metrics: Iterable[str] | Mapping[str, Metric] | None, loss: str) -> dict[str, Metric]:
     """Functions (output, y) -> value per example (or a mean) by name; None: accuracy for classifiers."""
     if metrics is None:
-        metrics = ("accuracy",) if loss in ("cross_entropy", "bce") else ()
+        metrics = ("accuracy",) if loss in ("cross_entropy", "masked_cross_entropy", "bce") else ()
     if isinstance(metrics, Mapping):
         return dict(metrics)
     known: dict[str, Metric] = {
