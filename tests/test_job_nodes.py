@@ -400,10 +400,16 @@ def test_a_sweep_without_training_has_a_row_per_point():
         ({"algorithm": ff.GraphGossip(3, graph=((0, 9),))}, r"an edge \(0, 9\) and there are 4 devices"),
         (
             {"algorithm": ff.AllReduce(3), "training": ff.Training(epochs=2)},
-            r"AllReduce averages after every step.*Training\(epochs=2\) would not be heeded; use epochs=1",
+            r"AllReduce averages after 1 local step: Training\(epochs=2\) would not be heeded",
         ),
-        ({"algorithm": ff.PairGossip(3), "training": ff.Training(epochs=2)}, r"after PairGossip.steps local steps"),
-        ({"algorithm": ff.GraphGossip(3), "training": ff.Training(epochs=3)}, r"after GraphGossip.steps local steps"),
+        (
+            {"algorithm": ff.PairGossip(3, 2), "training": ff.Training(epochs=2)},
+            r"PairGossip averages after 2 local steps",
+        ),
+        (
+            {"algorithm": ff.GraphGossip(3), "training": ff.Training(steps=5)},
+            r"Training\(steps=5\) would not be heeded",
+        ),
         ({"algorithm": ff.AllReduce(3), "training": ff.Training(momentum=0.9)}, "keeps no moments"),
         ({"algorithm": ff.PairGossip(3), "training": ff.Training(optimizer="adam")}, "keeps no moments"),
         ({"stop_at": ff.StopAt(patience=3)}, "publishes from several: use at_least= or at_most="),

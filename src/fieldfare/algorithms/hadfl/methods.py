@@ -13,12 +13,14 @@ from typing import ClassVar, Literal, Protocol
 
 from fieldfare.algorithms.hadfl.gossip import Gossip
 from fieldfare.algorithms.hadfl.graph import Graph
-from fieldfare.algorithms.hadfl.nodes import Nodes, drawn, enough, in_rings, no_epochs, no_moments, of_peers, placed
+from fieldfare.algorithms.hadfl.nodes import Nodes, drawn, enough, in_rings, no_moments, of_peers, own_steps, placed
 from fieldfare.core.algorithm import LocalSteps
 from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 
 _MOST_IN_TURN = 32
+_NO_PROFILE = {"warmup": 2, "warmup_steps": 1}
+"""Who takes steps known beforehand needs no profile: the least that tells how long an answer is waited for."""
 
 
 class _Cycling(Protocol):
@@ -139,7 +141,7 @@ class DecentralisedFedAvg(OnDevices):
     """All devices take the same local steps, then average in one ring: the fast wait for the slow, `cycles` times.
 
     FedAvg (McMahan et al., AISTATS 2017) without a server; local work is `Training.steps`, else `Training.epochs`
-    epochs of each device's own data.
+    epochs of each device's own data. Devices count alike, as in HADFL, where McMahan et al. weigh by examples.
     """
 
     cycles: int
@@ -149,7 +151,7 @@ class DecentralisedFedAvg(OnDevices):
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """One coordinator and `devices` peers."""
-        return in_rings(self, devices, training, mode="even")
+        return in_rings(self, devices, training, mode="even", **_NO_PROFILE)
 
 
 @settings
@@ -168,9 +170,9 @@ class AllReduce(OnDevices):
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """One coordinator and `devices` peers."""
-        no_epochs(self, training, "every step")
+        own_steps(self, training, 1)
         no_moments(self, training, 1)
-        return in_rings(self, devices, training, mode="even", steps=1, epochs=1)
+        return in_rings(self, devices, training, mode="even", steps=1, epochs=1, **_NO_PROFILE)
 
 
 @settings
@@ -190,7 +192,7 @@ class PairGossip(OnDevices):
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """`devices` peers."""
         enough(self, devices)
-        no_epochs(self, training, f"{type(self).__name__}.steps local steps")
+        own_steps(self, training, self.steps)
         no_moments(self, training, self.steps)
         return of_peers(devices, Gossip(self.cycles, self.steps, how=self.how))
 
@@ -215,7 +217,7 @@ class GraphGossip(OnDevices):
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """`devices` peers."""
         enough(self, devices)
-        no_epochs(self, training, f"{type(self).__name__}.steps local steps")
+        own_steps(self, training, self.steps)
         no_moments(self, training, self.steps)
         return of_peers(devices, Graph(self.cycles, self.edges(devices), self.steps))
 

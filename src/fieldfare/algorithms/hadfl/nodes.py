@@ -120,12 +120,13 @@ def drawn(method: Any, devices: int, most: int | None = None) -> int:
     return wanted
 
 
-def no_epochs(method: object, training: LocalSteps | None, instead: str) -> None:
-    """Refuse epochs where a method counts steps, and only steps."""
-    if training is not None and training.epochs > 1:
+def own_steps(method: object, training: LocalSteps | None, steps: int) -> None:
+    """Refuse local work of the training's where a method averages after `steps` steps of its own."""
+    if training is not None and (training.epochs > 1 or training.steps not in (None, steps)):
+        told = f"epochs={training.epochs}" if training.epochs > 1 else f"steps={training.steps}"
         raise UsageError(
-            f"{_called(method)} averages after {instead}, however long an epoch is: Training(epochs={training.epochs}) "
-            "would not be heeded; use epochs=1."
+            f"{_called(method)} averages after {steps} local step{'s' * (steps > 1)}: Training({told}) would not be "
+            f"heeded; leave epochs and steps out of Training."
         )
 
 
