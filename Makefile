@@ -1,6 +1,6 @@
 # make demo    install what the demo needs into .venv, train on real digits, write runs/latest/report.html
 # make test    install what the tests need into .venv, run the default suite
-# make examples  run every example, and compare how it ends with the numbers stored beside it
+# make examples  run every example that needs no tables, and compare how it ends with the numbers stored beside it
 # make test-all  the slow tests and the tests on optional real data as well
 # make check   format, lint, types, import contracts, docs in step with the command line
 PYTHON ?= python3
@@ -32,7 +32,7 @@ test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m 'not slow and not data' -n 2
 
 examples: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -m slow -n 2 tests/test_examples.py
+	$(BIN)/python -m pytest -m 'slow and not data' -n 2 tests/test_examples.py
 
 test-all: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n 2
