@@ -76,6 +76,7 @@ class Net:
                 self.push(at, n, event)
         while self.heap and not self.stopped and self.now < self.until_s:
             self.now, _, node, event, life = heapq.heappop(self.heap)
+            assert self.number < 5_000, f"a storm: {self.number} events in {self.now:.0f} s"
             if event is None:
                 self.back(node)
             elif node in self.down:

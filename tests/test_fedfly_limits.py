@@ -183,3 +183,17 @@ def test_the_centre_keeps_the_newest_replica_of_the_owner_in_whatever_order_they
     ):  # fmt: skip
         one.states["central"], _ = heard(one, "central", src, Replica("device/0", 1, epoch, seq, b"blob"))
         assert one.states["central"].replicas["device/0"].seq == kept
+
+
+def test_a_round_that_is_told_again_makes_an_edge_that_waits_for_a_session_ask_no_more():
+    """The centre answers each such question with the round: they would ask and answer each other for ever."""
+    one = net((), edge=Edge(**PATIENT), device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    ticket = Ticket("fedfly", "device/0", "edge/0", "edge/2", 1, 1, "handover", "ab" * 16, 1e9)
+    ticket = countersigned(ticket, key_of(SECRET, "edge/2"))
+    one.states["edge/2"], asked = heard(one, "edge/2", "device/0", Attach(ticket, 1, 3, (0,)))
+    assert [type(body).__name__ for body in asked].count("Fetch") >= 2
+    assert one.states["edge/2"].of("device/0").waiting is not None
+    again = Round(1, MODEL, {}, {})
+    for _ in range(3):
+        one.states["edge/2"], asked = heard(one, "edge/2", "central", again)
+        assert [type(body).__name__ for body in asked] == ["Alive"]

@@ -235,7 +235,7 @@ class Edge:
                 if not done and held.wants:
                     state, more = leave.start(self, state, device, ctx)
                     out += more
-            elif held.owner and held.waiting is not None:
+            elif held.owner and held.waiting is not None and not again:
                 state, more = attach.attach(self, state, device, held.waiting, ctx)
                 out += more
         return state, out
