@@ -103,6 +103,15 @@ def test_communication_against_lock_step_is_what_links_add_to_a_slow_step():
     assert found.utilisation == pytest.approx(2.0)
 
 
+def test_time_lost_to_links_weighs_by_the_speed_of_whoever_loses_it():
+    work = [(0, 0.0, 4.0, 12, 0, 1), (0, 8.0, 10.0, 6, 0, 2), (1, 0.0, 10.0, 10, 0, 1)]
+    frame = [(4.0, 8.0, 1, 0, 0, 8, 1, 0, 0)]
+    found = course(nodes_of(frame, work, kinds=("Frame",), peers=2), 10.0)
+    assert found.full_speed == pytest.approx(3.0 + 1.0)
+    assert found.links == pytest.approx(3.0 * 4.0 / (4.0 * 10.0))
+    assert found.utilisation == pytest.approx(1.0)
+
+
 def test_waiting_for_a_slow_member_is_not_waiting_for_links():
     nodes, until = lock_step((3, 1), 1, 0.5)
     assert links_s(nodes, until) == pytest.approx([0.5, 0.5])

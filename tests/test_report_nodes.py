@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from node_folders import INTERRUPTED, make_ring_run, nodes_of, put_nodes
 from report_folders import make_run
 
-from fieldfare.algorithms.hadfl.draw import Table, chances, draw
+from fieldfare.algorithms.hadfl.draw import Table, chances, draw, probabilities
 from fieldfare.core.errors import UsageError
 from fieldfare.report.claims import compute_claims
 from fieldfare.report.html import write_report
@@ -19,6 +19,7 @@ from fieldfare.report.plots_rings import close_up, failing_cycle
 from fieldfare.report.read_nodes import (
     absences,
     busy_s,
+    chi_square,
     chi_square_tail,
     draws_of,
     failures,
@@ -76,6 +77,26 @@ def test_probabilities_of_fair_draws_are_spread_evenly():
     assert (p < 0.05).mean() < 0.2
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_chi_square_of_fair_draws_is_its_degrees_of_freedom_in_the_mean(count):
+    """Of names without replacement: counts are correlated, and one degree is lost."""
+    names, versions = tuple("abcde"), (66.0, 60.0, 52.0, 47.0, 40.0)
+    p = np.array([*chances(Table(1, count, names, versions)).values()])
+    luck = np.random.default_rng(count).gumbel(size=(150, 60, 5)) + np.log(probabilities(np.array(versions)))
+    took = np.argsort(np.argsort(-luck, axis=2), axis=2) < count
+    found = [chi_square(one, 60 * p, 60 * p * (1 - p)) for one in took.sum(axis=1)]
+    assert np.mean([chi2 for chi2, _ in found]) == pytest.approx(4.0, rel=0.15)
+    assert np.mean([tail for _, tail in found]) == pytest.approx(0.5, abs=0.07)
+
+
+def test_chi_square_of_equal_chances_is_the_exact_one():
+    drawn, expected, variance = np.array([30, 20, 25, 25]), np.full(4, 25.0), np.full(4, 12.5)
+    chi2, p = chi_square(drawn, expected, variance)  # covariance -12.5 / 3 between two names
+    assert chi2 == pytest.approx((25.0 + 25.0) / 12.5 * 3.0 / 4.0)
+    assert p == chi_square_tail(chi2, 3)
+    assert chi_square(np.append(drawn, 9), np.append(expected, 9.0), np.append(variance, 0.0)) == (chi2, p)
+
+
 def test_unfair_draws_are_found_out():
     lines = said_of(300, {"a": 66.0, "b": 66.0, "c": 22.0, "d": 22.0}, 2)
     unfair = [{**one, "members": ["c", "d"]} if rank % 4 == 0 else one for rank, one in enumerate(lines)]
@@ -85,6 +106,7 @@ def test_unfair_draws_are_found_out():
 def test_a_restarted_ring_is_no_second_draw_and_drawing_everybody_is_none():
     lines = said_of(5, {"a": 2.0, "b": 1.0, "c": 1.0}, 2)
     assert draws_of([*lines, {**lines[2], "epoch": 1, "members": ["a"]}]).drawn.sum() == 10
+    assert draws_of([*lines, {**lines[2], "cycle": 77, "epoch": 1, "members": ["a"]}]).cycles == 5
     assert draws_of(said_of(5, {"a": 2.0, "b": 1.0}, 2)) is None
 
 
