@@ -89,13 +89,22 @@ def test_onnx_is_the_same_function_or_says_what_it_needs():
     family = vgg()
     one = export(family, family.init(1), 0.5, data=columns("vgg"))
     try:
-        import onnx  # noqa: F401
+        import onnx
         import onnxscript  # noqa: F401
     except ImportError:
         with pytest.raises(UsageError, match="ONNX needs the package"):
             one.onnx()
     else:
-        assert len(one.onnx()) > 4 * one.params.size
+        found = onnx.load_from_string(one.onnx())
+        onnx.checker.check_model(found)
+        from onnx.reference import ReferenceEvaluator
+
+        torch, x = pytest.importorskip("torch"), columns("vgg", 7)["x"]
+        (out,) = ReferenceEvaluator(found).run(None, {found.graph.input[0].name: x})
+        np.testing.assert_allclose(out, one.module()(torch.from_numpy(x)).detach(), rtol=1e-4, atol=1e-5)
+        dims = found.graph.input[0].type.tensor_type.shape.dim
+        assert [d.dim_value for d in dims[1:]] == [1, 8, 8]
+        assert dims[0].dim_param
 
 
 def test_statistics_where_there_are_none_are_refused_in_one_line():

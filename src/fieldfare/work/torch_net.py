@@ -58,10 +58,11 @@ def torch_net(
     makes them for seed 0). `loss`: "cross_entropy" (logits `[B, C]`, `[B, T, C]` or `[B, C, ...]`),
     "masked_cross_entropy" (in training over the client's own classes), "bce", "mse", "l1", or a function
     (output, y) -> scalar. `metrics`: "accuracy", "mae", "mse", or functions (output, y) -> value per example; None:
-    accuracy for classifiers. `x`, `y`: columns of the data; several `x` are several arguments. `transform`: for
-    `x`, "unit" (uint8 as 0..1), "tokens" (uint8 as int64), or a function on a batch, which may draw from torch's generator. `path="graph"` leaves every layer to autograd. `example`: some rows of the columns, from
-    which FLOPs are counted. Errors: `MissingExtra` without torch, `UsageError` for what cannot be averaged (running
-    statistics), is not float32, or is not on the CPU.
+    accuracy for classifiers. `x`, `y`: columns of the data; several `x` are several arguments. `transform`: for `x`,
+    "unit" (uint8 as 0..1), "tokens" (uint8 as int64), or a function on a batch, which may draw from torch's generator.
+    `path="graph"` leaves every layer to autograd. `example`: some rows of the columns, from which FLOPs are counted.
+    Errors: `MissingExtra` without torch, `UsageError` for what cannot be averaged (running statistics), is not float32,
+    or is not on the CPU.
     """
     resident_.need_torch()
     return TorchNet(module, loss, metrics, transform, (x,) if isinstance(x, str) else tuple(x), y, path, example)

@@ -6,7 +6,7 @@ computes what the level computes in the whole one; a pass for statistics changes
 
 from __future__ import annotations
 
-import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -50,10 +50,14 @@ class Exported:
                 raise MissingExtra(f"ONNX needs the package {package}: pip install onnx onnxscript.")
         import torch
 
-        module, out = self.module(), io.BytesIO()
-        axes = {"x": {0: "batch"}, "y": {0: "batch"}}
-        torch.onnx.export(module, self.net.batch(2), out, input_names=["x"], output_names=["y"], dynamic_axes=axes)
-        return out.getvalue()
+        batch = torch.export.Dim("batch", min=1)
+        inputs = self.net.batch(2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.onnx.export(
+                self.module(), inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: batch} for _ in inputs)
+            )
+        return found.model_proto.SerializeToString()  # type: ignore[union-attr]
 
 
 def export(
