@@ -251,8 +251,9 @@ name = "ring bytes"
 measure = "bytes_sent"
 arm = "slow"
 kind = "Frame"
-sense = ">="
+sense = "="
 target = 57680
+tolerance = 0
 
 [[claim]]
 name = "draws"
