@@ -33,7 +33,7 @@ from fieldfare.algorithms.hadfl.messages import (
 )
 from fieldfare.algorithms.hadfl.nodes import nodes, placed
 from fieldfare.algorithms.hadfl.peer import Peer
-from fieldfare.algorithms.hadfl.ring import Frame, fingerprint, sound, step_for
+from fieldfare.algorithms.hadfl.ring import Frame, fingerprint, serial_mean, sound, step_for
 from fieldfare.algorithms.hadfl.session import begin, receive
 from fieldfare.algorithms.hadfl.supervision import State as Supervisor
 from fieldfare.algorithms.hadfl.supervision import backed_up
@@ -91,27 +91,44 @@ class Lossy:
 
 
 class Watch:
-    """What a peer's model, or base, became by which commit: one for all, and nothing else moves it."""
+    """What every member brought into a ring and took out of it; nothing but a result moves its model."""
 
-    def __init__(self):
-        self.applied = defaultdict(dict)
+    def __init__(self, peer):
+        self.peer = peer
+        self.brought = defaultdict(dict)
+        self.taken = defaultdict(dict)
 
     def __call__(self, state, event, ctx, new, effects):
         if new.model is not state.model and not isinstance(event, Gathered):
             merged = new.stands > state.stands or (state.shared is not None and new.shared is None)
             assert new.applied > state.applied or merged or new.decided is not state.decided
+        for one in (state, new):
+            if one.member is not None:
+                ring = one.member.ring
+                own = self.peer._rule.offered(one, ring, ctx.me)
+                known = self.brought[ring.cycle, ring.epoch].setdefault(ctx.me, own)
+                assert known.tobytes() == own.tobytes()
         member, decided = state.member, new.decided
         if decided is state.decided or decided.epoch < 0 or member is None:
             return
         if decided.digest == member.session.digest and decided.epoch == member.ring.epoch:
-            self.applied[decided.cycle][ctx.me] = member.session.result.tobytes()
+            self.taken[decided.cycle][ctx.me] = (member.session.result.tobytes(), member.ring)
+
+    def check(self):
+        """All who took a result took the mean of what the members of that epoch had brought, bit for bit."""
+        for cycle, results in self.taken.items():
+            ((result, ring),) = {result: (result, ring) for result, ring in results.values()}.values()
+            brought = self.brought[cycle, ring.epoch]
+            assert brought.keys() == {*ring.members}
+            mean = serial_mean([brought[name] for name in ring.members], ring.step, ring.wire)
+            assert mean.tobytes() == result
 
 
 def run(way, seed, drive=simulate, cycles=4, peers=4, **how):
     """The end of a run over such links, after the checks that hold for all."""
     one = {name: value for name, value in way.items() if name != "wire"}
     peer = Peer(cycles, batch_size=4, per_cycle=3, **one)
-    watch = Watch()
+    watch = Watch(peer)
     made = nodes(peers, peer, Coordinator(cycles, 3, floor_s=0.2, wire=way.get("wire", "int32")))
     made = {
         name: (role, Lossy(Checked(node, watch) if role == "peer" else node, seed, **how))
@@ -127,13 +144,13 @@ def run(way, seed, drive=simulate, cycles=4, peers=4, **how):
                 told[effect.body.cycle].add((effect.body.epoch, effect.body.digest))
     assert end.reason == "cycles" or (how["kinds"] == ALL and end.reason == "no peer reports any more")
     assert all(len(what) == 1 for what in told.values())
-    for cycle, results in watch.applied.items():
-        assert len(set(results.values())) == 1
+    watch.check()
+    for cycle, results in watch.taken.items():
         ((epoch, digest),) = told[cycle]
-        assert epoch >= 0
-        if way["rule"] == "models":
-            assert digest == fingerprint(np.frombuffer(next(iter(results.values())), np.float32))
-    return len(watch.applied)
+        result, ring = next(iter(results.values()))
+        assert epoch == ring.epoch
+        assert digest == fingerprint(np.frombuffer(result, np.float32))
+    return len(watch.taken)
 
 
 @ways
