@@ -232,6 +232,31 @@ def test_what_a_ring_that_was_restarted_has_prepared_is_not_decided():
     assert after.commits == 1
 
 
+def test_a_hop_is_waited_for_three_times_as_long_as_it_takes_and_an_answer_for_a_model_more():
+    boss, ctx = Coordinator(9, 2, latency_s=0.5, bytes_per_s=4.0, floor_s=0.05), Context(0.0, "c", 0)
+    state, _ = boss.step(boss.init(PROBLEM.model), Started({"coordinator": ("c",), "peer": ("a", "b")}), ctx)
+    for name in "ab":
+        state, out = boss.step(state, Received(name, Profile(2.0, 0.0, 3, 10, 1.0)), ctx)
+    select = next(e.body for e in out if isinstance(e, Send) and isinstance(e.body, Select))
+    model_s, chunk_s = 28 / 4.0, 14 / 4.0
+    assert select.hop_s == 3.0 * (0.5 + chunk_s) + 0.05 + chunk_s  # and the chunk that may be ahead of an answer
+    assert select.ack_s == select.hop_s + model_s
+
+
+def test_the_draw_goes_by_the_versions_expected_at_the_end_of_its_cycle():
+    boss, ctx = Coordinator(9, 2), Context(0.0, "c", 0)
+    state, _ = boss.step(boss.init(PROBLEM.model), Started({"coordinator": ("c",), "peer": tuple("abc")}), ctx)
+    for name, step_s in zip("abc", (1.0, 2.0, 4.0), strict=True):
+        state, out = boss.step(state, Received(name, Profile(step_s, 0.0, 3, 10, 1.0)), ctx)
+    steps = np.array([40.0, 20.0, 10.0])
+    for cycle in (1, 2, 3):
+        select = next(e.body for e in out if isinstance(e, Send) and isinstance(e.body, Select))
+        assert select.cycle == cycle
+        assert select.predicted == pytest.approx(cycle * steps)
+        for name, own in zip("abc", steps, strict=True):
+            state, out = boss.step(state, Received(name, Version(cycle, cycle * own, 40.0 / own, 1.0)), ctx)
+
+
 def copy_of(cycle, serial, value, digest="", check=""):
     vector = np.full(7, value, np.float32)
     own = fingerprint(vector)
