@@ -21,6 +21,7 @@ from fieldfare.report.decompose import (
     paired,
 )
 from fieldfare.report.read_nodes import busy_s, read_nodes, steps_taken
+from fieldfare.report.speedups import Told, gain
 
 SPEEDS = st.lists(st.floats(0.05, 20.0), min_size=1, max_size=6)
 
@@ -52,6 +53,19 @@ def test_the_factors_of_any_two_runs_multiply_to_the_ratio_of_their_times(base, 
     assert found.utilisation > 0
     assert found.communication > 0
     assert found.statistics > 0
+
+
+def test_a_run_at_its_target_before_anybody_trained_has_a_time_and_no_factors():
+    nodes, _ = free((1, 1), 5.0)
+    at_once, later = course(nodes, 0.0), course(nodes, 4.0)
+    assert (at_once.trained, later.trained) == (False, True)
+    none = np.empty(0)
+    told = [Told("x", {}, {"0": c.seconds, "1": 4.0}, {}, {"0": c, "1": later}, none, none) for c in (at_once, later)]
+    for base, ours in (told, told[::-1]):
+        found = gain(base, ours)
+        assert found.n == 1
+        assert found.factors is not None
+        assert found.factors.speedup == pytest.approx(1.0)
 
 
 @given(ran())

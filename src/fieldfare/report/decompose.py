@@ -54,6 +54,11 @@ class Course:
     links: float
 
     @property
+    def trained(self) -> bool:
+        """Whether anybody had trained by then, which it takes to tell what the time was spent on."""
+        return self.examples > 0.0 and self.full_speed > 0.0 and self.seconds > 0.0
+
+    @property
     def utilisation(self) -> float:
         """The share of full speed in the time that links left over."""
         return self.examples / (self.full_speed * self.seconds * (1.0 - self.links))

@@ -113,7 +113,8 @@ class Gain:
 def gain(base: Told, ours: Told) -> Gain:
     """The speed-up of `ours` over `base`, baseline's time over ours, seed by seed."""
     ratios = paired(base.times, ours.times)
-    both = [factors(base.courses[seed], ours.courses[seed]) for seed in base.courses if seed in ours.courses]
+    pairs = [(base.courses[seed], ours.courses[seed]) for seed in base.courses if seed in ours.courses]
+    both = [factors(a, b) for a, b in pairs if a.trained and b.trained]
     both = [one for one in both if math.isfinite(one.speedup) and one.speedup > 0]
     whole = None
     if both:
