@@ -6,6 +6,7 @@
     ours.py population N      memory and seconds per round with N devices and a cohort of 100
     ours.py events N PRESET S tasks per second without training: FedBuff, 1,000 at work, buffer 100, N devices
     ours.py async W1 50 S     clients per second of FedBuff with that buffer and of FedAvg, 100 at work, S seconds each
+    ours.py mixed W2 S        clients per second of cohorts of sub-models, uniform and mixed, S seconds each
     ours.py fold              100 updates of 10 million parameters into one mean
     ours.py first-round       the first round of W0: import, build, one round
 
@@ -229,6 +230,26 @@ def asynchronous(name: str, buffer: int, seconds: float) -> dict[str, float]:
     return {kind: float(np.median(rates)) for kind, rates in found.items()}
 
 
+def mixed(name: str, seconds: float) -> dict[str, float]:
+    """Clients per second of cohorts of one level each and of one of all levels side by side, by turns."""
+    from workloads import start
+
+    from fieldfare.aggregate import chain, coverage
+    from fieldfare.work.submodel import submodels
+
+    w = WORKLOADS[name]
+    held, kinds = federated(w), {"1": (0,), "1/2": (1,), "1/4": (2,), "1/8": (3,), "mixed": (0, 1, 2, 3)}
+    family = submodels(torch_model_at(name, start(name)), example=held.columns)
+    found = {kind: list[float]() for kind in kinds}
+    for kind, assign in [*kinds.items()] * 2:
+        made = job(w, start(name), held, 10**6, lambda _: None)
+        view = family.view(assign=assign)
+        algorithm = ff.FedAvg(rounds=10**6, cohort=w.cohort, server=chain(coverage()), view=view)
+        made = replace(made, model=family, loss=None, algorithm=algorithm, evaluate=ff.Evaluation(every=10**6))
+        found[kind].append(_clients_per_s(made, seconds))
+    return {kind: float(np.median(rates)) for kind, rates in found.items()}
+
+
 def _clients_per_s(made: ff.Job, seconds: float) -> float:
     """Clients per second after a first second, in which workers are started and buffers filled."""
     began, first, last = time.perf_counter(), (0, 0.0), (0, 0.0)
@@ -320,6 +341,8 @@ def main(argv: list[str]) -> None:
             print(json.dumps(events(int(devices), preset, float(seconds))))
         case ["async", name, buffer, seconds]:
             print(json.dumps(asynchronous(name, int(buffer), float(seconds))))
+        case ["mixed", name, seconds]:
+            print(json.dumps(mixed(name, float(seconds))))
         case ["fold"]:
             print(json.dumps(fold()))
         case ["first-round"]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any, Literal
 
 from measure import OURS, PEERS, Arm, ArmFailed, call, prepare, probe, run_arm, run_pair
@@ -92,6 +92,22 @@ def _try(row: Row, who: str, action: Callable[[], float]) -> float | None:
     except ArmFailed as error:
         row.missing[who] = str(error)
         return None
+
+
+def mixed(name: str, effort: Effort) -> Row:
+    """Work per second of a cohort of four levels of sub-models, over what cohorts of one level each do with it."""
+    row = Row(f"mixed-{name}", "share of uniform", "more", limit=1.0)
+    found: list[dict[str, float]] = []
+
+    def shares() -> float:
+        for _ in range(effort.repeats):
+            found.append(probe("ours.py", "mixed", name, str(effort.min_s)))
+        return median(one["mixed"] * mean(1 / one[level] for level in ("1", "1/2", "1/4", "1/8")) for one in found)
+
+    row.ours = _try(row, OURS.name, shares)
+    row.detail |= {"cohort": WORKLOADS[name].cohort, "levels": [1, 0.5, 0.25, 0.125], "aim": 0.7}
+    row.detail |= {"limit_is": "the same clients in cohorts of one level", "clients_per_s": found}
+    return row
 
 
 @cache
@@ -332,6 +348,7 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
         for name in ("W1", "W2", "W3")
         for buffer in (20, 10)
     },
+    **{f"mixed-{name}": (lambda effort, name=name: mixed(name, effort)) for name in ("W2", "W3", "W4")},
     "population-memory": population_memory,
     "flat-in-population": flat_in_population,
     "fold-100x10M": fold,
