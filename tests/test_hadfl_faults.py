@@ -12,7 +12,7 @@ from fieldfare.algorithms.hadfl.coordinator import Coordinator
 from fieldfare.algorithms.hadfl.messages import Decided
 from fieldfare.algorithms.hadfl.peer import Peer
 from fieldfare.algorithms.hadfl.ring import Frame, hops, sound
-from fieldfare.core.effects import Publish, Send
+from fieldfare.core.effects import Send
 from fieldfare.core.events import Gathered, Joined, Left, Received
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.simulator import Links
@@ -174,14 +174,28 @@ def test_a_device_that_leaves_is_bypassed_and_comes_back_from_the_last_backup(wh
     assert max(cycle for cycle, models in watch.applied.items() if "peer/1" in models) > 4
 
 
-def test_a_slow_member_is_not_dead():
+def slowed(delay_s):
+    """Three rings of all, in which everything reaches one member so much later; a hop is waited for 0.23 s."""
     watch = Watch()
-    faults = [Fault("delay", "event", 0.5, node="peer/2", times=1 << 30)]
-    plain = loop(world(cycles=2, per_cycle=4), keep=True)
-    end = loop(world(watch=watch, cycles=2, per_cycle=4), faults, keep=True)
-    check(end, watch)
-    assert [models.keys() for models in watch.applied.values()] != []
-    assert {n for n, _, es in plain.transcript.kept for e in es if isinstance(e, Publish)}
+    faults = [Fault("delay", "event", delay_s, node="peer/2", times=1 << 30)]
+    end = loop(world(watch=watch, cycles=3, per_cycle=4), faults, keep=True)
+    return check(end, watch), watch, end
+
+
+@pytest.mark.parametrize("delay_s", [0.1, 0.3])
+def test_a_slow_member_that_answers_is_not_dead(delay_s):
+    told, watch, end = slowed(delay_s)
+    assert [{epoch for epoch, _ in what} for what in told.values()] == [{0}] * 3
+    assert [len(models) for models in watch.applied.values()] == [4] * 3
+    assert end.driver.nodes["coordinator"].state.patience == 1.0
+
+
+def test_who_answers_too_late_is_passed_by_comes_back_and_is_waited_for_longer():
+    told, watch, end = slowed(0.5)
+    assert {epoch for epoch, _ in told[1]} == {1}
+    assert "peer/2" not in watch.applied[1]
+    assert len(watch.applied[3]) == 4
+    assert end.driver.nodes["coordinator"].state.patience == 2.0
 
 
 def test_a_coordinator_that_dies_and_comes_back_says_what_it_said():
