@@ -41,7 +41,7 @@ from fieldfare.core.effects import Publish, Run, Send, Wake
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Gathered, Joined, Left, Received, Started
 from fieldfare.fleet.fleet import Fleet
-from fieldfare.report.read_nodes import draws_of
+from fieldfare.report.draws import draws_of
 from fieldfare.sim.simulator import Links, size_of
 from fieldfare.testing import checks, digest, loop, quadratics, simulate
 from fieldfare.testing.checks import Checked

@@ -14,14 +14,12 @@ from report_folders import make_run
 from fieldfare.algorithms.hadfl.draw import Table, chances, draw, probabilities
 from fieldfare.core.errors import UsageError
 from fieldfare.report.claims import compute_claims
+from fieldfare.report.draws import chi_square, chi_square_tail, draws_of
 from fieldfare.report.html import write_report
 from fieldfare.report.plots_rings import close_up, failing_cycle
 from fieldfare.report.read_nodes import (
     absences,
     busy_s,
-    chi_square,
-    chi_square_tail,
-    draws_of,
     failures,
     idle_shares,
     read_nodes,

@@ -15,8 +15,9 @@ import numpy as np
 
 from fieldfare.report import units
 from fieldfare.report.decompose import crossed_at, estimate, paired
+from fieldfare.report.draws import draws_of
 from fieldfare.report.read import read_run
-from fieldfare.report.read_nodes import Nodes, draws_of, idle_shares, read_nodes
+from fieldfare.report.read_nodes import Nodes, idle_shares, read_nodes
 from fieldfare.report.speedups import gain, told_of
 from fieldfare.report.table import load, read_table
 

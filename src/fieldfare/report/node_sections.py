@@ -13,10 +13,11 @@ from dataclasses import replace
 import numpy as np
 
 from fieldfare.report import page, plots_nodes, plots_rings, units
+from fieldfare.report.draws import Draws, draws_of
 from fieldfare.report.move_sections import move_sections
 from fieldfare.report.page import Section
 from fieldfare.report.read import Run
-from fieldfare.report.read_nodes import Draws, Nodes, draws_of, energy_j, read_nodes, steps_taken, traffic
+from fieldfare.report.read_nodes import Nodes, energy_j, read_nodes, steps_taken, traffic
 from fieldfare.report.style import Picture
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from fieldfare.report import style, units
 from fieldfare.report.decompose import links_s
+from fieldfare.report.draws import Draws
 from fieldfare.report.plots_tasks import legend
-from fieldfare.report.read_nodes import Draws, Nodes, away_s, busy_s, traffic
+from fieldfare.report.read_nodes import Nodes, away_s, busy_s, traffic
 from fieldfare.report.style import Picture, canvas, picture
 from fieldfare.report.table import Floats
 
