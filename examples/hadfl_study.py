@@ -22,9 +22,9 @@ STEP_FLOPS, MODEL_BYTES = BATCH * as_net(NET).flops(), float(as_net(NET).init(0)
 # {method: (algorithm, local steps of the slowest device (None: its own), exchanges between evaluations, seeds)}
 METHODS = {
     "FedAvg": (ff.DecentralisedFedAvg(60), 22, 1, MANY), "HADFL": (ff.HADFL(60), 22, 1, MANY),
-    "paced ring": (ff.PacedRing(300), 22, 1, MANY),
-    "paced ring, overlap": (ff.PacedRing(300, overlap=True), 22, 1, FEW),
-    "FedAvg, 5 steps": (ff.DecentralisedFedAvg(240), 5, 1, FEW), "all-reduce": (ff.AllReduce(1200), None, 22, FEW),
+    "paced ring": (ff.PacedRing(300), 22, 4, MANY),
+    "paced ring, overlap": (ff.PacedRing(300, overlap=True), 22, 4, FEW),
+    "FedAvg, 5 steps": (ff.DecentralisedFedAvg(240), 5, 4, FEW), "all-reduce": (ff.AllReduce(1200), None, 22, FEW),
     "AD-PSGD": (ff.PairGossip(3000), None, 22, FEW), "AD-PSGD, 22 steps": (ff.PairGossip(180, steps=22), None, 1, FEW),
     "D-PSGD": (ff.GraphGossip(1200), None, 22, FEW), "gossip": (ff.PairGossip(180, 22, "push"), None, 1, FEW),
 }  # fmt: skip
