@@ -95,7 +95,7 @@ arms |= {f"few {name}": job(policy, half, 20, data=FEW) for name, policy in othe
 for share in (10, 50):
     arms[f"cheapest {share}"] = job(ff.Cheapest(5 * 125_000.0), [(0, 1, share / 100, 1)], 5, train=False)
 # Twenty movers from one edge to one edge, at once.
-many = {"data": CROWD, "speeds": (1,) * 20, "batch": BATCH // 4, "steps": 30, "homes": (0,) * 20}
+many = {"data": CROWD, "speeds": (1,) * 20, "batch": BATCH // 4, "steps": 30 if CIFAR else 40, "homes": (0,) * 20}
 crowd = [(i, 1, 0.1, 1) for i in range(20)]
 arms["crowd still"], arms["crowd pre-copy"] = job(PRE, **many), job(PRE, crowd, **many)
 arms["crowd stop"] = job(STOP, crowd, train=False, **many)

@@ -238,6 +238,21 @@ def test_a_planned_cut_is_early_on_a_slow_device_and_none_on_a_fast_one(tmp_path
     assert spent == pytest.approx(20 * first.device_forward / 1e5)
 
 
+def test_a_cut_is_planned_again_for_the_new_edge_from_the_round_after_the_move(tmp_path):
+    edges = Fleet(flops_per_s=np.array([1e11, 1e5], np.float32), overhead_s=0.0)
+    began: dict[bool, list[int]] = {}
+    for again in (False, True):
+        where = tmp_path / str(again)
+        result = run(make(cut="plan", replan=again, rounds=3, simulated=on(HALF, edges=edges, train=False)), where)
+        nodes, mobility = nodes_of(result)
+        assert [move.dst for move in moves_of(nodes, mobility)] == ["edge/1"]
+        rows = nodes.of_kind("Begin")
+        mine = rows[rows["dst"] == nodes.names.index("device/0")]
+        began[again] = mine["bytes"].tolist()
+    assert len(set(began[False])) == 1
+    assert began[True][0] == began[False][0] < began[True][1] == began[True][2]
+
+
 def test_devices_that_walk_move_between_edges_and_end_in_the_bits_of_those_that_do_not(tmp_path):
     walk = waypoints(4, grid=(1, 2), spacing_m=20.0, speed_m_s=(20.0, 40.0), pause_s=0.1, horizon_s=20.0,
                      hysteresis_m=1.0, step_s=0.1, seed=1)  # fmt: skip

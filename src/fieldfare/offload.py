@@ -41,6 +41,7 @@ from fieldfare.work.split.works import split_works
 from fieldfare.work.torch_resident import is_module
 
 I64 = NDArray[np.int64]
+_PLANNED = ("plan", "plan or whole")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +150,7 @@ class Offload:
     links: Links
     mobility: Mobility | None
     plans: Mapping[int, Cut]
+    elsewhere: Mapping[int, Mapping[int, Cut]]
 
     @property
     def method(self) -> FedFly:
@@ -180,16 +182,17 @@ class Offload:
 
     def bound(self) -> Any:
         """The algorithm with its cuts; tickets are signed with the run's seed, which does for a simulation."""
-        m, net = self.method, self.net
-        tail = None if m.tail is None else net.cut(m.tail)
-        plans = {
-            i: Plan(cut.name, cut.size, 0, "" if tail is None else tail.name, cut.total if tail is None else tail.size)
-            for i, cut in self.plans.items()
-        }
-        if tail is None:
-            plans = {i: replace(one, stop=0) for i, one in plans.items()}
+        m = self.method
+        tail = None if m.tail is None else self.net.cut(m.tail)
+
+        def told(cut: Cut) -> Plan:
+            ends = ("", 0) if tail is None else (tail.name, tail.size)
+            return Plan(cut.name, cut.size, 0, *ends)
+
+        plans = {i: told(cut) for i, cut in self.plans.items()}
+        elsewhere = {edge: {i: told(cut) for i, cut in cuts.items()} for edge, cuts in self.elsewhere.items()}
         secret = hashlib.blake2b(f"fedfly {self.job.seed}".encode(), digest_size=32).digest()
-        return m.bound(plans, self.job.data.n_clients, self.homes, secret)
+        return m.bound(plans, self.job.data.n_clients, self.homes, secret, elsewhere)
 
     @property
     def homes(self) -> dict[int, int]:
@@ -240,11 +243,17 @@ def offload(job: Job, net: SplitNet) -> Offload:
             raise UsageError(f"{both_say[0]!r} has gaps in its mobility and outages in its links: give one of them.")
         links = replace(links, outages={**links.outages, **gaps})
     homes = {} if mobility is None else {i: int(one) for i, one in enumerate(mobility.homes()) if one != NOWHERE}
-    plans: dict[int, Cut] = {}
+    plans, elsewhere = dict[int, Cut](), dict[int, dict[int, Cut]]()
     for i, asked in enumerate(method.cuts(n)):
-        cut = _cut(job, net, both, links, i, asked, homes.get(i, i % method.edges))
+        home = homes.get(i, i % method.edges) if method.homes is None else method.homes[i]
+        cut = _cut(job, net, both, links, i, asked, home)
         if cut is not None:
             plans[i] = cut
+            if method.replan and asked in _PLANNED:
+                for j in range(method.edges):
+                    there = _cut(job, net, both, links, i, _PLANNED[0], j)
+                    if there is not None:
+                        elsewhere.setdefault(j, {})[i] = there
     tail = None if method.tail is None else net.cut(method.tail)
     for i, cut in plans.items():
         if tail is not None and not cut.size < tail.size:
@@ -252,7 +261,7 @@ def offload(job: Job, net: SplitNet) -> Offload:
                 f"FedFly(tail={tail.name!r}): device {i} is cut behind {cut.name!r}, which leaves the edge nothing to "
                 "train: choose a later tail, or an earlier cut."
             )
-    return Offload(job, net, population, links, mobility, plans)
+    return Offload(job, net, population, links, mobility, plans, elsewhere)
 
 
 def _check(job: Job) -> None:
@@ -283,14 +292,14 @@ def _cut(job: Job, net: SplitNet, fleet: Fleet, links: Links, device: int, asked
     """The cut of one device; None: it trains whole."""
     if asked is None:
         return None
-    if asked not in ("plan", "plan or whole"):
+    if asked not in _PLANNED:
         return net.cut(asked)
     method, n = job.algorithm, job.data.n_clients
     cuts = net.cuts
     if method.tail is not None:
         cuts = tuple(cut for cut in cuts if cut.size < net.cut(method.tail).size)
     rates = rates_of(fleet, links, device, n, home, method)
-    return plan(cuts, job.training.batch_size, rates, asked != "plan")
+    return plan(cuts, job.training.batch_size, rates, asked != _PLANNED[0])
 
 
 def rates_of(fleet: Fleet, links: Links, device: int, devices: int, edge: int, method: FedFly) -> Rates:

@@ -36,6 +36,7 @@ class FedFly:
     last layer on the device, by name or number (of `split_net(...).cuts`); "plan": for each device the cut with the
     shortest batch, "plan or whole": or none, where a device is as fast alone; None: devices train whole. A tuple gives
     each device its own. `tail`: the device also has what is behind this layer, and labels never leave it (a U).
+    `replan`: from the round after a move on, a planned cut is that for the new edge (a cut decides on bits).
     `policy`: how sessions follow: `Restart()` (SplitFed), `StopAndCopy()` (FedFly), `PreCopy()` (ours), `Cheapest(...)`
     (by the move). `homes`: the edge each device begins at (None: as the mobility says, or in turn).
 
@@ -51,6 +52,7 @@ class FedFly:
     policy: Policy = field(default_factory=PreCopy)
     tail: Cut | None = None
     homes: tuple[int, ...] | None = None
+    replan: bool = False
     deadline_s: float | None = None
     late: Literal["drop", "half"] = "drop"
     patience_s: float = 120.0
@@ -76,10 +78,14 @@ class FedFly:
         return cuts
 
     def bound(
-        self, plans: Mapping[int, Plan], devices: int, homes: Mapping[int, int] | None = None, secret: bytes = b""
-    ) -> Bound:
-        """With the cut of each device that is not to train whole, and the edge each begins at, where that is known."""
-        return Bound(self, dict(plans), devices, dict(homes or {}), secret)
+        self, plans: Mapping[int, Plan], devices: int, homes: Mapping[int, int] | None = None, secret: bytes = b"",
+        elsewhere: Mapping[int, Mapping[int, Plan]] | None = None,
+    ) -> Bound:  # fmt: skip
+        """With the cut of each device that is not to train whole, and the edge each begins at, where that is known.
+
+        `elsewhere`: `{edge: {device: cut}}`, for those to be planned again.
+        """
+        return Bound(self, dict(plans), devices, dict(homes or {}), secret, dict(elsewhere or {}))
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """The centre, the edges and `devices` devices, with plans that name no cut yet."""
@@ -100,6 +106,7 @@ class Bound:
     devices: int
     homes: Mapping[int, int]
     secret: bytes = b""
+    elsewhere: Mapping[int, Mapping[int, Plan]] = field(default_factory=dict[int, Mapping[int, Plan]])
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """The centre, the edges and the devices."""
@@ -108,6 +115,9 @@ class Bound:
             m.rounds, {f"device/{i}": plan for i, plan in self.plans.items()}, _homes(m, self.homes, devices),
             {f"device/{i}": 0 for i in range(devices) if i not in self.plans}, self.secret, deadline_s=m.deadline_s,
             late=m.late, patience_s=_PATIENCE * m.patience_s,
+            elsewhere={
+                f"edge/{j}": {f"device/{i}": plan for i, plan in plans.items()} for j, plans in self.elsewhere.items()
+            },
         )  # fmt: skip
         edge = Edge(
             policy=m.policy, patience_s=m.patience_s, retry_s=m.patience_s, lanes=m.lanes, capacity=m.capacity,
