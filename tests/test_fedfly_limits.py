@@ -12,7 +12,18 @@ from fedfly_toy import MODEL, SECRET, SIZE
 from fieldfare.algorithms.fedfly.central import Central
 from fieldfare.algorithms.fedfly.device import Device
 from fieldfare.algorithms.fedfly.edge import Edge
-from fieldfare.algorithms.fedfly.handover import Attach, Committed, Move, Pre, Prep, Reject, Replica, Stored, Turn
+from fieldfare.algorithms.fedfly.handover import (
+    Attach,
+    Attached,
+    Committed,
+    Move,
+    Pre,
+    Prep,
+    Reject,
+    Replica,
+    Stored,
+    Turn,
+)
 from fieldfare.algorithms.fedfly.held import Arrive
 from fieldfare.algorithms.fedfly.messages import Plan, Round, Unknown
 from fieldfare.algorithms.fedfly.policies import StopAndCopy
@@ -197,3 +208,28 @@ def test_a_round_that_is_told_again_makes_an_edge_that_waits_for_a_session_ask_n
     for _ in range(3):
         one.states["edge/2"], asked = heard(one, "edge/2", "central", again)
         assert [type(body).__name__ for body in asked] == ["Alive"]
+
+
+def test_an_answer_to_where_a_device_was_before_moves_it_no_more():
+    moves = [(2.5, Moved("device/0", "edge/1"), ("device/0", "edge/0", "edge/1"))]
+    one = net(moves, edge=Edge(**PATIENT), device=DEVICE, central=CENTRAL, steps=5, rounds=1).run()
+    state = one.states["device/0"]
+    waits = replace(state, stage="attach", attached=False, seq=3)
+    one.states["device/0"] = waits
+    for applied, epoch, moved in ((2, state.epoch, False), (3, state.epoch - 1, False), (3, state.epoch, True)):
+        after, _ = heard(one, "device/0", "edge/1", Attached(1, epoch, 3, applied))
+        assert (after is not waits) == moved
+
+
+def test_a_device_with_an_old_ticket_is_told_who_has_its_session():
+    moves = [(2.5, Moved("device/0", "edge/1"), ("device/0", "edge/0", "edge/1")),
+             (9.5, Moved("device/0", "edge/2"), ("device/0", "edge/1", "edge/2"))]  # fmt: skip
+    one = net(moves, edge=Edge(**PATIENT), device=DEVICE, central=CENTRAL, steps=5, rounds=1, keep=True).run()
+    tickets = {
+        body.ticket.epoch: body.ticket for _, _, body in said(one, Committed) if body.ticket.device == "device/0"
+    }
+    assert sorted(tickets) == [1, 2]
+    before = one.states["edge/1"]
+    after, replies = heard(one, "edge/1", "device/0", Attach(tickets[1], 1, 3, (0,)))
+    assert after is before
+    assert [body.ticket for body in replies] == [tickets[2]]
