@@ -115,6 +115,76 @@ class Grouped(nn.Module):
         return self.out(self.c(h).relu().flatten(1))
 
 
+class Masked(nn.Module):
+    """Attention whose heads are as wide as the stream divided by their number, under a mask held as a buffer."""
+
+    def __init__(self, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.register_buffer("mask", torch.tril(torch.ones(9, 9))[None, None], persistent=False)
+
+    def forward(self, x: Any) -> Any:
+        b, t, c = x.shape
+        q, k, v = (of(x).view(b, t, self.heads, c // self.heads).transpose(1, 2) for of in (self.q, self.k, self.v))
+        scores = (q @ k.transpose(-2, -1)).masked_fill(self.mask[:, :, :t, :t] == 0, -1e9)
+        return x + self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, c))
+
+
+class Tied(nn.Module):
+    """Two such layers between an embedding and the same weight again: tokens `[B, 7]` to logits `[B, 7, 11]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.place = nn.Embedding(11, 32), nn.Embedding(9, 32)
+        self.blocks, self.norm = nn.ModuleList([Masked(), Masked()]), nn.LayerNorm(32)
+        self.out = nn.Linear(32, 11, bias=False)
+        self.out.weight = self.emb.weight
+
+    def forward(self, x: Any) -> Any:
+        h = self.emb(x) + self.place(torch.arange(x.shape[1]))
+        for block in self.blocks:
+            h = block(h)
+        return self.out(self.norm(h))
+
+
+class Patches(nn.Module):
+    """A small vision transformer with a class token: images `[B, 1, 8, 8]` to logits `[B, 5]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.token = nn.Conv2d(1, 32, 4, 4), nn.Parameter(torch.randn(1, 1, 32))
+        self.place = nn.Parameter(torch.randn(1, 5, 32))
+        layer = nn.TransformerEncoderLayer(32, 4, 48, 0.0, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.out = nn.Linear(32, 5)
+
+    def forward(self, x: Any) -> Any:
+        h = self.patch(x).flatten(2).transpose(1, 2)
+        h = torch.cat([self.token.expand(len(h), -1, -1), h], 1) + self.place
+        return self.out(self.encoder(h)[:, 0])
+
+
+class Gated(nn.Module):
+    """Inverted residual with a depthwise convolution, channels gated by their means, a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up, self.deep = (
+            nn.Conv2d(1, 8, 3, 2, 1),
+            nn.Conv2d(8, 24, 1),
+            nn.Conv2d(24, 24, 3, 1, 1, groups=24),
+        )
+        self.down, self.less, self.more = nn.Conv2d(24, 8, 1), nn.Linear(8, 4), nn.Linear(4, 8)
+        self.back, self.bend, self.out = nn.ConvTranspose2d(8, 12, 2, 2), nn.PReLU(12), nn.Linear(12, 5)
+
+    def forward(self, x: Any) -> Any:
+        h = self.a(x)
+        h = h + self.down(F.relu6(self.deep(F.relu6(self.up(h)))))
+        h = h * torch.sigmoid(self.more(self.less(h.mean((2, 3))).relu()))[:, :, None, None]
+        return self.out(self.bend(self.back(h)).amax((2, 3)))
+
+
 def made(kind: str) -> tuple[Any, Any]:
     """(module, what it takes for three examples)."""
     from fieldfare import models
@@ -149,10 +219,16 @@ def made(kind: str) -> tuple[Any, Any]:
             return Encoder(), tokens
         case "transformer":
             return Transformer(), tokens
+        case "tied":
+            return Tied(), tokens
+        case "patches":
+            return Patches(), image
+        case "gated":
+            return Gated(), image
     raise AssertionError(kind)
 
 
 KINDS = (
     "mlp", "layer_norm", "vgg", "vgg_group", "resnet", "branches", "grouped", "lstm", "gru", "rnn", "cell", "encoder",
-    "transformer",
+    "transformer", "tied", "patches", "gated",
 )  # fmt: skip

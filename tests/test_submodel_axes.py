@@ -54,7 +54,7 @@ def test_the_index_set_is_ascending_and_as_long_as_the_layout_says(kind):
         assert (rate < 1.0) or (index == np.arange(found.layout.size)).all()
 
 
-SILENT = ("mlp", "resnet", "vgg_group", "branches", "grouped", "lstm", "gru", "rnn", "cell")
+SILENT = ("mlp", "resnet", "vgg_group", "branches", "grouped", "lstm", "gru", "rnn", "cell", "gated")
 """Nets in which channels whose weights are all zero change nothing for the others."""
 
 
@@ -116,6 +116,22 @@ def test_attention_is_cut_by_whole_heads():
     small = cut(module, axes(module, example), 0.5, example)
     first = small.encoder.layers[0]
     assert (first.self_attn.num_heads, first.self_attn.embed_dim, first.linear1.out_features) == (2, 16, 32)
+
+
+def test_heads_as_wide_as_the_stream_allows_are_cut_with_the_stream():
+    module, example = nets.made("tied")
+    found = axes(module, example)
+    assert sizes(found)["emb.weight[1]"] == 4
+    assert set(sizes(found).values()) == {4}
+    small = cut(module, found, 0.5, example)
+    assert [block.heads for block in small.blocks] == [2, 2]
+    assert small.out.weight is small.emb.weight
+    assert small.out.weight.shape == (11, 16)
+    assert small.blocks[0].mask.shape == (1, 1, 9, 9)
+    module, example = nets.made("patches")
+    found = axes(module, example)
+    assert found.whole == {}
+    assert cut(module, found, 0.5, example).place.shape == (1, 5, 16)
 
 
 def test_a_flattened_image_is_channels_times_places():

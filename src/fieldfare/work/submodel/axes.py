@@ -22,9 +22,9 @@ from fieldfare.work.submodel.groups import Axis, Groups
 
 I64 = NDArray[np.int64]
 
-INPUT, OUTPUT = "input of the net", "output of the net"
+INPUT, OUTPUT, PLACES = "input of the net", "output of the net", "places, not channels"
 _PLAIN = (
-    INPUT, OUTPUT, "one channel", "cut by whole blocks", "places, not channels",
+    INPUT, OUTPUT, PLACES, "one channel", "cut by whole blocks",
     "rows of an embedding, chosen by number", "repeated",
 )  # fmt: skip
 
@@ -225,6 +225,7 @@ def settled(
     sites: Mapping[str, Sequence[Axis]],
 ) -> Axes:  # fmt: skip
     """The finished groups behind the axes of all parameters."""
+    _only_places(groups, params)
     groups.settle()
     numbers: dict[int, int] = {}
     found: list[Group] = []
@@ -245,7 +246,20 @@ def settled(
             for name, axes in all_.items()
         }
 
-    known = named(params)
-    return Axes(layout, tuple(found), known, named(fixed), named(sites)) if fixed or sites else Axes(
-        layout, tuple(found), known
-    )  # fmt: skip
+    known, beside, seen = named(params), named(fixed), named(sites)
+    return Axes(layout, tuple(found), known, beside, seen)
+
+
+def _only_places(groups: Groups, params: Mapping[str, Sequence[Axis]]) -> None:
+    """Keep whole what a slice left over in one parameter, and what no parameter has: no layer makes or takes it."""
+    times: dict[int, int] = {}
+    parts: set[int] = set()
+    for axis in (axis for axes in params.values() for axis in axes):
+        leaves = groups.leaves(axis)
+        for g in {groups.root(g) for segment in leaves for g in segment}:
+            times[g] = times.get(g, 0) + 1
+            if len(leaves) > 1:
+                parts.add(g)
+    for g in groups.roots():
+        if g not in times or (times[g] == 1 and g in parts):
+            groups.fix(g, PLACES)

@@ -142,6 +142,10 @@ class Groups:
         self._parts[group] = ("sum", parts)
         return parts
 
+    def roots(self) -> list[int]:
+        """All groups that are not taken apart."""
+        return [g for g, parts in enumerate(self._parts) if self._parent[g] == g and parts is None]
+
     def products(self) -> list[tuple[int, int]]:
         """(blocks, inside of a block) of every group that was taken apart so."""
         return [parts[1] for parts in self._parts if parts is not None and parts[0] == "product"]  # type: ignore[misc]
@@ -267,8 +271,12 @@ class Groups:
                 for segment in axis[1:]:
                     self.tie((axis[0],), (segment,), "parts of different structure behind one another")
                 return self.axis(size, "several parts behind one another"), self.leaves((axis[0],))
-            self.fix_axis(axis, "a view across parts of different size")
-            return self.axis(size, "a view across parts"), self.axis(block, "a view across parts")
+            reasons = {self.why(g) for segment in axis for g in segment}
+            why = "a view across parts of different size"
+            if None not in reasons:
+                why = str(min(reasons, key=str))
+            self.fix_axis(axis, why)
+            return self.axis(size, why), self.axis(block, why)
         rest, outer = list(axis[0]), list[int]()
         left = size
         while left > 1:

@@ -6,7 +6,7 @@ of operations. Invariant: whatever `of_module` says may be cut, has been compute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fieldfare.core.errors import UsageError
@@ -32,12 +32,16 @@ def of_module(module: nn.Module, example: tuple[Any, ...]) -> Axes:
     """The groups of a module, from a forward pass on `example`, an array or tensor per argument."""
     inputs = tuple(_tensor(one) for one in example)
     whole: dict[str, str] = {}
+    alike: set[str] = set()
     while True:
-        found = _watched(module, inputs, whole)
+        found = _watched(module, inputs, whole, alike)
         problem = _problem(module, found, inputs)
         if problem is None:
             return found
         layer, why = problem
+        if layer not in alike:  # widths that forward takes from one another, as in view(b, t, heads, width // heads)
+            alike.add(layer)
+            continue
         while layer in whole and layer:
             layer = layer.rpartition(".")[0]
         whole[layer] = why
@@ -52,8 +56,8 @@ def _tensor(one: Any) -> Any:
     return tensor.to(torch.int64 if tensor.dtype in (torch.uint8, torch.int32, torch.int64) else torch.float32)
 
 
-def _watched(module: nn.Module, inputs: tuple[Any, ...], whole: dict[str, str]) -> Axes:
-    """The groups seen in one pass; the layers named in `whole` keep all their channels."""
+def _watched(module: nn.Module, inputs: tuple[Any, ...], whole: Mapping[str, str], alike: Collection[str] = ()) -> Axes:
+    """The groups seen in one pass; layers in `whole` keep all channels, those in `alike` have one for equal widths."""
     import copy
 
     from fieldfare.work.submodel.trace import Trace, taken_apart
@@ -80,13 +84,23 @@ def _watched(module: nn.Module, inputs: tuple[Any, ...], whole: dict[str, str]) 
             for axis in trace.axes(tensor):
                 groups.fix_axis(axis, OUTPUT)
     _layers_alike(module, axes, groups)
+    for layer in sorted(alike):
+        widths: dict[int, Axis] = {}
+        for axis in (axis for name in trained if _inside(name, layer) for axis in axes[name]):
+            if any(groups.why(g) is None for segment in groups.leaves(axis) for g in segment):
+                groups.tie(widths.setdefault(groups.length(axis), axis), axis, "one width in one layer")
     for layer, why in whole.items():
         for name in tensors:
-            if not layer or name.startswith(layer + "."):
+            if _inside(name, layer):
                 for axis in axes[name]:
                     groups.fix_axis(axis, why)
     fixed = {name: one for name, one in axes.items() if name not in trained}
     return settled(groups, resident_.layout_of(module), {n: axes[n] for n in trained}, fixed, trace.sites)
+
+
+def _inside(name: str, layer: str) -> bool:
+    """Whether a parameter is one of a layer, or of those in it."""
+    return not layer or name.startswith(layer + ".")
 
 
 def _tensors(out: Any) -> list[Any]:

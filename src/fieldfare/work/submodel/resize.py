@@ -32,10 +32,11 @@ def resized(module: nn.Module, axes: Axes, sizes: Sequence[int], problem: Proble
     before = dict(module.named_modules())
     owners = dict(small.named_modules())
     seen: dict[int, nn.Parameter] = {}
+    first = {id(t): name for name, t in (*small.named_parameters(), *small.named_buffers())}
     for table, is_buffer in ((dict(small.named_parameters(remove_duplicate=False)), False),
                              (dict(small.named_buffers(remove_duplicate=False)), True)):  # fmt: skip
         for name, tensor in table.items():
-            known = name if name in axes.params or name in axes.fixed else _first_name(small, tensor)
+            known = first[id(tensor)]
             shape = axes.shape(known, sizes)
             if tuple(tensor.shape) == shape:
                 continue
@@ -51,13 +52,6 @@ def resized(module: nn.Module, axes: Axes, sizes: Sequence[int], problem: Proble
     if problem is not None and any(sizes[g] != axes.groups[g].size for g in axes.cuttable):
         small = _own_numbers(small, axes, sizes, problem)
     return small
-
-
-def _first_name(module: nn.Module, tensor: Any) -> str:
-    for name, one in (*module.named_parameters(), *module.named_buffers()):
-        if one is tensor:
-            return name
-    raise KeyError
 
 
 def _cut(tensor: Any, axes: Axes, name: str, sizes: Sequence[int]) -> Any:

@@ -164,7 +164,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 _POINTWISE = frozenset((
     "native_dropout", "copy", "fill", "zero", "clone", "_to_copy", "detach", "lift_fresh", "alias", "dropout", "where",
-    "masked_fill", "triu", "tril", "nan_to_num", "contiguous", "lerp", "bernoulli", "resize", "normal", "uniform",
+    "masked_fill", "triu", "tril", "nan_to_num", "contiguous", "lerp", "bernoulli", "_prelu_kernel", "resize", "normal",
+    "uniform",
 ))  # fmt: skip
 
 
