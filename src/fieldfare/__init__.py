@@ -33,6 +33,10 @@ _WHERE = {
     "StopAndCopy": "algorithms.fedfly.policies", "Restart": "algorithms.fedfly.policies",
     "Cheapest": "algorithms.fedfly.policies", "MovesAt": "moves_at", "waypoints": "fleet.mobility",
     "Mobility": "fleet.mobility",
+    "HeteroFL": "algorithms.heterofl", "FedRolex": "algorithms.heterofl", "FjORD": "algorithms.fjord",
+    "DepthFL": "algorithms.depthfl", "NestedFL": "algorithms.nested", "compress": "algorithms.compress",
+    "quantise": "algorithms.compress", "low_rank": "algorithms.compress", "prune": "algorithms.compress",
+    "freeze": "algorithms.compress",
     "Federated": "data", "federate": "data", "digits": "data", "synthetic": "data", "iid": "data", "dirichlet": "data",
     "shards": "data", "labels_per_client": "data", "lognormal_quantity": "data", "dirichlet_quantity": "data",
     "natural": "data", "joint": "data",
@@ -54,9 +58,15 @@ if TYPE_CHECKING:
     from fieldfare import testing as testing
     from fieldfare import work as work
     from fieldfare.algorithms.bagging import Bagging as Bagging
+    from fieldfare.algorithms.compress import compress as compress
+    from fieldfare.algorithms.compress import freeze as freeze
+    from fieldfare.algorithms.compress import low_rank as low_rank
+    from fieldfare.algorithms.compress import prune as prune
+    from fieldfare.algorithms.compress import quantise as quantise
     from fieldfare.algorithms.deadline import CutOff as CutOff
     from fieldfare.algorithms.deadline import SemiSync as SemiSync
     from fieldfare.algorithms.deadline import TiFL as TiFL
+    from fieldfare.algorithms.depthfl import DepthFL as DepthFL
     from fieldfare.algorithms.fedasync import FedAsync as FedAsync
     from fieldfare.algorithms.fedavg import FedAvg as FedAvg
     from fieldfare.algorithms.fedbuff import FedBuff as FedBuff
@@ -72,13 +82,17 @@ if TYPE_CHECKING:
     from fieldfare.algorithms.fedopt import FedAvgM as FedAvgM
     from fieldfare.algorithms.fedopt import FedYogi as FedYogi
     from fieldfare.algorithms.fedprox import FedProx as FedProx
+    from fieldfare.algorithms.fjord import FjORD as FjORD
     from fieldfare.algorithms.hadfl import HADFL as HADFL
     from fieldfare.algorithms.hadfl import AllReduce as AllReduce
     from fieldfare.algorithms.hadfl import DecentralisedFedAvg as DecentralisedFedAvg
     from fieldfare.algorithms.hadfl import GraphGossip as GraphGossip
     from fieldfare.algorithms.hadfl import PacedRing as PacedRing
     from fieldfare.algorithms.hadfl import PairGossip as PairGossip
+    from fieldfare.algorithms.heterofl import FedRolex as FedRolex
+    from fieldfare.algorithms.heterofl import HeteroFL as HeteroFL
     from fieldfare.algorithms.keep import keep_optimizer as keep_optimizer
+    from fieldfare.algorithms.nested import NestedFL as NestedFL
     from fieldfare.algorithms.personal import Ditto as Ditto
     from fieldfare.algorithms.personal import FedBN as FedBN
     from fieldfare.algorithms.personal import FedPer as FedPer

@@ -4,11 +4,11 @@
 """
 
 from fieldfare.aggregate.chain import Chain, RowRule, Transform, chain, coverage, mean
-from fieldfare.aggregate.optimise import adagrad, adam, bound, decay, momentum, scale, yogi
+from fieldfare.aggregate.optimise import adagrad, adam, bound, decay, momentum, patient, scale, yogi
 from fieldfare.aggregate.robust import geometric_median, krum, median, mixed, trimmed_mean
 from fieldfare.aggregate.rows import clip
 
 __all__ = [
     "Chain", "RowRule", "Transform", "adagrad", "adam", "bound", "chain", "clip", "coverage", "decay",
-    "geometric_median", "krum", "mean", "median", "mixed", "momentum", "scale", "trimmed_mean", "yogi",
+    "geometric_median", "krum", "mean", "median", "mixed", "momentum", "patient", "scale", "trimmed_mean", "yogi",
 ]  # fmt: skip

@@ -87,6 +87,30 @@ class Momentum:
 
 
 @dataclass(frozen=True, slots=True)
+class Patient:
+    """Momentum by coverage; see `patient`."""
+
+    beta: float
+    power: float
+
+    def init(self, size: int) -> F32:
+        return np.zeros(size, np.float32)
+
+    def update(self, u: F32, state: F32, weight: Weight) -> tuple[F32, F32]:
+        most = float(np.max(weight, initial=0.0)) if np.ndim(weight) else 0.0
+        if not self.power or not most > 0:
+            return Momentum(self.beta, False).update(u, state, weight)
+        share = (np.asarray(weight, np.float64) / most) ** self.power
+        velocity = state * (1.0 - (1.0 - self.beta) * share).astype(np.float32)
+        velocity += u
+        still = unheard(weight)
+        if still is None:
+            return velocity.copy(), velocity
+        np.copyto(velocity, state, where=still)
+        return np.where(still, np.float32(0), velocity), velocity
+
+
+@dataclass(frozen=True, slots=True)
 class Adaptive:
     """m <- b1 m + (1 - b1) u; v by `rule`; u <- m / (sqrt(v) + eps); see `adam`, `yogi`, `adagrad`."""
 
@@ -161,6 +185,22 @@ def momentum(beta: float = 0.9, nesterov: bool = False) -> Momentum:
     """
     _unit("momentum", beta=beta)
     return Momentum(beta, nesterov)
+
+
+def patient(beta: float = 0.5, power: float = 0.5) -> Patient:
+    """Server momentum that lasts longer where fewer clients report: v <- b v + u, u <- v, with b by coordinate.
+
+    Ours, behind `coverage()`: b_i = 1 - (1 - beta) (m_i / max m) ** power, m the weight behind coordinate i; who
+    everybody has gets `momentum(beta)`, rarer ones a longer memory and, since it is undamped, as much more of a
+    constant u. `power` 0, or one weight for all, is `momentum(beta)`. State: v float32 `[P]`.
+
+    >>> patient(0.5, 1.0).update(np.ones(2, np.float32), np.ones(2, np.float32), np.array([4.0, 1.0]))[0].tolist()
+    [1.5, 1.875]
+    """
+    _unit("patient", beta=beta)
+    if not 0 <= power <= 1:
+        raise UsageError(f"patient(power={power}): use a number from 0 to 1.")
+    return Patient(beta, power)
 
 
 def adam(b1: float = 0.9, b2: float = 0.99, eps: float = 1e-3, v0: float | None = None) -> Adaptive:

@@ -3,7 +3,9 @@
 from fieldfare.algorithms.bagging import Bagging
 from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, OFFLOADING, Entry, RolesEntry, build, entry
 from fieldfare.algorithms.check import check
+from fieldfare.algorithms.compress import compress, freeze, low_rank, prune, quantise
 from fieldfare.algorithms.deadline import CutOff, SemiSync, TiFL
+from fieldfare.algorithms.depthfl import DepthFL
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, StopAt, innermost
 from fieldfare.algorithms.fedasync import FedAsync
 from fieldfare.algorithms.fedavg import FedAvg, State
@@ -12,6 +14,7 @@ from fieldfare.algorithms.feddyn import FedDyn
 from fieldfare.algorithms.fednova import FedNova
 from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fieldfare.algorithms.fedprox import FedProx
+from fieldfare.algorithms.fjord import FjORD
 from fieldfare.algorithms.hadfl import (
     HADFL,
     AllReduce,
@@ -20,7 +23,9 @@ from fieldfare.algorithms.hadfl import (
     PacedRing,
     PairGossip,
 )
+from fieldfare.algorithms.heterofl import FedRolex, HeteroFL
 from fieldfare.algorithms.keep import keep_optimizer
+from fieldfare.algorithms.nested import NestedFL
 from fieldfare.algorithms.personal import Ditto, FedBN, FedPer, FedRep
 from fieldfare.algorithms.qfedavg import QFedAvg
 from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
@@ -35,6 +40,7 @@ __all__ = [
     "Bagging",
     "CutOff",
     "DecentralisedFedAvg",
+    "DepthFL",
     "Ditto",
     "Entry",
     "Evaluate",
@@ -52,10 +58,14 @@ __all__ = [
     "FedPer",
     "FedProx",
     "FedRep",
+    "FedRolex",
     "FedTrimmedMean",
     "FedYogi",
+    "FjORD",
     "GraphGossip",
+    "HeteroFL",
     "Krum",
+    "NestedFL",
     "PacedRing",
     "PairGossip",
     "QFedAvg",
@@ -67,7 +77,12 @@ __all__ = [
     "TiFL",
     "build",
     "check",
+    "compress",
     "entry",
+    "freeze",
     "innermost",
     "keep_optimizer",
+    "low_rank",
+    "prune",
+    "quantise",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from fieldfare.algorithms.bagging import Bagging
 from fieldfare.algorithms.deadline import CutOff, SemiSync, TiFL
+from fieldfare.algorithms.depthfl import DepthFL
 from fieldfare.algorithms.fedasync import FedAsync
 from fieldfare.algorithms.fedavg import FedAvg
 from fieldfare.algorithms.fedbuff import FedBuff
@@ -23,6 +24,7 @@ from fieldfare.algorithms.fedfly.methods import FedFly
 from fieldfare.algorithms.fednova import FedNova
 from fieldfare.algorithms.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fieldfare.algorithms.fedprox import FedProx
+from fieldfare.algorithms.fjord import FjORD
 from fieldfare.algorithms.hadfl.methods import (
     HADFL,
     AllReduce,
@@ -31,6 +33,8 @@ from fieldfare.algorithms.hadfl.methods import (
     PacedRing,
     PairGossip,
 )
+from fieldfare.algorithms.heterofl import FedRolex, HeteroFL
+from fieldfare.algorithms.nested import NestedFL
 from fieldfare.algorithms.personal import Ditto, FedBN, FedPer, FedRep
 from fieldfare.algorithms.qfedavg import QFedAvg
 from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
@@ -95,6 +99,7 @@ _ANY_SGD = "SGD on the client"
 _STATE = "client state"
 _ROWS = "every row at the server"
 _ASYNC = "devices of unlike speed"
+_VIEW = "a view of `submodels(...)`"
 _CUT = "an `nn.Module` that can be cut, such as `split_net(...)`"
 
 ALGORITHMS: tuple[Entry, ...] = (
@@ -133,6 +138,16 @@ ALGORITHMS: tuple[Entry, ...] = (
           {"buffer": 3}, (_ASYNC,), cohort="stream"),
     Entry("fedasync", "asynchronous: every reply is mixed in", "Xie, Koyejo & Gupta, 2019", FedAsync, needs=(_ASYNC,),
           cohort="stream"),
+    Entry("heterofl", "sub-models of the first channels, averaged where covered", "Diao, Ding & Tarokh, ICLR 2021",
+          HeteroFL, needs=(_VIEW,)),
+    Entry("fjord", "sub-models of several widths in each client, which may learn from the widest",
+          "Horvath et al., NeurIPS 2021", FjORD, needs=(_VIEW,)),
+    Entry("fedrolex", "sub-models that roll over the channels", "Alam et al., NeurIPS 2022", FedRolex,
+          needs=("a view by `Rolling()`",)),
+    Entry("depthfl", "sub-models of the first layers, with exits", "Kim et al., ICLR 2023", DepthFL,
+          needs=("a view of a net with exits",)),
+    Entry("nestedfl", "all widths inside a client's own, taught by it; server momentum by coverage",
+          "ours, after Horvath et al., NeurIPS 2021, and Yu & Huang, ICCV 2019", NestedFL, needs=(_VIEW,)),
     Entry("bagging", "clients add trees to one model", "Breiman, 1996; Flower's FedXgbBagging, 2023", Bagging,
           needs=("a model of bytes: opaque(...)", _ROWS), model="bytes"),
 )  # fmt: skip

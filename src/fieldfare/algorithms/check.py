@@ -21,7 +21,23 @@ from fieldfare.algorithms.rule import Plain
 from fieldfare.algorithms.scaffold import Variates
 from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Collect, Coverage, Stack
-from fieldfare.core.local import ControlVariate, Dynamic, Fair, Keep, Normalised, Personal, Proximal, Twin
+from fieldfare.core.local import (
+    ControlVariate,
+    Dynamic,
+    Fair,
+    Frozen,
+    Keep,
+    LowRank,
+    Nested,
+    Normalised,
+    Personal,
+    Proximal,
+    Pruned,
+    Rounded,
+    Scaled,
+    Sent,
+    Twin,
+)
 from fieldfare.core.params import Layout
 from fieldfare.core.quorum import Quorum, Sample
 
@@ -60,6 +76,8 @@ DEMANDS: dict[type[Any], Demand] = {
     Personal: Demand("FedPer", "personal"),
     Twin: Demand("Ditto", "twin"),
     Keep: Demand("keep_optimizer", "optimizer", moments=True),
+    **{kind: Demand(kind.__name__) for kind in (Scaled, Nested, Rounded, LowRank, Pruned, Frozen)},
+    Sent: Demand("compress"),
 }
 
 
@@ -122,6 +140,7 @@ def _check_local(algorithm: FedAvg) -> None:
             )
         rule = demand.rule if demand.rule is not Plain else rule
         slots += [demand.slot] if demand.slot else []
+        slots += ["residual"] if isinstance(local, Sent) and local.feedback else []
     if rule is Plain and not isinstance(algorithm.rule, Plain):
         name = type(algorithm.rule).__name__
         raise UsageError(f"{algorithm.name} folds by {name}, but no local declaration makes clients send its leaves.")
@@ -141,6 +160,11 @@ def _check_view(algorithm: FedAvg) -> None:
         raise UsageError(f"{algorithm.name}: {fold} cannot fold sub-models; use server=chain(coverage(), ...).")
     if algorithm.slot is not None or not isinstance(algorithm.rule, Plain):
         raise UsageError(f"{algorithm.name} keeps vectors of the whole model; it cannot be combined with sub-models.")
+    for local in algorithm.local:
+        if isinstance(local, Frozen | Pruned | LowRank):
+            raise UsageError(
+                f"{type(local).__name__} chooses weights itself and {algorithm.name} has sub-models: use one of them."
+            )
 
 
 def _check_optimizer(algorithm: FedAvg, training: LocalTraining) -> None:

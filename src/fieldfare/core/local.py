@@ -1,13 +1,14 @@
 """Declared changes to local training: what an algorithm wants of `work`, as data any adapter or device can obey.
 
 Every one is an affine correction of the local gradient, g <- m * (g + a_i + mu * (w - r_i)), with a state update at
-the end. `work.train` computes them; algorithms only name them.
+the end; or a smaller thing to train in the model's place, or a shorter reply. `work.train` and `work.compress` compute
+them; algorithms only name them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,4 +65,68 @@ class Keep:
     """
 
 
-Local: TypeAlias = Proximal | ControlVariate | Dynamic | Normalised | Fair | Personal | Twin | Keep
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """HeteroFL (Diao et al., ICLR 2021, section 3): in training a cut layer's outputs are divided by its share kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """Train smaller sub-models inside the client's own: those of the first `shares` of the whole net's channels.
+
+    `each`: "all" of them at every step beside the client's own; "turn": one of them, in turn; "only": one of them or
+    the client's own, in turn, and nothing beside it. Their loss is `weight` times the mean over those of a step of
+    (1 - distil) cross-entropy + distil T**2 KL(own || smaller), at `temperature` T; no gradient goes into the own.
+    """
+
+    shares: tuple[float, ...]
+    distil: float = 0.0
+    temperature: float = 1.0
+    weight: float = 1.0
+    each: Literal["all", "turn", "only"] = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Weights of `bits` bits: the model is sent so, and every gradient is taken there (straight-through)."""
+
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """Train factors of `rank` of every weight matrix of more; a truncated SVD of the model sent."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Train the `share` of weights that are largest in the model sent, with all others at zero."""
+
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Leave the named tensors as they are; they do not travel back."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """How the delta travels: the `share` of numbers that are largest, in `bits` bits each (32: as they are).
+
+    `feedback`: what was left out is added to the client's next delta; state slot "residual".
+    """
+
+    share: float = 1.0
+    bits: int = 32
+    feedback: bool = True
+
+
+Local: TypeAlias = (
+    Proximal | ControlVariate | Dynamic | Normalised | Fair | Personal | Twin | Keep
+    | Scaled | Nested | Rounded | LowRank | Pruned | Frozen | Sent
+)  # fmt: skip

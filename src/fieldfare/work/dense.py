@@ -21,7 +21,7 @@ from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.work import stacked
-from fieldfare.work.layers import Dense, Loss, Program
+from fieldfare.work.layers import Dense, Inner, Loss, Program
 from fieldfare.work.net import BadExamples, Drift, Fit, Plan, Training
 
 F32 = NDArray[np.float32]
@@ -103,7 +103,8 @@ class DenseNet:
     `loss`: "cross_entropy" (labels 0..K-1 in `y`), "masked_cross_entropy" (in training, over the classes that the
     client's own examples have), or "squared_error" (mean over outputs; `y` of K numbers per example).
     Parameters are named "<place>.weight" and "<place>.bias" as in torch's `nn.Sequential`; `names` gives other
-    prefixes, one per linear layer ("" for a bare layer).
+    prefixes, one per linear layer ("" for a bare layer). `scales`, `bits`, `inner`: what training does beside the
+    plain step, see `work.layers.Program`; `work.compress` sets them.
     """
 
     layers: tuple[Layer, ...]
@@ -111,6 +112,9 @@ class DenseNet:
     x: str = "x"
     y: str = "y"
     names: tuple[str, ...] | None = None
+    scales: tuple[float, ...] = ()
+    bits: int | None = None
+    inner: Inner | None = None
     keeps_moments: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -165,8 +169,9 @@ class DenseNet:
             weight = slice(at, at + layer.inputs * layer.outputs)
             bias = slice(weight.stop, weight.stop + layer.outputs) if layer.bias else None
             at = bias.stop if bias is not None else weight.stop
-            found.append(Dense(layer.inputs, layer.outputs, weight, bias, kind))
-        return Program(tuple(found), at, self.loss)
+            scale = self.scales[len(found)] if self.scales else 1.0
+            found.append(Dense(layer.inputs, layer.outputs, weight, bias, kind, scale))
+        return Program(tuple(found), at, self.loss, self.bits, self.inner)
 
     def of(self, layout: Layout) -> DenseNet:
         """The net of a sub-model's layout: the same layers with fewer outputs inside."""
@@ -200,8 +205,19 @@ class DenseNet:
 
     def flops(self) -> float:
         """Multiply-adds (as two) of the three products of each layer; the first needs no gradient of its input."""
-        macs = [layer.inputs * layer.outputs for layer in self.program.layers]
-        return 2.0 * (3 * sum(macs) - macs[0])
+        layers = self.program.layers
+        own = _flops([layer.inputs for layer in layers] + [layers[-1].outputs])
+        if self.inner is None or not self.inner.widths:
+            return own
+        ends = layers[0].inputs, layers[-1].outputs
+        each = [_flops([ends[0], *widths, ends[1]]) for widths in self.inner.widths]
+        match self.inner.each:
+            case "all":
+                return own + sum(each)
+            case "turn":
+                return own + sum(each) / len(each)
+            case _:
+                return (own + sum(each)) / (1 + len(each))
 
     def describe(self) -> Mapping[str, Any]:
         """Layers, loss and columns as plain JSON."""
@@ -260,6 +276,11 @@ class DenseNet:
                 int(np.searchsorted(start, first, "right")) - 1,
             )
         return labels
+
+
+def _flops(widths: list[int]) -> float:
+    macs = [a * b for a, b in itertools.pairwise(widths)]
+    return 2.0 * (3 * sum(macs) - macs[0])
 
 
 @lru_cache(maxsize=256)

@@ -26,22 +26,42 @@ MOST_CLIENTS = 128
 
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """One layer of a program: h <- activation(h W' + b), with W `[outputs, inputs]` at `weight`, b at `bias`."""
+    """One layer of a program: h <- activation(h W' + b), with W `[outputs, inputs]` at `weight`, b at `bias`.
+
+    In training h W' + b is multiplied by `scale`.
+    """
 
     inputs: int
     outputs: int
     weight: slice
     bias: slice | None
     activation: Activation
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """Smaller nets trained inside: hidden `widths` of each, see `core.local.Nested` for the rest."""
+
+    widths: tuple[tuple[int, ...], ...]
+    distil: float
+    temperature: float
+    weight: float
+    each: Literal["all", "turn", "only"]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A dense network as the loop sees it: layers over a vector of `size` parameters, and the loss."""
+    """A dense network as the loop sees it: layers over a vector of `size` parameters, and the loss.
+
+    `bits`: gradients are taken at weights rounded to so many. `inner`: smaller nets trained inside.
+    """
 
     layers: tuple[Dense, ...]
     size: int
     loss: Loss
+    bits: int | None = None
+    inner: Inner | None = None
 
     @property
     def inputs(self) -> int:
@@ -135,6 +155,8 @@ def forward(program: Program, view: View) -> F32:
         np.matmul(h, turned, out=z)
         if bias is not None:
             np.add(z, bias, out=z)
+        if layer.scale != 1.0:
+            np.multiply(z, np.float32(layer.scale), out=z)
         activate(layer.activation, z)
         h = z
     return h
@@ -196,6 +218,8 @@ def backward(program: Program, view: View, fused: bool) -> None:
     for at in range(len(layers) - 1, -1, -1):
         below = view.acts[at - 1] if at else view.x
         slope = view.slopes[at]
+        if layers[at].scale != 1.0:
+            np.multiply(d, np.float32(layers[at].scale), out=d)
         if slope is not None:
             np.matmul(d, view.weights[at], out=slope)
         grad, grad_bias = view.grads[at], view.grad_biases[at]

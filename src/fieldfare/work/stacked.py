@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core.block import Block
+from fieldfare.work.inner import add_inner, own_turn, round_stack
 from fieldfare.work.layers import Loss, Program, Stack, activate, backward, cross_entropy, forward, squared_error
 from fieldfare.work.net import Drift, Fit, Plan, Training
 
@@ -219,7 +220,7 @@ def fit(
     """Train n clients; `x` is the whole column, `wanted` what the loss compares with, for each of `plan.rows`."""
     n = len(plan.steps)
     plain = not training.moments and not training.weight_decay
-    fused = plain and training.clip_norm is None and drift.idle
+    fused = plain and training.clip_norm is None and drift.idle and program.bits is None and program.inner is None
     copies = 0 if fused else 2 + training.moments + (drift.a is not None)
     batch = min(plan.batch_size, int(plan.per_epoch.max(initial=1)))
     count = program.clients(min(plan.batch_size, 256), copies)
@@ -269,9 +270,11 @@ def _train(
             np.take(x, plan.rows[at], axis=0, out=view.x, mode="clip")
         else:
             view.x[...] = x[plan.rows[at]].reshape(view.x.shape)
+        master = None if program.bits is None else round_stack(program, stack.w[turn.lo : turn.hi])
         forward(program, view)
         if absent is not None:
             view.acts[-1] += absent[ids[turn.lo : turn.hi], None]
+        own = None if program.inner is None else view.acts[-1].copy()
         loss = measure(view, wanted[at])
         d = view.acts[-1]
         factor = -lr if optimiser is None else 1.0
@@ -282,7 +285,15 @@ def _train(
         else:
             d *= np.float32(factor / turn.rows)
         total[turn.lo : turn.hi] += np.add.reduce(loss.astype(np.float64), axis=1) / turn.sizes
+        if own is not None and program.inner is not None and program.inner.each == "only":
+            d *= own_turn(program.inner, turn.taken)
         backward(program, view, optimiser is None)
+        if own is not None:
+            real = None if not short else (columns[: turn.rows] < sizes) / np.float32(1)
+            missing = None if absent is None else absent[ids[turn.lo : turn.hi], None]
+            add_inner(program, stack, turn, view.x, wanted[at], own, real, missing)
+        if master is not None:
+            stack.w[turn.lo : turn.hi] = master
         if optimiser is not None:
             optimiser.step(turn.lo, turn.hi, turn.taken)
     losses[ids] = total

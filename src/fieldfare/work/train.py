@@ -17,9 +17,22 @@ from numpy.typing import NDArray
 from fieldfare.core import rng
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
-from fieldfare.core.local import ControlVariate, Dynamic, Fair, Keep, Local, Normalised, Personal, Proximal, Twin
+from fieldfare.core.local import (
+    ControlVariate,
+    Dynamic,
+    Fair,
+    Keep,
+    Local,
+    LowRank,
+    Normalised,
+    Personal,
+    Proximal,
+    Sent,
+    Twin,
+)
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Cost, Output
+from fieldfare.work import compress
 from fieldfare.work.net import Drift, Fit, Net, Training, moments_size, naming
 from fieldfare.work.plan import make_plan, passes_and_steps
 
@@ -98,6 +111,8 @@ def slots_of(local: tuple[Local, ...], layout: Layout, training: Training | None
                 return {"twin": layout.size}
             case Personal(names):
                 return {"personal": int(layout.mask(names).sum())}
+            case Sent(feedback=True):
+                return {"residual": layout.size}
             case Keep() if training is not None:
                 return {"optimizer": moments_size(training, layout.size)}
             case _:
@@ -164,6 +179,7 @@ class Train:
         if len(set(kinds)) < len(kinds):
             raise UsageError(f"Train(local={names}) declares one thing twice: give each declaration once.")
         stateful = [k.__name__ for k in kinds if k in (ControlVariate, Dynamic, Personal, Twin, Keep)]
+        stateful += [type(one).__name__ for one in self.local if isinstance(one, Sent) and one.feedback]
         if len(stateful) > 1:
             raise UsageError(f"Train(local={names}): {' and '.join(stateful)} each keep client state: use one of them.")
         if Fair in kinds and Normalised in kinds:
@@ -189,6 +205,7 @@ class Train:
             raise UsageError(f"Fair(q={fair.q}): use q >= 0.")
         if (personal := find(self.local, Personal)) is not None:
             self.net.layout.mask(personal.names)
+        compress.check(self.local, self.net)
 
     def _check_keep(self, normalised: bool) -> None:
         """Refuse to keep an optimiser's moments where there are none, or where they cannot be taken out."""
@@ -207,7 +224,37 @@ class Train:
     def __call__(self, cohort: Cohort) -> Output:
         """Train every client of `cohort`; see the class for the leaves."""
         if cohort.layout != self.net.layout and (smaller := smaller_net(self.net, cohort.layout)) is not None:
-            return replace(self, net=smaller)(cohort)
+            return replace(self, net=compress.trained(smaller, self.net, self.local))(cohort)
+        if (net := compress.trained(self.net, self.net, self.local)) is not self.net:
+            return replace(self, net=net)(cohort)
+        if (factors := find(self.local, LowRank)) is not None:
+            return self._low_rank(factors.rank, cohort)
+        if compress.smaller_start(self.local):
+            return compress.sent_smaller(self.local, self._train, cohort, self.net.layout)
+        return self._train(cohort)
+
+    def _low_rank(self, rank: int, cohort: Cohort) -> Output:
+        """Train the factors of every large matrix in its place."""
+        small = compress.factored(self.net, rank)
+        start = np.stack([compress.factors(self.net, small, model) for model in cohort.models])
+        inner = replace(self, net=small, local=tuple(one for one in self.local if not isinstance(one, LowRank | Sent)))
+        out = inner(replace(cohort, models=start, layout=small.layout, state=None, fresh=None))
+        ends = out.leaves["delta"] + start[cohort.row]
+        whole = [compress.product(self.net, small, start[row]) for row in range(len(start))]
+        delta = np.stack([compress.product(self.net, small, end) - whole[r]
+                          for end, r in zip(ends, cohort.row, strict=True)])  # fmt: skip
+        return self._reply(cohort, replace(out, leaves={**out.leaves, "delta": delta}))
+
+    def _reply(self, cohort: Cohort, out: Output) -> Output:
+        """The output as it travels: fewer numbers, of fewer bits, where `local` says so."""
+        if (sent := find(self.local, Sent)) is None or "delta" not in out.leaves:
+            return out
+        seen = kept(cohort, self.local, self.net.layout, self.training)
+        delta, left = compress.encoded(sent, out.leaves["delta"], seen, cohort.keys)
+        return replace(out, leaves={**out.leaves, "delta": delta}, state=left if sent.feedback else out.state)
+
+    def _train(self, cohort: Cohort, mask: NDArray[np.bool_] | None = None) -> Output:
+        """`__call__` for a cohort of this net; coordinates outside `mask` `[P]` stay as they are."""
         if cohort.models.shape[1] != self.net.layout.size:
             raise UsageError(
                 f"models of {cohort.models.shape[1]} parameters came to a net of {self.net.layout.size}: send the "
@@ -217,7 +264,10 @@ class Train:
         seen = kept(cohort, self.local, self.net.layout, training)
         drift = self._drift(cohort, seen)
         models, row, keys = cohort.models, cohort.row, cohort.keys
-        mask: NDArray[np.bool_] | None = None
+        fixed = mask
+        if fixed is not None:
+            drift = replace(drift, mask=fixed)
+            mask = None
         if (personal := find(self.local, Personal)) is not None:
             mask = self.net.layout.mask(personal.names)
             models, row = own_models(cohort, seen, mask)
@@ -257,7 +307,8 @@ class Train:
             leaves["tau"] = tau.astype(np.float32)[:, None]
         elif (fair := find(self.local, Fair)) is not None:
             leaves["h"] = self._fair(cohort, fair.q, delta, lr)
-        return Output(leaves, cohort.data.sizes.astype(np.float64), {"loss": fit.loss, **fit.extra}, state)
+        out = Output(leaves, cohort.data.sizes.astype(np.float64), {"loss": fit.loss, **fit.extra}, state)
+        return self._reply(cohort, out)
 
     def _fit(
         self, models: F32, row: I64, cohort: Cohort, keys: U64, training: Training, lr: float, drift: Drift,
@@ -318,6 +369,7 @@ class Train:
         """
         training, _ = settings(self.training, config)
         net = self.net if layout == self.net.layout else smaller_net(self.net, layout) or self.net
+        net = compress.trained(net, self.net, self.local)
         sizes = np.asarray(examples, np.int64)
         taken = passes_and_steps(sizes, training)[2].astype(np.float64)
         down, up, held = 1, 1, 2
@@ -341,7 +393,9 @@ class Train:
                 case _:
                     pass
         vector = 4.0 * layout.size
-        return Cost(net.flops() * taken, vector * down, vector * up + extra, vector * held)
+        sent, back, net = compress.travelling(self.local, net, layout)
+        more_down, more_up = vector * (down - 1), vector * (up - 1) + extra
+        return Cost(net.flops() * taken, sent + more_down, back + more_up, vector * held)
 
     def steps(self, examples: I64, config: Mapping[str, Scalar]) -> I64:
         """Local steps of clients with that many `examples`, `[n]`, when nothing limits them."""

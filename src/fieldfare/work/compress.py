@@ -1,0 +1,287 @@
+"""Local training that is compressed: the smaller thing a client trains in the model's place, and what travels.
+
+Here: pairs of a compressor and its lift that are no choice of channels (those are `work.submodel`): rounded weights,
+factors, pruned and frozen weights, short replies, and nets trained with sub-models inside. Not here: the training loop.
+Invariant: what was not trained lifts to exactly zero; a compressor that leaves all as it was changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.core import rng
+from fieldfare.core.errors import UsageError
+from fieldfare.core.local import Frozen, Local, LowRank, Nested, Personal, Pruned, Rounded, Scaled, Sent
+from fieldfare.core.params import Layout
+from fieldfare.core.work import Cohort, Output
+from fieldfare.work.dense import DenseNet, Linear, linear
+from fieldfare.work.inner import rounded
+from fieldfare.work.layers import Inner
+from fieldfare.work.net import Net
+
+F32 = NDArray[np.float32]
+I64 = NDArray[np.int64]
+U64 = NDArray[np.uint64]
+Bools = NDArray[np.bool_]
+
+_COIN = np.uint64(rng.derive(0, "uplink"))
+_IN_THE_NET = Scaled | Nested | Rounded
+_DECLARED = Scaled | Nested | Rounded | LowRank
+
+
+def check(local: tuple[Local, ...], net: Net) -> None:
+    """Refuse numbers that cannot be, nets that cannot do it, and pairs that have no meaning together."""
+    declared = [one for one in local if isinstance(one, _DECLARED)]
+    inside = getattr(net, "net", net)
+    if declared and not isinstance(inside, DenseNet):
+        raise UsageError(
+            f"{type(declared[0]).__name__} changes the layers' own step and works for declared layers, such as "
+            f"fieldfare.mlp(...): leave it out for a {type(inside).__name__}."
+        )
+    kinds = {type(one) for one in local}
+    for one, other in ((Scaled, Nested), (Pruned, Personal), (Frozen, Personal), (LowRank, Nested), (LowRank, Pruned)):
+        if one in kinds and other in kinds:
+            raise UsageError(f"{one.__name__} and {other.__name__} say different things of the same weights: use one.")
+    for one in local:
+        match one:
+            case Nested(shares=shares, distil=distil) if not (all(0 < s <= 1 for s in shares) and 0 <= distil <= 1):
+                raise UsageError(f"Nested(shares={shares}, distil={distil}): shares and distil lie between 0 and 1.")
+            case Nested() if isinstance(inside, DenseNet) and inside.loss == "squared_error":
+                raise UsageError("Nested is for labels: use a net with loss='cross_entropy'.")
+            case Rounded(bits) if not 2 <= bits <= 16:
+                raise UsageError(f"Rounded(bits={bits}): use 2 to 16.")
+            case LowRank(rank) if rank < 1:
+                raise UsageError(f"LowRank(rank={rank}): use a rank >= 1.")
+            case Pruned(share) if not 0 < share <= 1:
+                raise UsageError(f"Pruned(share={share}): use a number above 0 and at most 1.")
+            case Sent(share, bits) if not (0 < share <= 1 and 2 <= bits <= 32):
+                raise UsageError(f"Sent(share={share}, bits={bits}): use a share in (0, 1] and 2 to 32 bits.")
+            case Frozen(names):
+                net.layout.mask(names)
+            case _:
+                pass
+
+
+def trained(net: Any, whole: Any, local: tuple[Local, ...]) -> Any:
+    """`net`, a sub-model's of `whole` or that itself, as `local` wants it trained; the same where it wants nothing."""
+    asked = tuple(one for one in local if isinstance(one, _IN_THE_NET))
+    inside = getattr(net, "net", net)
+    if not asked or not isinstance(inside, DenseNet) or inside.scales or inside.bits or inside.inner:
+        return net
+    found = _changed(inside, getattr(whole, "net", whole), asked)
+    return net if found == inside else found
+
+
+@lru_cache(maxsize=256)
+def _changed(net: DenseNet, whole: DenseNet, asked: tuple[Local, ...]) -> DenseNet:
+    own = [one.outputs for one in net.program.layers[:-1]]
+    full = [one.outputs for one in whole.program.layers[:-1]]
+    for one in asked:
+        match one:
+            case Scaled() if own != full:
+                net = replace(net, scales=(*(f / o for f, o in zip(full, own, strict=True)), 1.0))
+            case Nested(shares, distil, temperature, weight, each):
+                all_ = [tuple(max(ceil(share * f - 1e-9), 1) for f in full) for share in shares]
+                smaller = tuple(
+                    w
+                    for w in dict.fromkeys(all_)
+                    if list(w) != own and all(a <= b for a, b in zip(w, own, strict=True))
+                )
+                if smaller:
+                    net = replace(net, inner=Inner(smaller, distil, temperature, weight, each))
+            case Rounded(bits):
+                net = replace(net, bits=bits)
+            case _:
+                pass
+    return net
+
+
+def smaller_start(local: tuple[Local, ...]) -> bool:
+    """Whether clients start from something else than the model, or leave some of it as it is."""
+    return any(isinstance(one, Rounded | Pruned | Frozen) for one in local)
+
+
+def sent_smaller(
+    local: tuple[Local, ...], train: Callable[[Cohort, Bools | None], Output], cohort: Cohort, layout: Layout
+) -> Output:
+    """`train` from models rounded, pruned or with frozen tensors; one version of the model after the other."""
+    versions = np.unique(cohort.row)
+    if len(versions) > 1:
+        parts = [np.flatnonzero(cohort.row == v) for v in versions]
+        outs = [sent_smaller(local, train, _chosen(cohort, at), layout) for at in parts]
+        order = np.argsort(np.concatenate(parts))
+        return _joined(outs, order)
+    model = cohort.models[versions] if len(cohort.models) > 1 else cohort.models
+    mask: Bools | None = None
+    for one in local:
+        match one:
+            case Pruned(share):
+                mask = pruned(model[0], share)
+                model = np.where(mask, model, np.float32(0))
+            case Frozen(names):
+                mask = ~layout.mask(names)
+            case _:
+                pass
+    for one in local:
+        if isinstance(one, Rounded):
+            model = rounded(model, [where for _, where, _ in layout.items()], one.bits)
+    return train(replace(cohort, models=model, row=np.zeros(cohort.n, np.int64)), mask)
+
+
+def _chosen(cohort: Cohort, at: I64) -> Cohort:
+    o, data = cohort.data.offsets, cohort.data
+    rows = np.concatenate([data.rows[o[i] : o[i + 1]] for i in at])
+    offsets = np.concatenate([[0], np.cumsum(data.sizes[at])])
+    pick = {"row": cohort.row[at], "clients": cohort.clients[at], "keys": cohort.keys[at]}
+    more = {
+        name: None if (value := getattr(cohort, name)) is None else value[at] for name in ("state", "fresh", "steps")
+    }
+    return replace(cohort, data=replace(data, rows=rows, offsets=offsets), **pick, **more)
+
+
+def _joined(outs: list[Output], order: I64) -> Output:
+    first = outs[0]
+    leaves = {leaf: np.concatenate([out.leaves[leaf] for out in outs])[order] for leaf in first.leaves}
+    metrics = {name: np.concatenate([out.metrics[name] for out in outs])[order] for name in first.metrics}
+    state = None if first.state is None else np.concatenate([out.state for out in outs if out.state is not None])[order]
+    return Output(leaves, np.concatenate([out.weight for out in outs])[order], metrics, state)
+
+
+def pruned(model: F32, share: float) -> Bools:
+    """Bool `[P]`: the ceil(share P) weights of largest magnitude; of equal ones the first."""
+    keep = np.zeros(len(model), np.bool_)
+    keep[np.argsort(-np.abs(model), kind="stable")[: ceil(share * len(model) - 1e-9)]] = True
+    return keep
+
+
+def encoded(sent: Sent, delta: F32, seen: F32 | None, keys: U64) -> tuple[F32, F32]:
+    """The deltas `[n, P]` as the server reads them, and what was left out, `[n, P]`.
+
+    Top-k with memory (Stich et al., NeurIPS 2018, alg. 1); rounding up or down by chance, so that the mean is right
+    (Alistarh et al., NeurIPS 2017, section 3.1, with the largest number as the scale: our reading).
+    """
+    wanted = delta if seen is None else delta + seen
+    out = wanted.copy()
+    size = wanted.shape[1]
+    count = ceil(sent.share * size - 1e-9)
+    if count < size:
+        for row in out:
+            row[np.argsort(-np.abs(row), kind="stable")[count:]] = 0
+    if sent.bits < 32:
+        most = np.float32(2 ** (sent.bits - 1) - 1)
+        step = np.abs(out).max(axis=1, keepdims=True, initial=0) / most
+        step[~(step > 0)] = 1
+        coin = rng.uniforms((keys ^ _COIN)[:, None], np.arange(size))
+        out = (np.floor(out / step + coin.astype(np.float32)) * step).astype(np.float32)
+    return out, wanted - out
+
+
+def travelling(local: tuple[Local, ...], net: Any, layout: Layout) -> tuple[float, float, Any]:
+    """(bytes down, bytes up, the net that is trained) of one client, for a model of `layout`.
+
+    A scale of 4 bytes goes with every vector of few bits; places of chosen numbers travel as 4 bytes each or as a bit
+    for every number, whichever is less.
+    """
+    size, down, up = layout.size, 32.0 * layout.size, 32.0 * layout.size
+    for one in local:
+        match one:
+            case Rounded(bits):
+                down = size * bits + 32.0 * len(layout.names)
+            case Pruned(share):
+                count = ceil(share * size - 1e-9)
+                down, up = 32.0 * count + _places(count, size), 32.0 * count
+            case LowRank(rank) if isinstance(getattr(net, "net", net), DenseNet):
+                net = factored(getattr(net, "net", net), rank)
+                down = up = 32.0 * net.layout.size
+            case Frozen(names):
+                up = 32.0 * int((~layout.mask(names)).sum())
+            case _:
+                pass
+    for one in local:
+        if isinstance(one, Sent):
+            numbers = up / 32.0
+            count = ceil(one.share * numbers - 1e-9)
+            up = count * one.bits + (32.0 if one.bits < 32 else 0.0)
+            up += _places(count, int(numbers)) if count < numbers else 0.0
+    return down / 8, up / 8, net
+
+
+def _places(count: int, size: int) -> float:
+    """Bits that say which `count` of `size` numbers travel."""
+    return 0.0 if count == size else float(min(32 * count, size))
+
+
+def factored(net: Any, rank: int) -> DenseNet:
+    """The net in which each linear layer of larger rank is two: inputs to rank without bias, rank to outputs."""
+    return _factored(getattr(net, "net", net), rank)
+
+
+@lru_cache(maxsize=64)
+def _factored(net: DenseNet, rank: int) -> DenseNet:
+    layers: list[Any] = []
+    for layer in net.layers:
+        if isinstance(layer, Linear) and _splits(layer, rank):
+            layers += [linear(layer.inputs, rank, False), linear(rank, layer.outputs, layer.bias)]
+        else:
+            layers.append(layer)
+    return DenseNet(tuple(layers), net.loss, net.x, net.y)
+
+
+def _splits(layer: Linear, rank: int) -> bool:
+    return rank < min(layer.inputs, layer.outputs)
+
+
+def factors(net: Any, small: DenseNet, model: F32) -> F32:
+    """The vector of the factored net: V sqrt(s) and sqrt(s) U of every matrix's largest singular values, float32."""
+    parts: list[F32] = []
+    for weight, bias, rank in _walk(getattr(net, "net", net), small, model):
+        if rank is None:
+            parts.append(weight.reshape(-1))
+        else:
+            u, s, v = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
+            root = np.sqrt(s[:rank])
+            parts += [(root[:, None] * v[:rank]).astype(np.float32).reshape(-1),
+                      (u[:, :rank] * root).astype(np.float32).reshape(-1)]  # fmt: skip
+        if bias is not None:
+            parts.append(bias)
+    return np.concatenate(parts)
+
+
+def _walk(net: DenseNet, small: DenseNet, model: F32) -> list[tuple[F32, F32 | None, int | None]]:
+    """(weight, bias, rank of its factors or None) of every linear layer of the whole net."""
+    out: list[tuple[F32, F32 | None, int | None]] = []
+    ranks = [one.outputs for one in small.program.layers]
+    at = 0
+    for one in net.program.layers:
+        split = ranks[at] != one.outputs
+        weight = model[one.weight].reshape(one.outputs, one.inputs)
+        out.append((weight, None if one.bias is None else model[one.bias], ranks[at] if split else None))
+        at += 2 if split else 1
+    return out
+
+
+def product(net: Any, small: DenseNet, vector: F32) -> F32:
+    """The whole net's vector that a factored one stands for: U V in place of each pair."""
+    inside: DenseNet = getattr(net, "net", net)
+    out = np.empty(inside.layout.size, np.float32)
+    at = 0
+    for one in inside.program.layers:
+        first = small.program.layers[at]
+        weight = vector[first.weight].reshape(first.outputs, first.inputs)
+        if (first.inputs, first.outputs) != (one.inputs, one.outputs):
+            at += 1
+            second = small.program.layers[at]
+            weight = vector[second.weight].reshape(second.outputs, second.inputs) @ weight
+        out[one.weight] = weight.reshape(-1)
+        last = small.program.layers[at]
+        if one.bias is not None and last.bias is not None:
+            out[one.bias] = vector[last.bias]
+        at += 1
+    return out
