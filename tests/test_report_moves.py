@@ -13,6 +13,8 @@ from report_folders import make_run, write_lines
 
 from fieldfare.report import move_sections, plots_moves, style
 from fieldfare.report.html import write_report
+from fieldfare.report.node_sections import node_sections
+from fieldfare.report.read import read_run
 from fieldfare.report.read_moves import moves_of
 from fieldfare.report.read_nodes import read_nodes, traffic
 from fieldfare.report.whereabouts import (
@@ -209,3 +211,13 @@ def test_where_nothing_moved_and_nothing_was_scheduled_the_section_says_so(tmp_p
     text = write_report(folder).read_text(encoding="utf-8")
     assert '<section id="moves"' in text
     assert "Sessions that changed hands" not in text
+
+
+def test_two_runs_on_one_page_share_no_identifier(moved):
+    folder, *_ = moved
+    run = read_run(folder)
+    with style.drawing():
+        pages = ["".join(one.body for one in node_sections(run, draw=True, more=more)) for more in ("-0", "-1")]
+    names = [{*re.findall(r'\bid="([^"]+)"', page)} for page in pages]
+    assert len(names[0]) > 20
+    assert not names[0] & names[1]
