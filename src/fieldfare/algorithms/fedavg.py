@@ -22,7 +22,7 @@ from fieldfare.core.effects import Effect, On, Publish, Run, Scalar, Stop
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Started
 from fieldfare.core.local import Local
-from fieldfare.core.params import Params, View
+from fieldfare.core.params import Params, View, view_at
 from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
 from fieldfare.core.recipe import Recorded
 from fieldfare.core.settings import settings
@@ -92,7 +92,7 @@ class FedAvg(Recorded):
 
     def _ask(self, state: State) -> tuple[State, Sequence[Effect]]:
         r = state.version + 1
-        view = self.view if self.view is None or not hasattr(self.view, "at") else self.view.at(r, state.model)
+        view = view_at(self.view, r, state.model)
         run = Run(
             self.work, self.on, r, state.model, self.quorum, {"delta": self.server.reduce(), **self.rule.folds()},
             {"round": r, **dict(self.config)}, self.rule.inputs(state.rule), view=view, state=self.slot,

@@ -140,3 +140,15 @@ class View(Protocol):
     def index(self, level: int) -> I64: ...
 
     def layout(self, level: int) -> Layout: ...
+
+
+@runtime_checkable
+class RoundView(View, Protocol):
+    """A view whose levels, or channels, change from round to round, or with the model: `at` gives that of a round."""
+
+    def at(self, round_: int, model: Params) -> View: ...
+
+
+def view_at(view: View | None, round_: int, model: Params) -> View | None:
+    """The view of round `round_` (from 1), which starts from `model`."""
+    return view.at(round_, model) if isinstance(view, RoundView) else view
