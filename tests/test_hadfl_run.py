@@ -271,6 +271,22 @@ def test_a_pace_that_drifts_for_two_cycles_makes_a_new_plan_and_one_that_jumps_o
     assert state.counts == {"a": 13, "b": 10}
 
 
+def test_an_odd_pace_of_who_is_away_counts_once():
+    boss, state, _, ctx = supervised()
+    state, _ = boss.step(state, Received("a", Version(1, 20.0, 1.0, 1.0)), ctx)
+    state, _ = boss.step(state, Received("b", Version(1, 10.0, 3.0, 1.0)), ctx)
+    assert state.strayed == {"b": 1}
+    for cycle in (2, 3, 4):
+        state, _ = boss.step(state, Received("a", Version(cycle, 20.0 * cycle, 1.0, 1.0)), ctx)
+        for later in range(1, 6):
+            state, _ = boss.step(state, Woke(("cycle", cycle)), replace(ctx, now=1e3 * cycle + 100.0 * later))
+    assert state.cycle > 4
+    assert (state.plans, state.strayed) == (1, {"b": 1})
+    state, _ = boss.step(state, Received("b", Version(state.cycle, 50.0, 3.0, 1.0)), ctx)
+    state, _ = boss.step(state, Received("a", Version(state.cycle, 100.0, 1.0, 1.0)), ctx)
+    assert state.plans == 2
+
+
 def test_a_cycle_is_decided_once_whatever_comes_after():
     from fieldfare.algorithms.hadfl.messages import Prepared
 

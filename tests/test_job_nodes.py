@@ -412,6 +412,15 @@ def test_a_sweep_without_training_has_a_row_per_point():
         ),
         ({"algorithm": ff.AllReduce(3), "training": ff.Training(momentum=0.9)}, "keeps no moments"),
         ({"algorithm": ff.PairGossip(3), "training": ff.Training(optimizer="adam")}, "keeps no moments"),
+        (
+            {"algorithm": ff.HADFL(3, stride=1), "training": ff.Training(momentum=0.9)},
+            "HADFL trains one step at a time",
+        ),
+        ({"algorithm": ff.PacedRing(3), "training": ff.Training(steps=1, momentum=0.9)}, "keeps no moments"),
+        (
+            {"algorithm": ff.DecentralisedFedAvg(3), "training": ff.Training(steps=1, optimizer="adam")},
+            "or more steps",
+        ),
         ({"stop_at": ff.StopAt(patience=3)}, "publishes from several: use at_least= or at_most="),
         ({"evaluate": ff.Evaluation(clients=2, personal=True)}, "has no server: leave it out"),
         ({"algorithm": StopAt(ff.HADFL(3), at_least=0.5)}, r"StopAt\(HADFL\(\.\.\.\)\).*use Job\(stop_at"),
@@ -430,6 +439,10 @@ def test_what_cannot_work_is_refused_in_one_line(changes, says):
     lambda: ff.HADFL(cycles=0), lambda: ff.HADFL(3, per_cycle=1), lambda: ff.HADFL(3, blend=0.0),
     lambda: ff.PacedRing(0), lambda: ff.DecentralisedFedAvg(0), lambda: ff.AllReduce(0), lambda: ff.PairGossip(0),
     lambda: ff.PairGossip(3, steps=0), lambda: ff.GraphGossip(0), lambda: ff.HADFL(cycle=3),
+    lambda: ff.HADFL(3, smoothing=1.0), lambda: ff.HADFL(3, drift=-1.0), lambda: ff.HADFL(3, drift=float("nan")),
+    lambda: ff.HADFL(3, slack=float("nan")), lambda: ff.HADFL(3, slack=float("inf")),
+    lambda: ff.PacedRing(3, latency_s=float("nan"), bytes_per_s=1.0),
+    lambda: ff.AllReduce(3, latency_s=0.0, bytes_per_s=0.0), lambda: ff.AllReduce(3, bytes_per_s=1e5),
 ])  # fmt: skip
 def test_settings_that_make_no_sense_are_refused_when_they_are_given(made):
     with pytest.raises(UsageError) as refusal:

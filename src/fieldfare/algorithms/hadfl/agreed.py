@@ -25,9 +25,10 @@ def run_of(seed: int) -> int:
 
 
 def drawn(select: Select, per_cycle: int, seed: int) -> bool:
-    """Whether the members are those that the table gives: a coordinator cannot choose by its own will.
+    """Whether the members are those that the table gives: who tells it cannot choose among its names at will.
 
-    After a restart they are some of those drawn. Cycle 0, the common start, is everybody's.
+    Whether the table is true (who is alive, how far, how long not drawn) a peer cannot tell. After a restart they are
+    some of those drawn. Cycle 0, the common start, is everybody's.
     """
     if select.count != (per_cycle if select.cycle else len(select.names)):
         return False

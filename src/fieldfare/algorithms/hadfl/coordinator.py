@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, isfinite
+from math import ceil, inf, isfinite
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -39,6 +39,7 @@ from fieldfare.algorithms.hadfl.supervision import (
     complete,
     decide,
     ended,
+    in_time,
     late,
     reported,
     skip,
@@ -106,11 +107,15 @@ class Coordinator:
                 f"keep={self.keep}, steps={self.steps}, epochs={self.epochs}, least={self.least}): use per_cycle >= 2 "
                 "and the others >= 1."
             )
-        if self.slack < 1.0 or not self.floor_s > 0.0 or not self.bytes_per_s > 0.0 or self.latency_s < 0.0:
+        if not (1.0 <= self.slack < inf and 0.0 < self.floor_s < inf and 0.0 <= self.latency_s < inf) or not (
+            self.bytes_per_s > 0.0 and self.drift > 0.0 and self.warmup_patience_s > 0.0
+        ):
             raise UsageError(
-                f"Coordinator(slack={self.slack}, floor_s={self.floor_s}, bytes_per_s={self.bytes_per_s}, "
-                f"latency_s={self.latency_s}): use slack >= 1, floor_s and bytes_per_s above 0, latency_s >= 0."
+                f"Coordinator(slack={self.slack}, floor_s={self.floor_s}, bytes_per_s={self.bytes_per_s}, latency_s="
+                f"{self.latency_s}, drift={self.drift}, warmup_patience_s={self.warmup_patience_s}): use slack >= 1, "
+                "latency_s >= 0 and the others above 0, all but bytes_per_s, drift and warmup_patience_s finite."
             )
+        steady(0.0, 1.0, self.smoothing)
         if (self.pace is not None and not 0.0 < self.pace <= 1.0) or (self.reach is not None and not self.reach >= 1.0):
             raise UsageError(
                 f"Coordinator(pace={self.pace}, reach={self.reach}): use a share in (0, 1], a reach >= 1, or None."
@@ -222,11 +227,13 @@ class Coordinator:
 
     def _replan(self, state: State) -> tuple[State, Sequence[Effect]]:
         """A new plan when somebody's pace has drifted for two cycles; nobody stops for it."""
-        strayed = {
-            name: state.strayed.get(name, 0) + 1
+        off = {
+            name
             for name, report in state.reports.items()
             if name in state.paces and drifted(state.paces[name], report.step_s, self.drift)
         }
+        here = in_time(state)
+        strayed = {name: state.strayed.get(name, 0) + (name in here) for name in off}
         state = replace(state, strayed=strayed)
         if max(strayed.values(), default=0) < 2:
             return state, ()

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from fieldfare.algorithms.hadfl.member import Member
 from fieldfare.algorithms.hadfl.messages import Broadcast, Decided, Select
 from fieldfare.algorithms.hadfl.ring import F32, Frame
+from fieldfare.core.algorithm import Context
+from fieldfare.core.effects import Run, Scalar
+from fieldfare.core.folds import Stack
 from fieldfare.core.params import Params
 
 
@@ -96,6 +99,16 @@ def based(state: State, base: Params, commits: int, cycle: int) -> State:
         state, model=base, base=base, under=base.vector, commits=commits, stands=commits, applied=cycle, pending=0,
         since=0, lent=None, shared=None, held={s: one for s, one in state.held.items() if s > commits},
     )  # fmt: skip
+
+
+def training(state: State, ctx: Context, work: str, steps: int, lr: float | None) -> tuple[State, tuple[Run]]:
+    """The next training, of `steps` steps on this peer's own device; without `lr` the training's own of this cycle."""
+    serial = state.serial + 1
+    config: dict[str, Scalar] = {"steps": steps, "round": max(state.cycle, 1), "reply": "model"}
+    config |= {} if lr is None else {"lr": lr}
+    key, reduce = ("hadfl", ctx.me, serial), {"model": Stack()}
+    run = Run(work, (ctx.me,), ("train", serial), state.model, reduce=reduce, config=config, key=key)
+    return replace(state, serial=serial, begun=ctx.now, under_way=steps), (run,)
 
 
 def trained(state: State, steps: int, seconds: float, model: Params | None) -> State:

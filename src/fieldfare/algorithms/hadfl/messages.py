@@ -1,7 +1,8 @@
 """What coordinator and peers say to each other: `Frame` (in `ring`), `Broadcast`, models for some, the rest is control.
 
-Here: the messages, as data. Not here: who answers what. Invariant: each can be lost in the sense that nothing breaks if
-it comes late, twice or never: what it says is told again when somebody asks.
+Here: the messages, as data. Not here: who answers what. Invariant: nothing breaks if one comes late, twice or never.
+What rings say, and results, is told again when somebody asks. Nobody asks for a draw or a report: where one never comes
+a peer loses the cycle, and the run ends when no report comes at all.
 """
 
 from __future__ import annotations

@@ -95,14 +95,14 @@ class PacedRing(OnDevices):
     What differs: a period is as short as lets the ring take the share `pace` of it (None: as long as in `HADFL`), yet
     at least `least` steps of the slowest device. A contribution is the change since the last mean, per local step and
     by examples (`weigh`), so that fast devices do not pull the mean to their data; who is not in the ring keeps what it
-    has learnt until it is: all of it counts "once", or the last cycle's by the "inverse" of its chance (`counted`; both
-    unbiased, see `agreed.delta_weights`). `per_cycle`: None for all, of up to 32. `draw`: by "turns", nobody twice
-    before everybody once; by "age", who has not been drawn for long is drawn sooner; by "version", as `HADFL`. `reach`:
-    how far a mean delta goes, see `periods.reach` (None: the mean number of steps, as FedNova). `checks`: how often in
-    a cycle a device looks at its pace, to take the steps that still fit in the period (None: keeps to its plan).
-    `wire`: integers that travel; what 16 or 8 bits leave out goes into the next ring (error feedback). `overlap`: the
-    next cycle's training begins while the ring runs, whose result is applied one cycle late. `keep_warmup`: warm-up is
-    part of the training.
+    has learnt until it is: all of it counts "once", or as much as one cycle's, at its mean per step, by the "inverse"
+    of the chance (`counted`; both unbiased, see `agreed.delta_weights`). `per_cycle`: None for all, of up to 32.
+    `draw`: by "turns", nobody twice before everybody once; by "age", who has not been drawn for long is drawn sooner;
+    by "version", as `HADFL`. `reach`: how far a mean delta goes, see `periods.reach` (None: the mean number of steps,
+    as FedNova). `checks`: how often in a cycle a device looks at its pace, to take the steps that still fit in the
+    period (None: keeps to its plan). `wire`: integers that travel; what 16 or 8 bits leave out goes into the next ring
+    (error feedback). `overlap`: the next cycle's training begins while the ring runs, whose result is applied one cycle
+    late. `keep_warmup`: warm-up is part of the training.
     """
 
     cycles: int

@@ -78,11 +78,17 @@ def in_rings(
     `per_cycle`: None for all. Local work of a cycle is `training.steps`, else `training.epochs` epochs.
     """
     enough(method, devices)
+    no_moments(method, training, min(getattr(method, "stride", None) or 2, (training and training.steps) or 2))
     given: dict[str, object] = {**_told(method), "per_cycle": devices if per_cycle is None else per_cycle}
     if training is not None:
         given |= {"batch_size": training.batch_size, "warmup_lr": RATE * training.lr}
         given |= {"steps": training.steps, "epochs": training.epochs}
-    known = None not in (method.latency_s, method.bytes_per_s)
+    if (method.latency_s is None) != (method.bytes_per_s is None):
+        raise UsageError(
+            f"{_called(method)}(latency_s={method.latency_s}, bytes_per_s={method.bytes_per_s}): give both, or neither "
+            "where links are to be probed."
+        )
+    known = method.latency_s is not None
     given |= {"probe_bytes": 0 if known else _PROBE_BYTES}
     given |= {"latency_s": _LATENCY_S if method.latency_s is None else method.latency_s}
     given |= {"bytes_per_s": _BYTES_PER_S if method.bytes_per_s is None else method.bytes_per_s, **more}
@@ -134,8 +140,8 @@ def no_moments(method: object, training: LocalSteps | None, steps: int) -> None:
     """Refuse moments that begin at zero in every training, where that is one step: they would never be used."""
     if training is not None and steps == 1 and (training.momentum or training.optimizer != "sgd"):
         raise UsageError(
-            f"{_called(method)} averages after every step, and a device keeps no moments between two trainings: use "
-            "Training(optimizer='sgd', momentum=0)."
+            f"{_called(method)} trains one step at a time here, and a device keeps no moments between two trainings: "
+            "use Training(optimizer='sgd', momentum=0), or more steps."
         )
 
 

@@ -19,7 +19,7 @@ from fieldfare.algorithms.hadfl import member as ring
 from fieldfare.algorithms.hadfl import warmup
 from fieldfare.algorithms.hadfl.agreed import Counting, drawn, herald, run_of
 from fieldfare.algorithms.hadfl.answers import answer
-from fieldfare.algorithms.hadfl.holding import State, based, gone, trained
+from fieldfare.algorithms.hadfl.holding import State, based, gone, trained, training
 from fieldfare.algorithms.hadfl.messages import (
     Ack,
     Broadcast,
@@ -38,10 +38,9 @@ from fieldfare.algorithms.hadfl.periods import fitting
 from fieldfare.algorithms.hadfl.ring import Frame
 from fieldfare.algorithms.hadfl.rules import Deltas, Models, Rule
 from fieldfare.core.algorithm import Context
-from fieldfare.core.effects import Effect, Run, Scalar, Send, Wake
+from fieldfare.core.effects import Effect, Send, Wake
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Joined, Left, Received, Started, Woke
-from fieldfare.core.folds import Stack
 from fieldfare.core.params import Params
 
 _EARLY = 16  # frames kept of rings that are not entered yet: what is dropped is sent again when it is missed
@@ -179,15 +178,8 @@ class Peer:
             case _:
                 return state, answer(state, src, body, ctx.now) if src in state.peers else ()
 
-    # Training
-
     def _train(self, state: State, ctx: Context, steps: int) -> tuple[State, Sequence[Effect]]:
-        lr, serial = self._warm[0] if state.stage == "warm" else self.lr, state.serial + 1
-        config: dict[str, Scalar] = {"steps": steps, "round": max(state.cycle, 1), "reply": "model"}
-        config |= {} if lr is None else {"lr": lr}
-        key, reduce = ("hadfl", ctx.me, serial), {"model": Stack()}
-        run = Run(self.work, (ctx.me,), ("train", serial), state.model, reduce=reduce, config=config, key=key)
-        return replace(state, serial=serial, begun=ctx.now, under_way=steps), (run,)
+        return training(state, ctx, self.work, steps, self._warm[0] if state.stage == "warm" else self.lr)
 
     def _trained(self, state: State, event: Gathered, ctx: Context) -> tuple[State, Sequence[Effect]]:
         seconds, steps = ctx.now - state.begun, state.under_way
@@ -235,8 +227,6 @@ class Peer:
     def _go_on(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         steps = min(state.left, self.stride or math.ceil((state.left + state.took[0]) / (self.checks or 1)))
         return self._train(replace(state, left=state.left - steps), ctx, steps)
-
-    # Cycles
 
     def _arrived(self, state: State, ctx: Context) -> tuple[State, Sequence[Effect]]:
         """The local steps of a cycle are done: report, then join the ring or go on.
