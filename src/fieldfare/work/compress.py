@@ -132,6 +132,7 @@ def sent_smaller(
     for one in local:
         if isinstance(one, Rounded):
             model = rounded(model, [where for _, where, _ in layout.items()], one.bits)
+    mask = None if mask is None or mask.all() else mask
     return train(replace(cohort, models=model, row=np.zeros(cohort.n, np.int64)), mask)
 
 
