@@ -64,8 +64,8 @@ def job(policy, at=(), rate=75, data=EVEN, speeds=(1, 1, 1, 1), train=True, roun
     links = ff.Links(roles={roles: (latency / SLOW, 125_000.0 * mbit) for roles, (latency, mbit) in ways.items()})
     fleet, mobility = Fleet(SPEED * np.array(speeds, np.float64), 1e15, 1e15, overhead_s=0.0), ff.MovesAt(tuple(at))
     simulated = ff.Simulated(fleet, train=train, links=links, mobility=mobility if at else None, workers=1)
-    passes = 1 if CIFAR or rounds > 1 else 2
-    training = ff.Training(lr=0.01, momentum=0.9, batch_size=batch, steps=steps, epochs=passes)
+    passes = {"steps": steps, "epochs": 1 if CIFAR or rounds > 1 else 2}
+    training = ff.Training(lr=0.01, momentum=0.9, batch_size=batch, **passes)
     algorithm = ff.FedFly(rounds, policy=policy, patience_s=600.0, **given)
     return ff.Job(net, data, algorithm, training, seed=seed, simulated=simulated)
 
@@ -79,12 +79,12 @@ for share in SHARES:  # "more": the mover has half of the data; "behind": anothe
         arms[f"{name}stop 75 {share}"] = job(STOP, at, train=False, **given)
         if not name or share in (50, 90):
             arms[f"{name}pre-copy 75 {share}"] = job(PRE, at, **given)
-    for rate in (20, 5):
-        arms[f"stop {rate} {share}"] = job(STOP, at, rate, train=False)
-        if share in (10, 50, 90):
-            arms[f"pre-copy {rate} {share}"] = job(PRE, at, rate)
+    arms |= {f"stop {rate} {share}": job(STOP, at, rate, train=False) for rate in (20, 5)}
+    arms |= {f"pre-copy {rate} {share}": job(PRE, at, rate) for rate in (20, 5) if share in (10, 50, 90)}
+half, slow = [(0, 1, 0.5, 1)], {"speeds": (0.5,) * 4, "rate": 5}  # time enough for state to cross at 5 Mbit/s
+arms |= {"slow still": job(STOP, train=False, **slow), "slow stop": job(STOP, half, train=False, **slow),
+         "slow pre-copy": job(PRE, half, **slow), "few still": job(PRE, data=FEW)}  # fmt: skip
 # Other ways for the state to cross, and less of it: half way, at 20 Mbit/s, with fewer images.
-half, arms["few still"] = [(0, 1, 0.5, 1)], job(PRE, data=FEW)
 others = {"stop packed": ff.StopAndCopy(compress=True), "stop relayed": ff.StopAndCopy("relay"),
           "stop carried": ff.StopAndCopy("carry"), "pre-copy relayed": ff.PreCopy(route="relay"),
           "pre-copy fp16": ff.PreCopy(lossy="fp16", replay=False),
@@ -92,20 +92,21 @@ others = {"stop packed": ff.StopAndCopy(compress=True), "stop relayed": ff.StopA
           "pre-copy without replay": ff.PreCopy(replay=False), "pre-copy": PRE, "stop": STOP}  # fmt: skip
 arms |= {f"few {name}": job(policy, half, 20, data=FEW) for name, policy in others.items()}
 # Where a restart is better, and the policy that finds it: early, over a slow link.
-for share in (10, 50):
-    arms[f"cheapest {share}"] = job(ff.Cheapest(5 * 125_000.0), [(0, 1, share / 100, 1)], 5, train=False)
-# Twenty movers from one edge to one edge, at once.
-many = {"data": CROWD, "speeds": (1,) * 20, "batch": BATCH // 4, "steps": 30 if CIFAR else 40, "homes": (0,) * 20}
+arms |= {f"cheapest {f}": job(ff.Cheapest(5 * 125_000.0), [(0, 1, f / 100, 1)], 5, train=False) for f in (10, 50)}
+# Twenty movers from one edge to one edge, at once; live copies three at a time, for all at once fill the link.
+many = {"data": CROWD, "speeds": (1,) * 20, "batch": BATCH // 4, "steps": 40, "homes": (0,) * 20}
 crowd = [(i, 1, 0.1, 1) for i in range(20)]
-arms["crowd still"], arms["crowd pre-copy"] = job(PRE, **many), job(PRE, crowd, **many)
+arms["crowd still"], arms["crowd pre-copy"] = job(PRE, **many), job(PRE, crowd, arrivals=3, **many)
 arms["crowd stop"] = job(STOP, crowd, train=False, **many)
 # Accuracy over ten rounds, without moves and with one in every round.
 back = [(0, r, 0.5, r % 2) for r in range(1, 11)]
 long = {"still": (PRE, ()), "restart": (AGAIN, back), "pre-copy": (PRE, back),
         "fp16": (others["pre-copy fp16"], back), "int8": (others["pre-copy int8"], back)}  # fmt: skip
-size = BATCH // 10 if CIFAR else BATCH
 for name, (policy, at) in long.items():
-    jobs = {seed: job(policy, at, data=data, batch=size, rounds=10, seed=seed) for seed, data in SEEDS.items()}
+    jobs = {
+        seed: job(policy, at, data=data, batch=BATCH // (10 if CIFAR else 1), rounds=10, seed=seed)
+        for seed, data in SEEDS.items()
+    }
     arms[f"rounds {name}"] = jobs
 # Devices that train whole beside those that do not; labels that stay; cuts by the planner.
 arms["two train whole"] = job(PRE, half, data=FEW, cut=("pool2", "pool2", None, None))
@@ -113,8 +114,7 @@ arms["labels stay"] = job(PRE, half, data=FEW, tail="relu4")
 arms["planned cuts"] = job(PRE, half, data=FEW, cut="plan or whole", speeds=(1, 1, 4, 20))
 
 study = ff.Study(arms, claims=Path(__file__).with_suffix(".claims.toml"), name="fedfly", quick=1, processes=2,
-                 shown={"pre-copy, 20 Mbit/s": "pre-copy 20 50", "stop-and-copy, 20 Mbit/s": "stop 20 50",
-                        "twenty at once": "crowd pre-copy"})  # fmt: skip
+                 shown={"pre-copy": "pre-copy 20 50", "stop-and-copy": "stop 20 50"})  # fmt: skip
 
 if __name__ == "__main__":
     study.run()
