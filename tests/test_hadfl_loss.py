@@ -36,10 +36,10 @@ from fieldfare.algorithms.hadfl.peer import Peer
 from fieldfare.algorithms.hadfl.ring import Frame, fingerprint, serial_mean, sound, step_for
 from fieldfare.algorithms.hadfl.session import begin, receive
 from fieldfare.algorithms.hadfl.supervision import State as Supervisor
-from fieldfare.algorithms.hadfl.supervision import backed_up
+from fieldfare.algorithms.hadfl.supervision import backed_up, late
 from fieldfare.core import rng
 from fieldfare.core.algorithm import Context
-from fieldfare.core.effects import Send
+from fieldfare.core.effects import Send, Wake
 from fieldfare.core.events import Gathered, Received, Started
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.simulator import Links
@@ -291,6 +291,31 @@ def test_a_copy_that_is_not_of_the_model_that_was_decided_is_not_kept(odd):
     state = backed_up(supervisor(range(1, 4)), copy_of(1, 1, 1), False, 3)
     for deltas in (False, True):
         assert backed_up(state, odd, deltas, 3) is state
+
+
+def test_who_is_back_is_given_the_newest_copy():
+    boss, ctx = Coordinator(9, 2), Context(0.0, "c", 0)
+    state, _ = boss.step(boss.init(PROBLEM.model), Started({"coordinator": ("c",), "peer": ("a", "b")}), ctx)
+    for name in "ab":
+        state, _ = boss.step(state, Received(name, Profile(1.0, 0.0, 3, 10, 1.0)), ctx)
+    state = replace(state, decisions=supervisor([1]).decisions)
+    state = backed_up(state, copy_of(1, 1, 1), False, 3)
+    _, (told,) = boss.step(state, Received("b", Join()), ctx)
+    assert (told.to, type(told.body), told.body.cycle, told.body.serial) == ("b", Welcome, 1, 1)
+    assert told.body.model.vector.tolist() == [1.0] * 7
+
+
+def test_a_ring_that_holds_somebody_up_is_waited_for_three_times_and_then_called_off():
+    ring = Select(1, 0, ("a", "b"), ("a", "b", "c"), (1.0,) * 3, 1.0, 1.0, False)
+    report = Version(2, 1.0, 1.0, 1.0)
+    state = Supervisor(PROBLEM.model, tuple("abc"), tuple("abc"), 2, reports={"c": report}, rings={1: ring})
+    for wait in range(1, 4):
+        state, out, on = late(state, 5.0, 100.0 * wait)
+        assert (on, state.waited, [type(e) for e in out]) == (False, wait, [Wake])
+    state, out, on = late(state, 5.0, 900.0)
+    assert on
+    assert [(e.to, e.body.cycle, e.body.epoch) for e in out] == [("a", 1, -1), ("b", 1, -1)]
+    assert state.alive == ("c",)
 
 
 def test_of_deltas_the_copy_is_the_base_whose_check_is_its_own():

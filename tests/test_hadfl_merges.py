@@ -48,6 +48,13 @@ def test_who_was_in_the_ring_takes_the_mean_of_the_members_versions():
     assert other.hop == 1
 
 
+def test_by_examples_a_model_enters_its_ring_by_its_share_of_them():
+    model = quadratics(n=2, dim=3).model
+    state = State(model.replace(np.full(3, 2.0, np.float32)))
+    ring = Select(2, 0, ("a", "b"), ("a", "b", "c"), (1.0,) * 3, 1.0, 1.0, False, examples=(1.0, 3.0, 9.0))
+    assert [Models(0.5).offered(state, ring, name).tolist() for name in "ab"] == [[1.0] * 3, [3.0] * 3]
+
+
 def test_by_age_a_weight_is_the_bell_times_the_age():
     versions, ages = (66.0, 50.0, 22.0), (1.0, 3.0, 7.0)
     table = Table(5, 2, ("a", "b", "c"), versions, ages)
