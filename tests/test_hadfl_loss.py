@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fieldfare.algorithms.hadfl.coordinator import Coordinator
+from fieldfare.algorithms.hadfl.member import enter, on_done
 from fieldfare.algorithms.hadfl.messages import (
     Ack,
     Backup,
@@ -212,6 +213,18 @@ def test_the_checksum_covers_every_field(name):
     value = getattr(frame, name)
     assert sound(frame)
     assert not sound(replace(frame, **{name: value + (1 if isinstance(value, int) else "x")}))
+
+
+def test_a_token_of_another_result_is_not_handed_on_and_the_ring_is_begun_again():
+    ring, own = Select(3, 0, ("a", "b"), (), (), step_for(8.0, 2), 1.0, False), np.ones(6, np.float32)
+    _, (first,) = begin(7, ring, "a", own)
+    _, (reply,) = begin(7, ring, "b", own)
+    _, (second,) = receive(begin(7, ring, "a", own)[0], reply)
+    held, _ = enter(7, ring, "b", own, 1.0, "boss", 0, (first, second))
+    assert held.session.result is not None
+    for digest, told in ((held.session.digest, Done), ("x" * 16, Skip)):
+        _, out = on_done(held, Done(3, 0, 0, digest, (1.0,)))
+        assert [type(e.body) for e in out if isinstance(e, Send)] == [told]
 
 
 # The coordinator
