@@ -89,6 +89,12 @@ class Executor:
             return self.start(request).result()
         return compute_inline(request, self.works, self.data, self.chunk)
 
+    def begin(self, request: Request, flops: float) -> Callable[[], list[Share]]:
+        """What gives the result of a request: workers begin it now, this process computes it when it is asked for."""
+        if request.n > 1 and self.forked(flops):
+            return self.start(request).result
+        return lambda: self.compute(request, flops)
+
     def forked(self, flops: float) -> bool:
         """Whether requests of so many FLOPs are computed in forked processes."""
         return self.on == "local" and self.workers > 1 and (self._eager or flops >= _WORTH_FORKING)
@@ -142,8 +148,9 @@ def gather_all(pending: Mapping[int, Ask], executor: Executor, seed: int) -> dic
             groups.setdefault(_kind(share, executor.works.get(ask.run.work)), []).append(share)
     parts: dict[int, list[tuple[I64, Any, Any, Any]]] = {number: [] for number in pending}
     gathers = {number: Gather(ask.run.reduce, ask.asked) for number, ask in pending.items()}
-    for shares in groups.values():
-        _compute(shares, executor, seed, gathers, parts)
+    begun = [_begin(shares, executor, seed) for shares in groups.values()]  # so that workers never wait between them
+    for computed in begun:
+        _finish(computed, executor, gathers, parts)
     return {number: _event(ask, gathers[number], parts[number]) for number, ask in pending.items()}
 
 
@@ -188,10 +195,18 @@ def _model(share: Share1) -> tuple[F32, Layout]:
     return run.model.vector[run.view.index(share.level)], run.view.layout(share.level)
 
 
-def _compute(
-    shares: list[Share1], executor: Executor, seed: int, gathers: Mapping[int, Gather],
-    parts: Mapping[int, list[tuple[I64, Any, Any, Any]]],
-) -> None:  # fmt: skip
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """A group of shares whose request has begun: its clients, where each share's are, and what gives the result."""
+
+    shares: list[Share1]
+    segments: list[Segment]
+    ids: I64
+    result: Callable[[], list[Share]]
+
+
+def _begin(shares: list[Share1], executor: Executor, seed: int) -> Computed:
+    """Put a group together, and begin it."""
     run = shares[0].ask.run
     versions: dict[int, int] = {}
     vectors: list[F32] = []
@@ -238,7 +253,16 @@ def _compute(
         state, fresh, run.model.opaque if run.model is not None else b"", np.concatenate(steps) if steps else None,
         sides={} if run.model is None else run.model.sides,
     )  # fmt: skip
-    done = executor.compute(request, sum(share.ask.flops for share in shares))
+    return Computed(shares, segments, ids, executor.begin(request, sum(share.ask.flops for share in shares)))
+
+
+def _finish(
+    computed: Computed, executor: Executor, gathers: Mapping[int, Gather],
+    parts: Mapping[int, list[tuple[I64, Any, Any, Any]]],
+) -> None:  # fmt: skip
+    """Share out what a group came to."""
+    shares, segments, ids = computed.shares, computed.segments, computed.ids
+    run, done = shares[0].ask.run, computed.result()
     for share in done:
         for number, partials in share.partials.items():
             gathers[shares[number].number].merge(partials)
