@@ -281,6 +281,15 @@ def test_a_device_that_comes_and_goes_finds_its_session_again():
     assert bits(away) == bits(run(make(moves=())))
 
 
+@pytest.mark.parametrize(
+    ("cut", "moves"), [("pool2", ()), (("pool2", None, "pool2", None), ()), ("pool2", ((0, 1, 0.1, 1),))]
+)
+def test_a_model_that_is_not_finite_ends_its_rounds_without_an_update(cut, moves):
+    result = run(make(moves=moves, rounds=2, cut=cut, training=ff.Training(lr=1e12, momentum=0.9, batch_size=20)))
+    assert (result.summary["stopped"], len(result.rounds)) == ("rounds", 2)
+    assert np.isfinite(result.model.vector).all()
+
+
 # What is refused
 
 

@@ -136,10 +136,12 @@ class Central:
         match body:
             case Update(device, round_, epoch) if round_ == state.round:
                 owner = state.owners.get(device)
+                nothing = not body.samples  # what the device, or its edge, has computed is not finite
                 mine = src == device in self.whole or (
-                    owner is not None and (owner.edge, owner.epoch) == (src, epoch) and src in state.edges
+                    owner is not None and owner.epoch == epoch and (src == owner.edge or (nothing and src == device))
                 )
-                fits = body.vector.shape == state.model.vector.shape and (body.only is None or state.closing)
+                whole = body.vector.shape == state.model.vector.shape and (body.only is None or state.closing)
+                fits = whole or nothing
                 if not mine or not fits or device in state.updates:
                     return state, ()
                 away = tuple(one for one in state.away if one != device or body.only is not None)

@@ -132,7 +132,9 @@ class Device:
 
     def _computed(self, state: State, event: Gathered, ctx: Context) -> Out:
         if not len(event.clients):
-            return self._wait(replace(state, dead=True))
+            if event.missing.get("refused") is None:
+                return self._wait(replace(state, dead=True))
+            return replace(state, stage="idle", timer=state.timer + 1), self._nothing(state, ctx)
         before, state = state.stage, half.computed(state, event, self.mark_every, self.marks)
         if before == "tail" and state.grad is not None:
             return half.backward(state, state.grad, None, ctx)
@@ -253,9 +255,13 @@ class Device:
         )  # fmt: skip
         return replace(state, round=round_, update=None), (run,)
 
+    def _nothing(self, state: State, ctx: Context) -> tuple[Send, ...]:
+        """What was computed is not finite, as it would be again: the round goes on without this device."""
+        return (Send(state.central, Update(ctx.me, state.round, state.epoch, np.zeros(0, np.float32), 0.0, 0.0)),)
+
     def _whole(self, state: State, event: Gathered, ctx: Context) -> Out:
         if not len(event.clients):
-            return state, ()
+            return state, self._nothing(state, ctx) if event.missing.get("refused") is not None else ()
         (vector,) = event.output["model"].value.values()
         loss = event.metrics.get("loss")
         told = float(loss[0]) * event.weight if loss is not None else 0.0

@@ -196,11 +196,22 @@ class Edge:
             act = leave.stepped(self, state, device, ctx) if state.of(device).leave is not None else None
             state, more = act if act is not None else serve.down(self, state, device)
             out += more
+        elif event.missing.get("refused") is not None and state.of(whose).owner:
+            state, more = self._spoiled(state, whose, ctx)
+            out += more
         else:
             state, more = serve.step(self, state, whose, ctx)
             out += more
         state, more = serve.next_lane(self, state, ctx)
         return state, (*out, *more)
+
+    def _spoiled(self, state: State, device: str, ctx: Context) -> Out:
+        """A step gave what is not finite, as it would again: the round is over for the session, and counts nothing."""
+        state, closed = serve.spoiled(state, device)
+        if state.of(device).leave is None:
+            return state, (*closed, *serve.told(state, device))
+        state, out = give.cancel(self, state, device, ctx)
+        return state, (*closed, *out)
 
     def _move(self, state: State, device: str, to: str, deadline_s: float, ctx: Context) -> Out:
         held = replace(state.of(device), wants=to, deadline_s=deadline_s, refused=0)

@@ -217,6 +217,17 @@ def stepped(edge: Edge, state: State, serial: int, event: Gathered, ctx: Context
     return state.put(device, held), device
 
 
+def spoiled(state: State, device: str) -> Out:
+    """The session is over with nothing to count, since what it trains is not finite; the device is told."""
+    held = state.of(device)
+    session = held.session
+    assert session is not None
+    lower = np.zeros(state.model.size - len(session.upper), np.float32)
+    over = replace(session, lower=lower, samples=0.0, loss=0.0, grad=None, between=None)
+    state = state.put(device, replace(held, session=over, busy=0, batch=None))
+    return state, (Send(device, Closed(session.round, held.epoch)),)
+
+
 def down(edge: Edge, state: State, device: str) -> Out:
     """The last gradient goes to the device; every so often a replica goes to the centre."""
     held = state.of(device)
