@@ -161,6 +161,17 @@ def test_mixed_levels_are_the_same_bits_in_any_chunk_and_number_of_workers(worke
     assert there.run(runs=None).model.vector.tobytes() == here.vector.tobytes()
 
 
+def test_levels_larger_than_a_pipe_holds_go_to_workers_behind_one_another():
+    family = submodels(ff.mlp(16, 2000, 5), (1, 0.5, 0.25, 0.125))
+    algorithm = ff.FedAvg(2, 12, server=chain(coverage()), view=family.view())
+    training, ends = ff.Training(lr=0.05, batch_size=6), set[bytes]()
+    for workers in (1, 2):
+        made = ff.Job(family, DATA, algorithm, training, simulated=ff.Simulated(workers=workers))
+        ends.add(made.run(runs=None).model.vector.tobytes())
+    assert 8 * family.layout.size > 1 << 16
+    assert len(ends) == 1
+
+
 def test_what_cannot_be_is_refused_in_one_line():
     family = submodels(NET, (1, 0.5))
     with pytest.raises(UsageError, match="assign= names levels 0 to 1"):

@@ -140,6 +140,7 @@ class Pool:
         if request.steps is not None:
             arrays.append(request.steps)
         arrays += request.sides.values()
+        arrays += [segment.index for segment in request.segments if segment.index is not None]
         specs = lane.down.write(arrays)
         none = np.empty(0)
         header = replace(
@@ -147,6 +148,9 @@ class Pool:
             state=None if request.state is None else none, fresh=None if request.fresh is None else none,
             steps=None if request.steps is None else none,
             sides=dict.fromkeys(request.sides, none),
+            segments=tuple(
+                one if one.index is None else replace(one, index=np.empty(0, np.int64)) for one in request.segments
+            ),
         )  # fmt: skip
         cuts = pieces(request, self.count, chunk)
         lane.next.value = 0
@@ -236,7 +240,12 @@ def _serve(pipe: Any, number: int, lanes: list[Lane], works: Mapping[str, Work],
                 request = replace(request, fresh=rest.pop(0))
             if header.steps is not None:
                 request = replace(request, steps=rest.pop(0))
-            request = replace(request, sides=dict(zip(header.sides, rest, strict=True)))
+            many = len(header.sides)
+            request = replace(request, sides=dict(zip(header.sides, rest[:many], strict=True)))
+            if rest[many:]:
+                index = iter(rest[many:])
+                parts = (one if one.index is None else replace(one, index=next(index)) for one in header.segments)
+                request = replace(request, segments=tuple(parts))
             tally = Tally(request, works, data, store)
             tally.recall()
             while True:
@@ -291,6 +300,9 @@ def _strip(share: Share) -> tuple[Share, list[Any]]:
             if partial.sum is not None:
                 out.append(partial.sum.total)
                 partial.sum.total = np.empty(0, np.int64)
+                if partial.sum.coverage is not None:
+                    out.append(partial.sum.coverage)
+                    partial.sum.coverage = np.empty(0, np.int64)
             for i, rows in enumerate(partial.rows):
                 if isinstance(rows, np.ndarray):
                     out.append(rows)
@@ -310,6 +322,8 @@ def _receive(share: Share, arrays: list[Any]) -> Share:
         for partial in partials.values():
             if partial.sum is not None:
                 partial.sum.total = next(at).copy()
+                if partial.sum.coverage is not None:
+                    partial.sum.coverage = next(at).copy()
             for i, rows in enumerate(partial.rows):
                 if rows is None:
                     partial.rows[i] = next(at).copy()
