@@ -27,12 +27,17 @@ from fieldfare.core.quorum import ALL, Everyone, Quorum, Sample
 from fieldfare.core.recipe import Recorded
 from fieldfare.core.settings import settings
 
+F32 = NDArray[np.float32]
+
 _MEAN, _PLAIN = chain(mean()), Plain()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """`version` rounds are folded into `model`, `asked` were asked; `population` counts all clients (0: unknown)."""
+    """`version` rounds are folded into `model`, `asked` were asked; `population` counts all clients (0: unknown).
+
+    `mean` float32 `[P]`: of the models so far, where that is what is published.
+    """
 
     model: Params
     server: tuple[Any, ...]
@@ -40,6 +45,7 @@ class State:
     version: int = 0
     asked: int = 0
     population: int = 0
+    mean: F32 | None = None
 
 
 @settings
@@ -51,6 +57,8 @@ class FedAvg(Recorded):
     version r. A round nobody answered counts and publishes the model unchanged, so a run always ends. `slot` is the
     client-state slot the local declarations need; `view` gives every client a sub-model (with `coverage()`). `config`:
     more small scalars for the clients, as pairs, such as ("budget_s", 60.0): each does the steps it can in that time.
+    `average`: what is published is not the model but a running mean of the models after every round, which keeps that
+    share of the past (Polyak & Juditsky, 1992, with exponential weights: ours); clients go on with the model itself.
     """
 
     rounds: int
@@ -64,9 +72,12 @@ class FedAvg(Recorded):
     rule: Rule = _PLAIN
     view: View | None = None
     config: tuple[tuple[str, Scalar], ...] = ()
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         check_rounds(self.name, self.rounds, self.on, self.quorum)
+        if not 0 <= self.average < 1:
+            raise UsageError(f"{self.name}(average={self.average}): a share of the past lies in [0, 1).")
 
     @property
     def on(self) -> On:
@@ -82,7 +93,10 @@ class FedAvg(Recorded):
                 return self._ask(replace(state, population=devices))
             case Gathered(tag=tag) if state.version < state.asked == tag:
                 state = self._fold(state, event)
-                publish = Publish(state.model, state.version)
+                if self.average:
+                    state = replace(state, mean=self._mean(state))
+                shown = state.model if state.mean is None else state.model.replace(state.mean)
+                publish = Publish(shown, state.version)
                 if state.version == self.rounds:
                     return state, (publish, Stop("rounds"))
                 state, run = self._ask(state)
@@ -99,6 +113,13 @@ class FedAvg(Recorded):
             key=("train", r),
         )  # fmt: skip
         return replace(state, asked=r), (run,)
+
+    def _mean(self, state: State) -> F32:
+        """The mean with this round's model: plain over the first rounds, then with the share of the past."""
+        if state.mean is None:
+            return state.model.vector
+        new = np.float32(max(1.0 - self.average, 1.0 / state.version))
+        return state.mean + new * (state.model.vector - state.mean)
 
     def _fold(self, state: State, event: Gathered) -> State:
         leaves = {"delta", *self.rule.folds()}

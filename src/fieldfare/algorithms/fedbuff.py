@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
 from fieldfare.aggregate.chain import Chain, chain, mean
+from fieldfare.algorithms.rule import at_round
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Run, Scalar, Stop
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Started
-from fieldfare.core.folds import Fold, Folded, Mean
+from fieldfare.core.folds import Coverage, Fold, Folded, Mean
 from fieldfare.core.local import Local, Proximal
-from fieldfare.core.params import Params
+from fieldfare.core.params import Params, View
 from fieldfare.core.quorum import Quorum, Sample, Staleness
 from fieldfare.core.settings import settings
 
@@ -45,7 +48,9 @@ class FedBuff:
     versions made since the reply's own was sent; older ones than `stale.limit` are thrown away. Every reply counts once
     (as in the paper), or by its examples with `chain(mean(), ...)`. Departures: a reply that is refused is not made up
     for, and tau is that of the model when the client began, not when it was chosen. `timeout_s`: a client gives up
-    then. `deadline_s`: the longest a version may take.
+    then. `deadline_s`: the longest a version may take. `view`: a sub-model for every client, with `server=chain(
+    coverage(weighted=False), ...)`: w_i <- w_i + S / n_i sum of s(tau) delta_i over the n_i that had i, weighted by s,
+    where S is the mean of s over the buffer (our reading: the discount of a version is that of its whole buffer).
     """
 
     rounds: int
@@ -58,11 +63,17 @@ class FedBuff:
     local: tuple[Local, ...] = ()
     work: str = "train"
     name: str = "fedbuff"
+    view: View | None = None
     folds_late: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_stream(self.name, self.rounds, self.on, self.buffer, self.local)
-        if not isinstance(self.server.fold, Mean) or self.server.fold.total:
+        if self.view is not None and not isinstance(self.server.fold, Coverage):
+            fold = type(self.server.fold).__name__
+            raise UsageError(
+                f"{self.name}: {fold} cannot fold sub-models; use server=chain(coverage(weighted=False), ...)."
+            )
+        if not isinstance(self.server.fold, Mean | Coverage) or self.server.fold.total:
             raise UsageError(
                 f"{self.name}(server=...): stale replies are folded by a mean; use chain(mean(weighted=False), ...)."
             )
@@ -102,15 +113,17 @@ class FedBuff:
     def _ask(self, state: State) -> tuple[State, Sequence[Effect]]:
         v = state.version + 1
         run = stream_run(self.work, self.on, v, state.model, self.quorum, {"delta": self.server.reduce()})
+        if self.view is not None:
+            run = replace(run, view=at_round(self.view, v, state.model))
         return replace(state, asked=v), (run,)
 
     def _fold(self, state: State, event: Gathered) -> State:
         delta = event.output.get("delta")
         if delta is None or not len(event.clients):
             return replace(state, version=state.asked)
-        weighted = isinstance(self.server.fold, Mean) and self.server.fold.weighted
+        weighted = isinstance(self.server.fold, Mean | Coverage) and self.server.fold.weighted
         whole = event.weight if weighted else float(len(event.clients))
-        share = float(delta.weight) / whole if whole > 0 else 0.0
+        share = float(np.max(delta.weight)) / whole if whole > 0 else 0.0
         if share != 1.0:
             delta = Folded(delta.value * type(delta.value[0])(share), delta.weight)
         update, server = self.server.update(delta, state.server)

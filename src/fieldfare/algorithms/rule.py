@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Fold, Folded
+from fieldfare.core.params import Params, View
 
 
 class Rule(Protocol):
@@ -35,6 +36,12 @@ class Rule(Protocol):
         Called only for a gather that holds every leaf; `event` is left untouched.
         """
         ...
+
+
+def at_round(view: View, round_: int, model: Params) -> View:
+    """The view of a round (from 1) on `model`, of one that is another every round (`at`), else itself."""
+    at = getattr(view, "at", None)
+    return view if at is None else at(round_, model)
 
 
 @dataclass(frozen=True, slots=True)

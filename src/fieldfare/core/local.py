@@ -77,6 +77,7 @@ class Nested:
     `each`: "all" of them at every step beside the client's own; "turn": one of them, in turn; "only": one of them or
     the client's own, in turn, and nothing beside it. Their loss is `weight` times the mean over those of a step of
     (1 - distil) cross-entropy + distil T**2 KL(own || smaller), at `temperature` T; no gradient goes into the own.
+    `back`: the own's loss is (1 - back) cross-entropy + back T**2 KL(smaller || own), of the mean of those of the step.
     """
 
     shares: tuple[float, ...]
@@ -84,6 +85,7 @@ class Nested:
     temperature: float = 1.0
     weight: float = 1.0
     each: Literal["all", "turn", "only"] = "all"
+    back: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,8 @@ class Ahead:
             staleness = {"staleness": ask.staleness.astype(np.float64)}
             weight = stream.population.examples[ask.clients].astype(np.float64)
             return Gathered(ask.run.tag, {}, float(weight.sum()), ask.clients, weight, staleness, ask.missing)
+        if any(run.view is not None for run in ask.runs.values()):
+            return _by_level(Answer(ask), executor)
         answer, away = Answer(ask), {serial for _, tasks in self.under for serial in tasks.serials.tolist()}
         known = away.union(self.held)
         lacking = [at for at, serial in enumerate(ask.serials.tolist()) if serial not in known]
@@ -260,6 +262,33 @@ class Ahead:
                 self._kinds.clear()
             found = self._kinds[number] = _kind(run, work)
         return found
+
+
+def _by_level(answer: Answer, executor: Executor) -> Gathered:
+    """The `Gathered` of sub-models: each version's clients of one level are a stack; nothing is computed ahead."""
+    ask = answer.ask
+    each = float(ask.flops) / max(len(ask.clients), 1)
+    for number, run in ask.runs.items():
+        of = np.flatnonzero(ask.base == number)
+        assert run.view is not None
+        assert run.model is not None
+        plan = run.view.plan(ask.clients[of])
+        for level in np.unique(plan).tolist():
+            at = of[plan == level]
+            index, factor = run.view.index(level), None if answer.factor is None else answer.factor[at]
+            cohort = max(ask.asked, len(ask.clients))
+            segment = Segment(0, len(at), ask.run.reduce, cohort, index, run.model.size, factor)
+            request = Request(
+                run.work, run.model.vector[index][None], np.zeros(len(at), np.int64), run.view.layout(level),
+                ask.clients[at], ask.keys[at], (segment,), run.config,
+                steps=None if ask.steps is None else ask.steps[at], sides=run.model.sides,
+            )  # fmt: skip
+            for share in executor.compute(request, each * request.n):
+                for partials in share.partials.values():
+                    answer.gather.merge(partials)
+                for piece in share.pieces:
+                    answer.tell_piece(at[piece.start : piece.stop], piece)
+    return answer.finish()
 
 
 def _kind(run: Run, work: Any) -> Any:

@@ -385,8 +385,8 @@ class Candidates:
 def cost_kind(run: Run) -> Any:
     """What the cost of a Run depends on, beside the client: equal for Runs that cost the same.
 
-    The number of the round is no part of it: no work costs more for being asked later.
+    The number of the round is no part of it, where there are no sub-models: no work costs more for being asked later.
     """
     config = tuple(sorted((k, v) for k, v in run.config.items() if k != "round"))
     layout = None if run.model is None else (run.model.layout, run.model.bytes)
-    return (layout, config)
+    return (layout, config) if run.view is None else (layout, config, run.tag)

@@ -101,9 +101,9 @@ class Stream:
         on, quorum = run.on, run.quorum
         if not isinstance(on, Sample):
             raise UsageError("Quorum(late='next') is for samples of devices: ask for Sample(n), or use late='drop'.")
-        if run.state is not None or run.view is not None or run.inputs or run.each:
+        if run.state is not None or run.inputs or run.each:
             raise UsageError(
-                f"{run.work!r} is asked with client state, a view or inputs, and Quorum(late='next') keeps replies "
+                f"{run.work!r} is asked with client state or inputs, and Quorum(late='next') keeps replies "
                 "over from other Runs: use late='drop'."
             )
         if run.work not in works:

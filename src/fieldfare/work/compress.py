@@ -87,7 +87,7 @@ def _changed(net: DenseNet, whole: DenseNet, asked: tuple[Local, ...]) -> DenseN
         match one:
             case Scaled() if own != full:
                 net = replace(net, scales=(*(f / o for f, o in zip(full, own, strict=True)), 1.0))
-            case Nested(shares, distil, temperature, weight, each):
+            case Nested(shares, distil, temperature, weight, each, back):
                 all_ = [tuple(max(ceil(share * f - 1e-9), 1) for f in full) for share in shares]
                 smaller = tuple(
                     w
@@ -95,7 +95,7 @@ def _changed(net: DenseNet, whole: DenseNet, asked: tuple[Local, ...]) -> DenseN
                     if list(w) != own and all(a <= b for a, b in zip(w, own, strict=True))
                 )
                 if smaller:
-                    net = replace(net, inner=Inner(smaller, distil, temperature, weight, each))
+                    net = replace(net, inner=Inner(smaller, distil, temperature, weight, each, back))
             case Rounded(bits):
                 net = replace(net, bits=bits)
             case _:

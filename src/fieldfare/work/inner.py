@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldfare.work.layers import Inner, Program, Stack, activate
+from fieldfare.work.layers import Program, Stack, activate
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -33,54 +33,77 @@ class Turn(Protocol):
     def taken(self) -> I64 | int: ...
 
 
-def own_turn(inner: Inner, taken: I64 | int) -> F32:
-    """`[n, 1, 1]`: 1 where a client's step is its own net's, in turns of it and the smaller ones."""
-    return np.asarray(_turn(taken, len(inner.widths) + 1) == 0, np.float32).reshape(-1, 1, 1)
+class Inside:
+    """The smaller nets of one step of a stack's clients: forward at once, gradients when `learn` is called.
 
-
-def _turn(taken: I64 | int, count: int) -> I64:
-    return (np.atleast_1d(np.asarray(taken, np.int64)) - 1) % count
-
-
-def add_inner(
-    program: Program, stack: Stack, turn: Turn, x: F32, y: I64, own: F32, real: F32 | None, absent: F32 | None
-) -> None:
-    """Add the gradients of the smaller nets of this step to `stack.g`.
-
-    x `[n, b, inputs]`, labels y `[n, b]`, `own` `[n, b, K]` the logits of the client's own net, `real` `[n, b]` 1 for
+    x `[n, b, inputs]`, labels y `[n, b]`, `own` `[n, b, K]` the logits of the clients' own nets, `real` `[n, b]` 1 for
     rows that count, `absent` `[n, 1, K]` to add to logits.
     """
-    inner = program.inner
-    assert inner is not None
-    assert stack.g is not None
-    w, g = stack.w[turn.lo : turn.hi], stack.g[turn.lo : turn.hi]
-    n, b = y.shape
-    size = np.asarray(turn.sizes if real is not None else b, np.float32).reshape(-1, 1, 1)
-    factor = np.broadcast_to(np.float32(inner.weight) / size, (n, b, 1))
-    factor = factor if real is None else factor * real[:, :, None]
-    teacher = _softmax(own / np.float32(inner.temperature)) if inner.distil else None
-    count = len(inner.widths)
-    drawn = _turn(turn.taken, count + (inner.each == "only")) - (inner.each == "only")
-    drawn = np.broadcast_to(drawn, (n,))
-    for number, widths in enumerate(inner.widths):
-        if inner.each == "all":
-            _add(program, inner, widths, w, g, x, y, teacher, factor / np.float32(count), absent)
-            continue
-        pick = np.flatnonzero(drawn == number)
-        if len(pick) == n:
-            _add(program, inner, widths, w, g, x, y, teacher, factor, absent)
-        elif len(pick):
-            part = np.zeros((len(pick), g.shape[1]), np.float32)
-            parts = [None if a is None else a[pick] for a in (teacher, absent)]
-            _add(program, inner, widths, w[pick], part, x[pick], y[pick], parts[0], factor[pick], parts[1])
-            g[pick] += part
+
+    def __init__(
+        self, program: Program, stack: Stack, turn: Turn, x: F32, y: I64, own: F32, real: F32 | None,
+        absent: F32 | None,
+    ) -> None:  # fmt: skip
+        assert program.inner is not None
+        assert stack.g is not None
+        self.program, self.inner = program, program.inner
+        self.w, self.g = stack.w[turn.lo : turn.hi], stack.g[turn.lo : turn.hi]
+        n, b = y.shape
+        size = np.asarray(turn.sizes if real is not None else b, np.float32).reshape(-1, 1, 1)
+        share = np.broadcast_to(np.float32(1) / size, (n, b, 1))
+        self.share = share if real is None else share * real[:, :, None]
+        self.own, inner = own, self.inner
+        count, only = len(inner.widths), inner.each == "only"
+        taken = np.broadcast_to(np.asarray(turn.taken, np.int64), (n,))
+        self.drawn = np.full(n, -2) if inner.each == "all" else (taken - 1) % (count + only) - only
+        self.nets: list[tuple[I64 | slice, list[F32], list[F32], F32, I64]] = []
+        for number, widths in enumerate(inner.widths):
+            pick = np.flatnonzero((self.drawn == number) | (self.drawn == -2))
+            if len(pick):
+                at: I64 | slice = slice(None) if len(pick) == n else pick
+                weights, hs = _forward(program, widths, self.w[at], x[at])
+                logits = hs[-1] if absent is None else hs[-1] + absent[at]
+                self.nets.append((at, weights, hs, logits, y[at]))
+
+    def teach(self, d: F32) -> None:
+        """Change the gradient `d` `[n, b, K]` of the clients' own logits: what they learn back, or not at all."""
+        inner = self.inner
+        if inner.each == "only":
+            d *= (self.drawn == -1).astype(np.float32)[:, None, None]
+        if not inner.back:
+            return
+        t, mean, met = np.float32(inner.temperature), np.zeros_like(self.own), np.zeros(len(d), np.float32)
+        for at, _, _, logits, _ in self.nets:
+            mean[at] += softmax(logits / t)
+            met[at] += 1
+        mean /= np.maximum(met, 1)[:, None, None]
+        apart = (softmax(self.own / t) - mean) * (np.float32(inner.back) * t) * self.share
+        some = (met > 0).astype(np.float32)[:, None, None]
+        d *= 1 - np.float32(inner.back) * some
+        d += apart * some
+
+    def learn(self) -> None:
+        """Add the smaller nets' gradients to the stack's."""
+        inner, t = self.inner, np.float32(self.inner.temperature)
+        factor = np.float32(inner.weight / (len(inner.widths) if inner.each == "all" else 1))
+        teacher = softmax(self.own / t) if inner.distil else None
+        for at, weights, hs, logits, y in self.nets:
+            d = softmax(logits)
+            np.put_along_axis(d, y[:, :, None], np.take_along_axis(d, y[:, :, None], 2) - np.float32(1), 2)
+            if teacher is not None:
+                d *= np.float32(1 - inner.distil)
+                d += np.float32(inner.distil) * t * (softmax(logits / t) - teacher[at])
+            d *= self.share[at] * factor
+            if isinstance(at, slice):
+                _backward(self.program, weights, hs, d, self.g)
+            else:
+                part = np.zeros((len(at), self.g.shape[1]), np.float32)
+                _backward(self.program, weights, hs, d, part)
+                self.g[at] += part
 
 
-def _add(
-    program: Program, inner: Inner, widths: tuple[int, ...], w: F32, g: F32, x: F32, y: I64, teacher: F32 | None,
-    factor: F32, absent: F32 | None,
-) -> None:  # fmt: skip
-    """Add to `g` `[n, P]` the gradients of the net of the first `widths` channels of the hidden layers."""
+def _forward(program: Program, widths: tuple[int, ...], w: F32, x: F32) -> tuple[list[F32], list[F32]]:
+    """Weights of the first `widths` channels of the hidden layers, and what every layer gives from x."""
     n = len(w)
     sizes = [program.inputs, *widths, program.outputs]
     weights = [
@@ -94,22 +117,19 @@ def _add(
             z += w[:, None, one.bias][:, :, : sizes[i + 1]]
         activate(one.activation, z)
         hs.append(z)
-    logits = hs[-1] if absent is None else hs[-1] + absent
-    d = _softmax(logits)
-    np.put_along_axis(d, y[:, :, None], np.take_along_axis(d, y[:, :, None], 2) - np.float32(1), 2)
-    if teacher is not None:
-        t = np.float32(inner.temperature)
-        d *= np.float32(1 - inner.distil)
-        d += np.float32(inner.distil) * t * (_softmax(logits / t) - teacher)
-    d *= factor
+    return weights, hs
+
+
+def _backward(program: Program, weights: list[F32], hs: list[F32], d: F32, g: F32) -> None:
+    """Add to `g` `[n, P]` the gradients that `d`, of the logits, gives."""
+    n = len(g)
     for i in range(len(program.layers) - 1, -1, -1):
-        one, o, k = program.layers[i], sizes[i + 1], sizes[i]
+        one, (_, o, k) = program.layers[i], weights[i].shape
         g[:, one.weight].reshape(n, one.outputs, one.inputs)[:, :o, :k] += d.transpose(0, 2, 1) @ hs[i]
         if one.bias is not None:
             g[:, one.bias][:, :o] += d.sum(axis=1)
         if i:
-            d = d @ weights[i]
-            d = _descended(program.layers[i - 1].activation, hs[i], d)
+            d = _descended(program.layers[i - 1].activation, hs[i], d @ weights[i])
 
 
 def _descended(kind: str, h: F32, d: F32) -> F32:
@@ -124,7 +144,7 @@ def _descended(kind: str, h: F32, d: F32) -> F32:
             return d
 
 
-def _softmax(z: F32) -> F32:
+def softmax(z: F32) -> F32:
     out = np.exp(z - z.max(axis=-1, keepdims=True))
     out /= out.sum(axis=-1, keepdims=True)
     return out

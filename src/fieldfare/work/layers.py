@@ -48,6 +48,7 @@ class Inner:
     temperature: float
     weight: float
     each: Literal["all", "turn", "only"]
+    back: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core.block import Block
-from fieldfare.work.inner import add_inner, own_turn, round_stack
+from fieldfare.work.inner import Inside, round_stack
 from fieldfare.work.layers import Loss, Program, Stack, activate, backward, cross_entropy, forward, squared_error
 from fieldfare.work.net import Drift, Fit, Plan, Training
 
@@ -285,13 +285,15 @@ def _train(
         else:
             d *= np.float32(factor / turn.rows)
         total[turn.lo : turn.hi] += np.add.reduce(loss.astype(np.float64), axis=1) / turn.sizes
-        if own is not None and program.inner is not None and program.inner.each == "only":
-            d *= own_turn(program.inner, turn.taken)
-        backward(program, view, optimiser is None)
         if own is not None:
             real = None if not short else (columns[: turn.rows] < sizes) / np.float32(1)
             missing = None if absent is None else absent[ids[turn.lo : turn.hi], None]
-            add_inner(program, stack, turn, view.x, wanted[at], own, real, missing)
+            inside = Inside(program, stack, turn, view.x, wanted[at], own, real, missing)
+            inside.teach(d)
+            backward(program, view, False)
+            inside.learn()
+        else:
+            backward(program, view, optimiser is None)
         if master is not None:
             stack.w[turn.lo : turn.hi] = master
         if optimiser is not None:
