@@ -1,8 +1,7 @@
 """Waiting or not on measured phones: MNIST by writer over the logs of FLASH's users.
 
-Sessions, speeds and links are tables of real phones, sampled independently. Three schedules train the network FLASH
-timed: wait for all who were asked, ask 30 % more and wait for the fastest, or do not wait (FedBuff); settings are the
-best found on another seed. FIELDFARE_DATA names the folder of the tables.
+Sessions, speeds and links are tables of real phones (in FIELDFARE_DATA), sampled independently. Schedules wait for all,
+or ask 30 % more and wait for the fastest, or do not wait; settings are the best found on other seeds.
 """
 
 import os

@@ -94,14 +94,14 @@ def fieldfare(folder: Path, *args: Any, pictures: bool = False) -> Done:
 
 @contextlib.contextmanager
 def without(*libraries: str) -> Iterator[None]:
-    """Inside, the libraries cannot be imported."""
-    before = {name: sys.modules[name] for name in libraries if name in sys.modules}
-    sys.modules.update(dict.fromkeys(libraries))  # type: ignore[arg-type]
+    """Inside, the libraries cannot be imported, nor what of them was imported before."""
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in libraries}
+    sys.modules.update(dict.fromkeys([*libraries, *before]))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        for name in libraries:
-            del sys.modules[name]
+        for name in [*libraries, *before]:
+            sys.modules.pop(name, None)
         sys.modules.update(before)
 
 
