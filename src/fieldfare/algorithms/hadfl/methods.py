@@ -114,7 +114,7 @@ class PacedRing(OnDevices):
     overlap: bool = False
     pace: float | None = 0.2
     least: int = 5
-    reach: float | None = None
+    reach: float | None = 1.5
     checks: int | None = 2
     keep_warmup: bool = False
     stride: int | None = None
