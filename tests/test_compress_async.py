@@ -9,9 +9,11 @@ import pytest
 
 import fieldfare as ff
 from fieldfare.aggregate import chain, coverage, momentum
+from fieldfare.assembly import assemble
 from fieldfare.core.errors import UsageError
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.run import run
+from fieldfare.testing import loop, simulate
 from fieldfare.work.submodel import MultiRate, Prefix, Rolling, submodels
 
 DATA = ff.synthetic(clients=12, classes=5, features=16, seed=3, min_examples=12, log_mean=1.0, log_sigma=0.5)
@@ -89,3 +91,9 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(rule, tmp_path):
 def test_a_fold_that_cannot_lift_is_refused():
     with pytest.raises(UsageError, match="Mean cannot fold sub-models"):
         ff.FedBuff(2, 4, buffer=2, view=FAMILY.view())
+
+
+@rules
+def test_one_by_one_on_the_loopback_it_is_the_same_to_the_bit(rule):
+    world = assemble(job(FAMILY.view(rule), server=chain(coverage(weighted=False), momentum(0.5)))).world
+    assert loop(world).transcript.lines() == simulate(world).transcript.lines()

@@ -761,7 +761,7 @@ def test_what_a_stream_cannot_do_is_refused_in_one_line(driver) -> None:
     late = Quorum(2, late="next")
     with pytest.raises(UsageError, match=r"is for samples of devices"):
         driver(PROBLEM.world(Asking((Run("train", np.arange(3), 1, MODEL, late, {"delta": Mean()}),))))
-    with pytest.raises(UsageError, match="client state, a view or inputs"):
+    with pytest.raises(UsageError, match="client state or inputs"):
         driver(PROBLEM.world(Asking((Run("train", Sample(3), 1, MODEL, late, {"delta": Mean()}, state="c"),))))
     with pytest.raises(UsageError, match=r"no work is called 'nothing'"):
         driver(PROBLEM.world(Asking((Run("nothing", Sample(3), 1, MODEL, late),))))

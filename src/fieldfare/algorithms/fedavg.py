@@ -119,7 +119,7 @@ class FedAvg(Recorded):
         if state.mean is None:
             return state.model.vector
         new = np.float32(max(1.0 - self.average, 1.0 / state.version))
-        return state.mean + new * (state.model.vector - state.mean)
+        return np.asarray(state.mean + new * (state.model.vector - state.mean), np.float32)
 
     def _fold(self, state: State, event: Gathered) -> State:
         leaves = {"delta", *self.rule.folds()}

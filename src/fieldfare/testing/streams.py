@@ -19,7 +19,7 @@ from fieldfare.aggregate.gather import Gather
 from fieldfare.core.block import Block
 from fieldfare.core.effects import Run
 from fieldfare.core.events import Gathered
-from fieldfare.core.params import Layout
+from fieldfare.core.params import Layout, Params
 from fieldfare.core.work import Cohort, Output
 from fieldfare.sim.draw import Selected
 from fieldfare.sim.simulator import World
@@ -62,7 +62,9 @@ class Streams:
             for name, values in out.metrics.items():
                 metrics.setdefault(name, np.full(n, np.nan))[at] = values[0]
             factor = ask.factor[[at]] if discounted else None
-            good[at] = not gather.take(ask.clients[[at]], out.leaves, out.weight, out.diverged, factor=factor)[0]
+            index, size = self._lift(ask, at)
+            took = gather.take(ask.clients[[at]], out.leaves, out.weight, out.diverged, index, size, factor)
+            good[at] = not took[0]
         metrics["staleness"] = ask.staleness.astype(np.float64)
         missing: Mapping[str, Any] = ask.missing if good.all() else {**ask.missing, "refused": ask.clients[~good]}
         told = {name: values[good] for name, values in metrics.items()}
@@ -70,10 +72,21 @@ class Streams:
             ask.run.tag, gather.finish(), float(weight[good].sum()), ask.clients[good], weight[good], told, missing
         )
 
+    def _lift(self, ask: StreamAsk, at: int) -> tuple[NDArray[np.int64] | None, int | None]:
+        """Places of a task's sub-model in the vector, and the vector's size; None where it has the whole."""
+        run = ask.runs[int(ask.base[at])]
+        if run.view is None or run.model is None:
+            return None, None
+        return run.view.index(int(run.view.plan(ask.clients[[at]])[0])), run.model.size
+
     def _compute(self, ask: StreamAsk, at: int) -> Output:
         self.computed[ask.node, ask.run.work, int(ask.serials[at])] += 1
         run, me = ask.runs[int(ask.base[at])], ask.clients[[at]]
         model, data = run.model, self.world.population.data
+        index, _ = self._lift(ask, at)
+        if model is not None and index is not None and run.view is not None:
+            level = int(run.view.plan(me)[0])
+            model = Params(model.vector[index], run.view.layout(level), model.sides)
         return self.world.works[run.work](
             Cohort(
                 np.empty((1, 0), np.float32) if model is None else model.vector[None], np.zeros(1, np.int64),
