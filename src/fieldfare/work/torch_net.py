@@ -191,12 +191,12 @@ class TorchNet:
         from fieldfare.work.torch_loops import Batches, ByHand, Graph
         from fieldfare.work.torch_update import Update, is_plain
 
-        n = len(plan.steps)
-        out, losses = np.empty((n, self.layout.size), np.float32), np.zeros(n)
         inputs, target = self._columns(data)
         by_hand = self._by_hand(inputs)
         if self._dense is not None and by_hand and self._stacks(training):
             return self._dense.fit(start, row, data, plan, keys, training, lr, drift, moments)
+        n = len(plan.steps)
+        out, losses = np.empty((n, self.layout.size), np.float32), np.zeros(n)
         resident_.keep_memory()
         batches = Batches(plan, inputs, target, self._transform if callable(self._transform) else None)
         resident, left = self._held(), None if moments is None else moments.copy()

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from fieldfare.work.torch_loss import Loss
 from fieldfare.work.torch_lower import Ending, Lowered, arranged, chain_of
 
-_BRGEMM, _BRGEMM_BACK = 8216, 8344
+_BRGEMM, _BRGEMM_BACK, _MORE = 8216, 8344, 36864
 _RNN_SCRATCH = 12856
 """Bytes that oneDNN's convolution and recurrence take for themselves, whatever their size (x86, measured)."""
 
@@ -89,7 +89,9 @@ def _beside(name: str, args: Any, out: Any) -> int:
         w = args[2]
         blocked = _blocked(w, 16)
         if w.is_contiguous(memory_format=torch.channels_last):
-            return max(blocked + _size(w), _BRGEMM_BACK + _size(w))
+            turned = 4 * w.shape[0] * -(-w.shape[1] // 16) * 16 * prod(w.shape[2:])
+            scratch = (_BRGEMM_BACK if max(args[4]) == 1 else _MORE) * (args[9] == 1)
+            return max(blocked + _size(w), turned + scratch - _size(w))
         return _padded(args[1]) + _padded(args[0]) + blocked
     if name in ("mkldnn_rnn_layer", "mkldnn_rnn_layer_backward"):
         x, w_ih, w_hh = args[0], args[1], args[2]
@@ -109,7 +111,7 @@ def _blocked(w: Tensor, block: int) -> int:
     if i == 1:
         return _size(w)
     up = -(-o // 16) * 16 if o <= 16 else -(-o // block) * block
-    return 4 * up * (i if block == 32 or i < 8 else -(-i // 16) * 16) * prod(places)
+    return 4 * up * (i if block == 32 or i < 16 else -(-i // 16) * 16) * prod(places)
 
 
 def _padded(x: Tensor) -> int:
