@@ -161,6 +161,17 @@ def test_mixed_levels_are_the_same_bits_in_any_chunk_and_number_of_workers(worke
     assert there.run(runs=None).model.vector.tobytes() == here.vector.tobytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [Rolling(), MultiRate(TopNorm())], ids=["rolling", "multi-rate"])
+def test_a_run_over_sub_models_keeps_all_laws(rule):
+    from fieldfare.assembly import assemble
+    from fieldfare.testing import laws
+
+    family = submodels(ff.mlp(16, 6, 5), (1, 0.5))
+    algorithm = ff.FedAvg(3, 5, server=chain(coverage(), momentum(0.5)), view=family.view(rule))
+    laws(assemble(job(family, algorithm)).world)
+
+
 def test_levels_larger_than_a_pipe_holds_go_to_workers_behind_one_another():
     family = submodels(ff.mlp(16, 2000, 5), (1, 0.5, 0.25, 0.125))
     algorithm = ff.FedAvg(2, 12, server=chain(coverage()), view=family.view())

@@ -54,8 +54,7 @@ def declared(net: Any, training: Training | None = None, layout: Layout | None =
 
     Peak memory by liveness: what lives at any moment of a step, not the sum. Of torch nets it holds for the CPU
     allocator within 5 % (MLP, VGG, ResNet, LSTM, transformer; depthwise convolutions of a few channels within a fifth);
-    the batches
-    that a simulation gathers ahead are not in it. Errors: `UsageError` for a torch net without an example.
+    the batches that a simulation gathers ahead are not in it. Errors: `UsageError` for a torch net without an example.
     """
     from fieldfare.work.dense import DenseNet
     from fieldfare.work.torch_net import TorchNet
