@@ -323,3 +323,9 @@ def test_what_cannot_be_is_refused_in_one_line(change, said):
 def test_settings_that_mean_nothing_are_refused_where_they_are_made(wrong):
     with pytest.raises(UsageError):
         wrong()
+
+
+def test_gaps_are_on_record_for_the_picture_of_who_was_where(tmp_path):
+    gone = Mobility.of([[(0, 0), (1, -1), (2, 0)], [(0, 0)], [(0, 1)], [(0, 1), (500, -1)]], 2)
+    _, mobility = nodes_of(run(make(simulated=on(gone)), tmp_path))
+    assert mobility["gaps"] == [["device/0", 1.0, 2.0], ["device/3", 500.0, None]]

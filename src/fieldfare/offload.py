@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -177,7 +178,11 @@ class Offload:
             for at, i, a, b, gap in zip(*(c.tolist() for c in columns), strict=True)
         ]
         homes = {f"device/{i}": f"edge/{edge}" for i, edge in self.homes.items()}
-        out: dict[str, Any] = {"edges": self.method.edges, "homes": homes, "moves": rows}
+        gaps = [
+            [f"device/{i}", begin, end if end < inf else None]
+            for i, begin, end in zip(*(column.tolist() for column in self.mobility.gaps()), strict=True)
+        ]
+        out: dict[str, Any] = {"edges": self.method.edges, "homes": homes, "moves": rows, "gaps": gaps}
         return out | ({"walk": given.thinned()} if isinstance(given, Walk) else {})
 
     def bound(self) -> Any:
