@@ -5,6 +5,7 @@ Invariant: what one gather says does not depend on which others were computed be
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ I64 = NDArray[np.int64]
 
 _EMPTY = Layout((), ())
 _WORTH_FORKING = 3e8
+_BEGUN = 3
 
 
 def forks(work: Any) -> bool:
@@ -148,9 +150,13 @@ def gather_all(pending: Mapping[int, Ask], executor: Executor, seed: int) -> dic
             groups.setdefault(_kind(share, executor.works.get(ask.run.work)), []).append(share)
     parts: dict[int, list[tuple[I64, Any, Any, Any]]] = {number: [] for number in pending}
     gathers = {number: Gather(ask.run.reduce, ask.asked) for number, ask in pending.items()}
-    begun = [_begin(shares, executor, seed) for shares in groups.values()]  # so that workers never wait between them
-    for computed in begun:
-        _finish(computed, executor, gathers, parts)
+    begun: deque[Computed] = deque()  # a few at a time, so that workers do not wait between them
+    for shares in groups.values():
+        begun.append(_begin(shares, executor, seed))
+        if len(begun) > _BEGUN:
+            _finish(begun.popleft(), executor, gathers, parts)
+    while begun:
+        _finish(begun.popleft(), executor, gathers, parts)
     return {number: _event(ask, gathers[number], parts[number]) for number, ask in pending.items()}
 
 
