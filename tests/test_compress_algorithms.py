@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from algorithm_driver import Quadratics, drive
 from work_cohorts import block
 
 import fieldfare as ff
 from fieldfare.aggregate import adam, chain, coverage, momentum, patient, yogi
+from fieldfare.core.effects import Publish
 from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Folded
 from fieldfare.core.local import Nested
@@ -59,7 +61,7 @@ def test_with_rate_one_for_all_and_nothing_inside_it_is_fedavg_bit_for_bit(name)
         "heterofl": ff.HeteroFL(3, 8, view=whole),
         "fedrolex": ff.FedRolex(3, 8, view=FAMILY.view(Rolling(), (0,))),
         "fjord": ff.FjORD(3, 8, view=whole, shares=(1.0,)),
-        "nestedfl": ff.NestedFL(3, 8, view=whole, shares=(1.0,), beta=0.0),
+        "nestedfl": ff.NestedFL(3, 8, view=whole, shares=(1.0,), beta=0.0, average=0.0),
     }[name]
     assert trained(algorithm) == plain
 
@@ -263,3 +265,21 @@ def test_sub_models_of_all_methods_are_vectors_of_the_whole_layout():
         model = job(algorithm).run(runs=None).model
         assert isinstance(model, Params)
         assert model.layout == NET.layout
+
+
+def test_the_published_mean_is_of_the_models_of_the_rounds_which_go_on_as_without_it():
+    def record(average):
+        return drive(ff.FedAvg(4, 6, average=average), Quadratics.random(1, 8), 1)
+
+    def published(found):
+        return [e.model.vector.astype(float) for effects in found.effects for e in effects if isinstance(e, Publish)]
+
+    plain, mean = record(0.0), record(0.6)
+    ends = [[s.model.vector.tobytes() for s in found.states] for found in (plain, mean)]
+    assert ends[0] == ends[1]
+    models, wanted = published(plain), published(plain)[0]
+    for t, (model, found) in enumerate(zip(models, published(mean), strict=True), start=1):
+        wanted = wanted + max(0.4, 1 / t) * (model - wanted)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    with pytest.raises(UsageError, match="share of the past"):
+        ff.FedAvg(2, 4, average=1.0)
