@@ -43,7 +43,7 @@ QUICK = ("hello", "own_work")
 MAIN = ("hello", "demo", "own_algorithm", "own_work")
 TABLES = ("flash_cifar", "flash_mnist", "hadfl_cifar")
 """Examples on optional tables of real data."""
-STUDIES = ("fedfly_study", "hadfl_study")
+STUDIES = ("fedfly_study", "hadfl_study", "iot_study")
 """Studies of many minutes, of which the quick form is run here; longer than an example, for they hold many arms."""
 ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 NAMES = [name for name in ALL if name not in (*TABLES, *STUDIES)]
