@@ -71,7 +71,8 @@ def job(policy, at=(), rate=75, data=EVEN, speeds=(1, 1, 1, 1), train=True, roun
 
 
 STOP, PRE, AGAIN = ff.StopAndCopy(), ff.PreCopy(), ff.Restart()
-arms = {"still": job(PRE), "more still": job(PRE, data=MORE)}
+arms = {"still": job(PRE), "more still": job(PRE, data=MORE),
+        "behind still": job(PRE, train=False, speeds=(1, 1, 0.4, 1))}  # fmt: skip
 for share in SHARES:  # "more": the mover has half of the data; "behind": another device is slower than the mover
     at = [(0, 1, share / 100, 1)]
     for name, given in {"": {}, "more ": {"data": MORE}, "behind ": {"speeds": (1, 1, 0.4, 1)}}.items():
@@ -113,7 +114,23 @@ arms["two train whole"] = job(PRE, half, data=FEW, cut=("pool2", "pool2", None, 
 arms["labels stay"] = job(PRE, half, data=FEW, tail="relu4")
 arms["planned cuts"] = job(PRE, half, data=FEW, cut="plan or whole", speeds=(1, 1, 4, 20))
 
+
+def costs(title, kind="", rate=75, still="still", **more):
+    """Moves at all shares, by policy, as the report tells of them."""
+    ways = {"restart": f"{kind}restart", "stop-and-copy": f"{kind}stop {rate}", "pre-copy": f"{kind}pre-copy {rate}"}
+    points = [(share / 100, policy, f"{arm} {share}") for share in SHARES for policy, arm in ways.items()]
+    points = [point for point in points if point[2] in arms]
+    return ff.Handovers(title, still, points, bytes_per_s=125_000.0 * rate, **more)
+
+
+paper = {"published": ((0.5, 0.33), (0.9, 0.45))}
+handovers = [costs("Equal data, 75 Mbit/s", **paper), costs("Equal data, 20 Mbit/s", rate=20),
+             costs("Equal data, 5 Mbit/s", rate=5),
+             costs("Half of the data at the mover", "more ", still="more still", **paper),
+             costs("Another device is slower than the mover", "behind ", still="behind still")]  # fmt: skip
+rounds = ff.Panel("Ten rounds, a move in each", {name: f"rounds {name}" for name in long}, 0.35 if CIFAR else 0.9)
 study = ff.Study(arms, claims=Path(__file__).with_suffix(".claims.toml"), name="fedfly", quick=1, processes=2,
+                 handovers=handovers, panels=[rounds],
                  shown={"pre-copy": "pre-copy 20 50", "stop-and-copy": "stop 20 50"})  # fmt: skip
 
 if __name__ == "__main__":

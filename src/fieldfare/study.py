@@ -59,14 +59,32 @@ class Curve:
 
 
 @settings
+@dataclass(frozen=True)
+class Handovers:
+    """What a move costs by policy and by the share of its round that was over: `points` are (share, policy, arm).
+
+    `still`: the arm in which nobody moves; `restart`: the policy that others save against. The first device that moves
+    is told of. `bytes_per_s`: of the link that state crosses; `published`: (share, saving).
+    """
+
+    title: str
+    still: str
+    points: Sequence[tuple[float, str, str]]
+    restart: str = "restart"
+    bytes_per_s: float | None = None
+    published: Sequence[tuple[float, float]] = ()
+    note: str = ""
+
+
+@settings
 @dataclass(frozen=True, eq=False)
 class Study:
     """`arms`: `{name: job}`, or `{name: {seed: job}}` for bands. `claims`: a TOML file of claims to be checked.
 
-    `panels` and `curves` compare arms of several nodes at a target, in the report; `shown` `{heading: arm or
-    arm/seed}` are runs told in full there. `quick`: with `--quick` every arm runs its first so many seeds only, and
-    claims that ask for more are marked preliminary. `processes`: how many arms run at the same time, each in a process
-    of its own; no number depends on it.
+    `panels` and `curves` compare arms of several nodes at a target, in the report, `handovers` arms in which devices
+    move; `shown` `{heading: arm or arm/seed}` are runs told in full there. `quick`: with `--quick` every arm runs its
+    first so many seeds only, and claims that ask for more are marked preliminary. `processes`: how many arms run at the
+    same time, each in a process of its own; no number depends on it.
     """
 
     arms: Mapping[str, Job | Mapping[str | int, Job]]
@@ -74,6 +92,7 @@ class Study:
     name: str = "study"
     panels: Sequence[Panel] = ()
     curves: Sequence[Curve] = ()
+    handovers: Sequence[Handovers] = ()
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
     quick: int | None = None
     processes: int = 1
@@ -92,9 +111,12 @@ class Study:
             raise UsageError(f"Study(processes={self.processes}, quick={self.quick}): use numbers >= 1.")
         named = [arm for panel in self.panels for arm in panel.arms.values()]
         named += [arm for curve in self.curves for _, *pair in curve.points for arm in pair]
+        named += [arm for moved in self.handovers for arm in (moved.still, *(arm for _, _, arm in moved.points))]
         for arm in [*named, *(one.partition("/")[0] for one in self.shown.values())]:
             if arm not in self.arms:
-                raise UsageError(f"Study: a panel, a curve or `shown` names the arm {arm!r}, which there is not.")
+                raise UsageError(
+                    f"Study: a panel, curve, handover or `shown` names the arm {arm!r}, which there is not."
+                )
         for panel in self.panels:
             if panel.baseline is not None and panel.baseline not in panel.arms:
                 raise UsageError(f"Panel({panel.title!r}): its baseline {panel.baseline!r} is no label of its arms.")
@@ -191,7 +213,7 @@ class Study:
     def _told(self) -> dict[str, Any]:
         """What the report needs to know of a study beside its arms."""
         told: dict[str, Any] = {"quick": True} if self.is_quick else {}
-        for name in ("panels", "curves"):
+        for name in ("panels", "curves", "handovers"):
             if listed := [settings_of(one) for one in getattr(self, name)]:
                 told[name] = listed
         return told | ({"shown": dict(self.shown)} if self.shown else {})
@@ -225,8 +247,8 @@ class Study:
         folder.write_json("config.json", {**headline, **config})
 
 
-def settings_of(one: Panel | Curve) -> dict[str, Any]:
-    """A panel or a curve as plain JSON."""
+def settings_of(one: Panel | Curve | Handovers) -> dict[str, Any]:
+    """A panel, a curve or handovers as plain JSON."""
     told = {f.name: getattr(one, f.name) for f in fields(one)}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from fieldfare.algorithms.fedfly.policies import saving
 from fieldfare.report.claims_nodes import Missing
-from fieldfare.report.read_moves import Move, downtime_s, moves_of, round_s, saving, span_s
+from fieldfare.report.read_moves import Move, downtime_s, moves_of, round_s, span_s
 from fieldfare.report.read_nodes import Nodes, read_nodes
 from fieldfare.report.table import load, read_table
 from fieldfare.store.nodes import NODES

@@ -23,6 +23,7 @@ from fieldfare.report import page, plots, plots_clients, plots_data, plots_time,
 from fieldfare.report.arms import Arm
 from fieldfare.report.arms_work import read_arms, task_sections, tasks_section
 from fieldfare.report.claims import compute_claims
+from fieldfare.report.handovers import handover_sections
 from fieldfare.report.node_sections import node_sections
 from fieldfare.report.page import Section, Tile
 from fieldfare.report.read import Participation, Run, read_participation, read_run
@@ -141,10 +142,13 @@ def _study_page(run: Run, *, draw: bool) -> str:
         early = sum(bool(claim.get("preliminary")) for claim in told)
         under = f"{early} preliminary, from too few seeds" if early else "recomputed from the tables"
         tiles.insert(1, Tile("Claims that hold", f"{held} of {len(told)}", under))
-    compared = speedup_sections(run, draw=draw)
+    compared = [*handover_sections(run, draw=draw), *speedup_sections(run, draw=draw)]
     sections = [_claims(told), *(compared or _arm_sections(arms, draw=draw, shown=run.config.get("shown")))]
-    if compared:
-        sections += [*_shown(run, draw=draw), _all_arms(arms), *filter(None, [_configuration(arms[0].runs[0])])]
+    full = _shown(run, draw=draw)
+    if not compared:
+        sections[-1:-1] = full
+    else:
+        sections += [*full, _all_arms(arms), *filter(None, [_configuration(arms[0].runs[0])])]
     first = next((one for arm in arms for one in arm.runs if one.data is not None), None)
     if first is not None and (data := _data(first, draw=draw)) is not None:
         sections.insert(len(sections) - 1, data)

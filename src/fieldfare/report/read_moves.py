@@ -109,15 +109,6 @@ def round_s(nodes: Nodes, device: str, round_: int) -> float:
     return end - begin
 
 
-def saving(at: float, overhead: float = 0.0) -> float:
-    """Share of a mover's round saved against a restart, (f - o / T) / (1 + f), as `algorithms.fedfly.policies` has it.
-
-    >>> round(saving(0.5), 3)
-    0.333
-    """
-    return (at - overhead) / (1.0 + at)
-
-
 def downtime_s(move: Move, still: Nodes) -> float:
     """The raw gap minus the same interval, between the gradients of the same batches, in a run without the move.
 
