@@ -48,7 +48,7 @@ def methods(mix):
         "oracle": (FAMILY, ff.FedAvg(150, 10), 0 * assign, 10),
         "smallest for all": (alone(8, 8), ff.FedAvg(700 if mix == "graded" else 450, 10), assign, 10),
         "exclude the weak": (FAMILY, ff.FedAvg(150, ff.Sample(whole, "whole")), assign, 10),
-        "quarter alone": (alone(16, 16), ff.FedAvg(150, ff.Sample(min(10, int((assign <= 2).sum())), "quarter")),
+        "quarter alone": (alone(16, 16), ff.FedAvg(150 if mix == "graded" else 900, ff.Sample(min(10, int((assign <= 2).sum())), "quarter")),
                           assign, 10),
         "HeteroFL": (FAMILY, ff.HeteroFL(150, 10, view=view), assign, 10),
         "HeteroFL, no scaler": (FAMILY, ff.HeteroFL(150, 10, view=view, scaled=False), assign, 10),

@@ -26,7 +26,7 @@ from fieldfare.core.settings import settings
 @settings
 def NestedFL(
     rounds: int, cohort: int | On, *, shares: tuple[float, ...] = (), back: float = 0.4, distil: float = 0.0,
-    temperature: float = 2.0, weight: float = 1.0, beta: float = 0.7, power: float = 0.5, average: float = 0.9,
+    temperature: float = 2.0, weight: float = 1.0, beta: float = 0.7, power: float = 0.25, average: float = 0.9,
     lr: float = 1.0, **common: Unpack[Common],
 ) -> FedAvg:  # fmt: skip
     """FedAvg of nested sub-models that teach one another: `view=family.view()`, `shares` all widths there are.
