@@ -43,13 +43,13 @@ def alone(*widths):
 def methods(mix):
     """{method: (model, algorithm, levels of the devices, rounds between evaluations)}."""
     assign = np.resize(MIXES[mix], CLIENTS)
-    view, whole = FAMILY.view(assign=assign), int((assign == 0).sum())
+    view, whole, hold = FAMILY.view(assign=assign), int((assign == 0).sum()), int((assign <= 2).sum())
+    tiny, quarter = {"graded": (700, 150), "1:4": (450, 900)}[mix]  # rounds in the time, or the bytes, of the others
     return {
         "oracle": (FAMILY, ff.FedAvg(150, 10), 0 * assign, 10),
-        "smallest for all": (alone(8, 8), ff.FedAvg(700 if mix == "graded" else 450, 10), assign, 10),
+        "smallest for all": (alone(8, 8), ff.FedAvg(tiny, 10), assign, 10),
         "exclude the weak": (FAMILY, ff.FedAvg(150, ff.Sample(whole, "whole")), assign, 10),
-        "quarter alone": (alone(16, 16), ff.FedAvg(150 if mix == "graded" else 900, ff.Sample(min(10, int((assign <= 2).sum())), "quarter")),
-                          assign, 10),
+        "quarter alone": (alone(16, 16), ff.FedAvg(quarter, ff.Sample(min(10, hold), "quarter")), assign, 10),
         "HeteroFL": (FAMILY, ff.HeteroFL(150, 10, view=view), assign, 10),
         "HeteroFL, no scaler": (FAMILY, ff.HeteroFL(150, 10, view=view, scaled=False), assign, 10),
         "FjORD": (FAMILY, ff.FjORD(150, 10, view=view, shares=LEVELS), assign, 10),
