@@ -50,7 +50,7 @@ class Entry:
     """One registered algorithm: `factory(rounds, cohort, **options)`, with `example` options that work on a model of
     tensors "body" and "head". `needs` is what it asks of the rest, in words of the documentation; `model`: whether it
     trains a vector, or grows a model of bytes. `cohort`: "any" `On`; a "number" of clients; or a number or `Sample`
-    that are always at work ("stream"). Only the first take a quorum and a view."""
+    that are always at work ("stream"). Only the first take a quorum, and with FedBuff a view."""
 
     name: str
     summary: str
@@ -146,7 +146,7 @@ ALGORITHMS: tuple[Entry, ...] = (
           needs=("a view by `Rolling()`",)),
     Entry("depthfl", "sub-models of the first layers, with exits", "Kim et al., ICLR 2023", DepthFL,
           needs=("a view of a net with exits",)),
-    Entry("nestedfl", "all widths inside a client's own, taught by it; server momentum by coverage",
+    Entry("nestedfl", "widths inside a client's own train with it and teach it; a patient server",
           "ours, after Horvath et al., NeurIPS 2021, and Yu & Huang, ICCV 2019", NestedFL, needs=(_VIEW,)),
     Entry("bagging", "clients add trees to one model", "Breiman, 1996; Flower's FedXgbBagging, 2023", Bagging,
           needs=("a model of bytes: opaque(...)", _ROWS), model="bytes"),
