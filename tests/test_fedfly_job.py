@@ -304,6 +304,14 @@ def test_a_model_that_is_not_finite_ends_its_rounds_without_an_update(cut, moves
         ({"training": ff.Training(clip_norm=1.0)}, r"clip_norm=1\.0.*both sides of a cut"),
         ({"simulated": on(Mobility.of([[(0, 0)]], edges=2))}, r"about 1 devices and 2 edges, and the job has 4"),
         ({"simulated": on(((0, 2, 0.5, 1),))}, r"device 0 trains nothing with an edge in round 2"),
+        (
+            {"simulated": on(Mobility.of([[(0, -1)], *[[(0, 1)]] * 3], edges=2)), "homes": None},
+            r"no edge ever reaches device 0, and FedFly\(deadline_s=None\) waits for it: give a deadline",
+        ),
+        (
+            {"simulated": on(Mobility.of([[(0, 0)]] * 4, edges=2))},
+            r"FedFly\(homes=\.\.\.\) begins device 2 at edge 1, and Simulated\(mobility=\.\.\.\) at edge 0: leave",
+        ),
         ({"simulated": on(links=ff.Links(roles={("phone", "edge"): (0.0, 1.0)}))}, r"no node is a 'phone'"),
     ],
 )
@@ -329,3 +337,29 @@ def test_gaps_are_on_record_for_the_picture_of_who_was_where(tmp_path):
     gone = Mobility.of([[(0, 0), (1, -1), (2, 0)], [(0, 0)], [(0, 1)], [(0, 1), (500, -1)]], 2)
     _, mobility = nodes_of(run(make(simulated=on(gone)), tmp_path))
     assert mobility["gaps"] == [["device/0", 1.0, 2.0], ["device/3", 500.0, None]]
+
+
+def test_moves_of_a_job_without_edge_servers_are_refused_in_one_line(tmp_path):
+    for method in (ff.FedAvg(1, cohort=4), ff.HADFL(1)):
+        job = ff.Job(NET, DATA, method, simulated=ff.Simulated(mobility=ff.MovesAt(HALF)))
+        with pytest.raises(
+            UsageError, match=rf"^Simulated\(mobility=.*{type(method).__name__} has none of.*use FedFly"
+        ):
+            job.run(tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(lambda: ff.PreCopy(lossy="fp8"), r"^PreCopy\(lossy='fp8'\)"),
+     (lambda: ff.Restart("moon"), r"^Restart\(route='moon'\)"),
+     (lambda: ff.StopAndCopy(compress="yes"), r"^StopAndCopy\(compress='yes'\)"),
+     (lambda: ff.Cheapest(1e6, other=ff.Restart()), r"^Cheapest\(other="),
+     (lambda: ff.FedFly(0), r"^FedFly\(rounds=0\): use a number >= 1"),
+     (lambda: ff.FedFly(1, patience_s=0), r"^FedFly\(patience_s=0\): use seconds above 0"),
+     (lambda: ff.FedFly(1, capacity=0), r"^FedFly\(capacity=0\): use a number >= 1"),
+     (lambda: ff.FedFly(1, replica_every=-1), r"^FedFly\(replica_every=-1\): use a number >= 0"),
+     (lambda: ff.FedFly(1, deadline_s=-1.0), r"^FedFly\(deadline_s=-1\.0\): use seconds above 0")],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_called_as_it_was_given(wrong, said):
+    with pytest.raises(UsageError, match=said):
+        wrong()

@@ -44,6 +44,7 @@ def told_of(folder: Path, **more: Any) -> dict[str, Any]:
     return {**read_run(folder).config["handovers"][0], **more}
 
 
+@pytest.mark.slow
 def test_rows_are_figures_of_the_runs_and_near_their_formulas(folder):
     rows = rows_of(read_run(folder), told_of(folder))
     assert [(round(row.share, 6), row.policy) for row in rows] == [
@@ -62,6 +63,7 @@ def test_rows_are_figures_of_the_runs_and_near_their_formulas(folder):
         assert copied.whole_saved == pytest.approx(copied.whole_wanted, abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_report_of_a_study_has_them_with_the_formula_below_each_figure_and_pictures(folder):
     text = (folder / "report.html").read_text()
     assert re.search(r'<section id="handovers-0"', text)
@@ -75,6 +77,7 @@ def test_the_report_of_a_study_has_them_with_the_formula_below_each_figure_and_p
     assert 'id="moves-0"' in text, "a run to be told in full is told"
 
 
+@pytest.mark.slow
 def test_arms_that_are_not_there_have_no_row_and_nothing_is_drawn_where_nothing_is_known(folder):
     run = read_run(folder)
     some = rows_of(run, told_of(folder, points=[[0.5, "copy", "stop"], [0.9, "copy", "nobody"]]))

@@ -101,8 +101,16 @@ def assemble(job: Job) -> Assembly:
     else:
         nodes = {"central": ("central", _watched(job, job.algorithm))}
     if given is not None:
-        population, more = given.population, {"links": given.links, "happenings": given.happenings, "mobility": given.told}
+        population, more = (
+            given.population,
+            {"links": given.links, "happenings": given.happenings, "mobility": given.told},
+        )
     else:
+        if job.simulated.mobility is not None:
+            raise UsageError(
+                "Simulated(mobility=...) is for devices that move between edge servers, which "
+                f"{type(job.algorithm).__name__} has none of: leave it out, or use FedFly."
+            )
         fleet = job.simulated.fleet
         fleet = fleet if isinstance(fleet, Fleet) else fleet.build(job.data.n_clients, job.seed)
         population, more = Population.of(job.data, fleet), _links(job)

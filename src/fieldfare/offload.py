@@ -248,6 +248,8 @@ def offload(job: Job, net: SplitNet) -> Offload:
             raise UsageError(f"{both_say[0]!r} has gaps in its mobility and outages in its links: give one of them.")
         links = replace(links, outages={**links.outages, **gaps})
     homes = {} if mobility is None else {i: int(one) for i, one in enumerate(mobility.homes()) if one != NOWHERE}
+    if mobility is not None:
+        _check_homes(method, homes, n)
     plans, elsewhere = dict[int, Cut](), dict[int, dict[int, Cut]]()
     for i, asked in enumerate(method.cuts(n)):
         home = homes.get(i, i % method.edges) if method.homes is None else method.homes[i]
@@ -291,6 +293,22 @@ def _mobility(job: Job) -> Mobility | None:
             f"{job.data.n_clients} clients and FedFly(edges={method.edges}): give as many."
         )
     return mobility
+
+
+def _check_homes(method: FedFly, known: Mapping[int, int], devices: int) -> None:
+    """Refuse devices that no edge ever reaches and that rounds wait for, and two homes of one device."""
+    never = next((i for i in range(devices) if i not in known), None)
+    if never is not None and method.deadline_s is None and method.cuts(devices)[never] is not None:
+        raise UsageError(
+            f"Simulated(mobility=...): no edge ever reaches device {never}, and FedFly(deadline_s=None) waits for it: "
+            "give a deadline, or a table in which it is somewhere."
+        )
+    for i, said in enumerate(method.homes or ()):
+        if i in known and known[i] != said:
+            raise UsageError(
+                f"FedFly(homes=...) begins device {i} at edge {said}, and Simulated(mobility=...) at edge {known[i]}: "
+                "leave homes out."
+            )
 
 
 def _cut(job: Job, net: SplitNet, fleet: Fleet, links: Links, device: int, asked: Any, home: int) -> Cut | None:

@@ -22,6 +22,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 
 Cut = str | int
+_COUNTS = ("rounds", "edges", "lanes", "capacity", "arrivals", "replica_every")
 _PATIENCE = 30.0
 """How much more patient the centre is than edges and devices: it asks again with a whole model."""
 
@@ -64,10 +65,14 @@ class FedFly:
     name: ClassVar[str] = "fedfly"
 
     def __post_init__(self) -> None:
-        if self.edges < 1:
-            raise UsageError(f"FedFly(edges={self.edges}): use a number >= 1.")
-        if not self.hint_s > 0.0:
-            raise UsageError(f"FedFly(hint_s={self.hint_s}): use seconds above 0.")
+        counts = [(name, 0 if name == "replica_every" else 1, getattr(self, name)) for name in _COUNTS]
+        for name, least, value in counts:
+            if value is not None and value < least:
+                raise UsageError(f"FedFly({name}={value}): use a number >= {least}.")
+        for name in ("deadline_s", "patience_s", "hint_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0.0:
+                raise UsageError(f"FedFly({name}={value}): use seconds above 0.")
         self.nodes(max(len(self.cut) if isinstance(self.cut, tuple) else 1, len(self.homes or ()), 1))
 
     def cuts(self, devices: int) -> tuple[Cut | None, ...]:

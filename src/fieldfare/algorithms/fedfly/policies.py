@@ -11,11 +11,13 @@ from typing import Literal, TypeAlias
 
 from fieldfare.algorithms.fedfly.tensors import Lossy
 from fieldfare.core.errors import UsageError
+from fieldfare.core.settings import settings
 
 Route = Literal["direct", "relay", "carry"]
 """How state crosses: from edge to edge, through the centre, or sealed and carried by the device."""
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class Restart:
     """SplitFed's: nothing crosses, the device repeats the round from its beginning at the new edge."""
@@ -23,6 +25,7 @@ class Restart:
     route: Route = "direct"
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class StopAndCopy:
     """FedFly's: behind a step and before its gradient goes down the session stops, crosses whole, and goes on there.
@@ -35,6 +38,7 @@ class StopAndCopy:
     compress: bool = False
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class PreCopy:
     """Ours: copies cross while the session still trains, and the last difference while the device computes.
@@ -60,6 +64,7 @@ class PreCopy:
 STOP_AND_COPY = StopAndCopy()
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class Cheapest:
     """Ours: for each move, `Restart` where the batches to repeat cost less than the state to send; else `other`.
