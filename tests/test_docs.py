@@ -21,7 +21,15 @@ from fieldfare.starter import write_starter
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
-RUN = ("getting-started.md", "own-algorithm.md", "own-work.md", "time.md", "decentralised.md", "fedfly.md")
+RUN = (
+    "getting-started.md",
+    "own-algorithm.md",
+    "own-work.md",
+    "time.md",
+    "decentralised.md",
+    "fedfly.md",
+    "compress.md",
+)
 
 
 @pytest.mark.parametrize("name", RUN)

@@ -177,10 +177,10 @@ def encoded(sent: Sent, delta: F32, seen: F32 | None, keys: U64) -> tuple[F32, F
             row[np.argsort(-np.abs(row), kind="stable")[count:]] = 0
     if sent.bits < 32:
         most = np.float32(2 ** (sent.bits - 1) - 1)
-        step = np.abs(out).max(axis=1, keepdims=True, initial=0) / most
+        step: F32 = np.abs(out).max(axis=1, keepdims=True, initial=0) / most
         step[~(step > 0)] = 1
         coin = rng.uniforms((keys ^ _COIN)[:, None], np.arange(size))
-        out = (np.floor(out / step + coin.astype(np.float32)) * step).astype(np.float32)
+        out = np.clip(np.floor(out / step + coin.astype(np.float32)), -most, most) * step
     return out, wanted - out
 
 

@@ -137,9 +137,9 @@ def _descended(kind: str, h: F32, d: F32) -> F32:
         case "relu":
             return d * (h > 0)
         case "tanh":
-            return d * (np.float32(1) - h * h)
+            return np.asarray(d * (np.float32(1) - h * h), np.float32)
         case "sigmoid":
-            return d * (h * (np.float32(1) - h))
+            return np.asarray(d * (h * (np.float32(1) - h)), np.float32)
         case _:
             return d
 
