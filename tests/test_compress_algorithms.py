@@ -79,6 +79,11 @@ def test_every_method_trains_something_else():
     assert len(found) == 6
 
 
+BENT = {
+    "relu": lambda h: np.maximum(h, 0), "tanh": np.tanh, "sigmoid": lambda h: 1 / (1 + np.exp(-h)), "none": lambda h: h
+}  # fmt: skip
+
+
 def numeric(net, shares, start, x, y, each, distil=0.0, temperature=1.0, weight=1.0, turn=0, back=0.0):
     """The gradient of the loss of one step, in float64, by differences; the teacher is held."""
     hidden = [one.outputs for one in net.program.layers[:-1]]
@@ -89,7 +94,7 @@ def numeric(net, shares, start, x, y, each, distil=0.0, temperature=1.0, weight=
         for i, layer in enumerate(net.program.layers):
             w = vector[layer.weight].reshape(layer.outputs, layer.inputs)[: sizes[i + 1], : sizes[i]]
             h = h @ w.T + vector[layer.bias][: sizes[i + 1]]
-            h = np.maximum(h, 0) if i < len(net.program.layers) - 1 else h
+            h = BENT[layer.activation](h)
         return h
 
     def log_softmax(z):
@@ -144,7 +149,8 @@ def numeric(net, shares, start, x, y, each, distil=0.0, temperature=1.0, weight=
 def test_the_gradient_of_what_is_inside_is_that_of_the_declared_loss(each, distil, back):
     from fieldfare.work import compress
 
-    net = ff.mlp(5, 6, 4, 3)
+    bend = {"all": None, "turn": ff.work.dense.tanh(), "only": ff.work.dense.sigmoid()}[each]
+    net = ff.mlp(5, 6, 4, 3, activation=bend)
     declared = Nested((1.0, 0.5, 0.25), distil, 2.0, 0.7, each, back)
     inner = compress.trained(net, net, (declared,))
     data = block([7])

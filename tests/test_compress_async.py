@@ -11,6 +11,7 @@ import fieldfare as ff
 from fieldfare.aggregate import chain, coverage, momentum
 from fieldfare.assembly import assemble
 from fieldfare.core.errors import UsageError
+from fieldfare.core.local import Nested, Rounded, Scaled, Sent
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.run import run
 from fieldfare.testing import loop, simulate
@@ -86,6 +87,16 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(rule, tmp_path):
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink())
     again = ff.resume_run(folder, job=job(FAMILY.view(rule)), progress=False)
     assert again.model.vector.tobytes() == whole
+
+
+@pytest.mark.parametrize("local", [Nested((1, 0.5, 0.25), back=0.4), Scaled(), Rounded(6), Sent(0.2, 8, False)])
+def test_clients_may_train_nested_or_send_little(local):
+    found = ran(FAMILY.view(), local=(local,)).model.vector.tobytes()
+    assert found != ran(FAMILY.view()).model.vector.tobytes()
+    assert ran(FAMILY.view(), local=(local,), chunk=1).model.vector.tobytes() == found
+    assert ran(FAMILY.view(), local=(local,), lr=0.0).model.vector.tobytes() == NET.init(0).vector.tobytes()
+    with pytest.raises(UsageError, match="needs rounds, or keeps client state"):
+        ff.FedBuff(2, 4, buffer=2, local=(Sent(0.2, feedback=True),))
 
 
 def test_a_fold_that_cannot_lift_is_refused():

@@ -21,11 +21,12 @@ from fieldfare.core.effects import Effect, Publish, Run, Scalar, Stop
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Started
 from fieldfare.core.folds import Coverage, Fold, Folded, Mean
-from fieldfare.core.local import Local, Proximal
+from fieldfare.core.local import Local, Nested, Proximal, Rounded, Scaled, Sent
 from fieldfare.core.params import Params, View
 from fieldfare.core.quorum import Quorum, Sample, Staleness
 from fieldfare.core.settings import settings
 
+_STATELESS = (Proximal, Nested, Scaled, Rounded, Sent)
 STALE, _MEAN = Staleness(), chain(mean(weighted=False))
 
 
@@ -67,7 +68,7 @@ class FedBuff:
     folds_late: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_stream(self.name, self.rounds, self.on, self.buffer, self.local)
+        check_stream(self.name, self.rounds, self.on, self.buffer, self.local, _STATELESS)
         if self.view is not None and not isinstance(self.server.fold, Coverage):
             fold = type(self.server.fold).__name__
             raise UsageError(
@@ -140,7 +141,9 @@ def stream_run(
     return Run(work, on, version, model, quorum, reduce, config, key=("train", version))
 
 
-def check_stream(name: str, rounds: int, on: Sample, buffer: int, local: tuple[Local, ...]) -> None:
+def check_stream(
+    name: str, rounds: int, on: Sample, buffer: int, local: tuple[Local, ...], may: tuple[type[Any], ...] = (Proximal,)
+) -> None:
     """Refuse numbers that cannot be, and local declarations that keep client state."""
     if rounds < 1:
         raise UsageError(f"{name}(rounds={rounds}): a run makes at least one version; use rounds >= 1.")
@@ -148,6 +151,10 @@ def check_stream(name: str, rounds: int, on: Sample, buffer: int, local: tuple[L
         raise UsageError(f"{name}(buffer={buffer}): a version needs at least one reply; use buffer >= 1.")
     if not isinstance(on, Sample):  # type: ignore[reportUnnecessaryIsInstance]
         raise UsageError(f"{name}(cohort=...): give the number of clients at work, or a Sample.")
-    other = [type(one).__name__ for one in local if not isinstance(one, Proximal)]
+    other = [type(one).__name__ for one in local if not isinstance(one, may) or getattr(one, "feedback", False)]
     if other:
-        raise UsageError(f"{name}(local=...): {other[0]} needs rounds; of the declarations only Proximal works here.")
+        known = ", ".join(one.__name__ for one in may)
+        raise UsageError(
+            f"{name}(local=...): {other[0]} needs rounds, or keeps client state; what works here is {known}, without "
+            "feedback."
+        )
