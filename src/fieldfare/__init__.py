@@ -37,6 +37,7 @@ _WHERE = {
     "DepthFL": "algorithms.depthfl", "NestedFL": "algorithms.nested", "compress": "algorithms.compress",
     "quantise": "algorithms.compress", "low_rank": "algorithms.compress", "prune": "algorithms.compress",
     "freeze": "algorithms.compress",
+    "submodels": "work.submodel", "Level": "work.submodel", "exits": "work.submodel.exits",
     "Federated": "data", "federate": "data", "digits": "data", "synthetic": "data", "iid": "data", "dirichlet": "data",
     "shards": "data", "labels_per_client": "data", "lognormal_quantity": "data", "dirichlet_quantity": "data",
     "natural": "data", "joint": "data",
@@ -143,6 +144,9 @@ if TYPE_CHECKING:
     from fieldfare.work.net import Training as Training
     from fieldfare.work.opaque import opaque as opaque
     from fieldfare.work.split.net import split_net as split_net
+    from fieldfare.work.submodel import Level as Level
+    from fieldfare.work.submodel import submodels as submodels
+    from fieldfare.work.submodel.exits import exits as exits
     from fieldfare.work.torch_net import torch_net as torch_net
 
 

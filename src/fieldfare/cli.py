@@ -20,6 +20,7 @@ from typing import Any, cast
 import click
 
 from fieldfare import __version__
+from fieldfare.cli_fit import fit
 from fieldfare.cli_fleet import fleet
 from fieldfare.cli_sweep import sweep
 from fieldfare.core.errors import PeerError, UsageError
@@ -216,6 +217,7 @@ def data_describe(job: Path, picture: Path | None, name: str | None, as_json: bo
 
 
 app.add_command(fleet)
+app.add_command(fit)
 
 
 @app.command()

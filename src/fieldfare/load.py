@@ -33,6 +33,14 @@ _EXTRAS = {
 def load_job(path: str | Path, name: str | None = None, folder: str | Path | None = None) -> Job | Study | Sweep:
     """The job called `name` (default: `study`, else `sweep`, `job`, the only one) that the Python file `path` makes.
 
+    `folder`: see `load_names`.
+    """
+    return _find(load_names(path, folder), name, path)
+
+
+def load_names(path: str | Path, folder: str | Path | None = None) -> dict[str, Any]:
+    """What the Python file `path` makes, by name.
+
     `folder` is put on the import path, and stays there, instead of the file's own: a copy finds what lay beside the
     original.
     """
@@ -65,7 +73,7 @@ def load_job(path: str | Path, name: str | None = None, folder: str | Path | Non
         raise (MissingExtra if isinstance(error, ImportError) else kind)(said) from error
     finally:
         LOADING.reset(token)
-    return _find(vars(module), name, path)
+    return vars(module)
 
 
 def _find(names: dict[str, Any], name: str | None, path: str | Path) -> Job | Study | Sweep:

@@ -5,6 +5,7 @@
 """
 
 from fieldfare.fleet.availability import Availability
+from fieldfare.fleet.boards import board, boards
 from fieldfare.fleet.drift import Drift, DriftTable, drifting
 from fieldfare.fleet.fleet import Fleet, phones, uniform
 from fieldfare.fleet.generate import Generated, generate
@@ -13,6 +14,6 @@ from fieldfare.fleet.parquet import write_fleet
 from fieldfare.fleet.traces import from_file, phones_of, read_fleet
 
 __all__ = [
-    "Availability", "Drift", "DriftTable", "Fleet", "Generated", "Network", "drifting", "from_file", "generate",
-    "phones", "phones_of", "read_fleet", "uniform", "write_fleet",
+    "Availability", "Drift", "DriftTable", "Fleet", "Generated", "Network", "board", "boards", "drifting", "from_file",
+    "generate", "phones", "phones_of", "read_fleet", "uniform", "write_fleet",
 ]  # fmt: skip

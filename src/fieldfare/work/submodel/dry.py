@@ -1,0 +1,253 @@
+"""The proof of a plan: a level's training step, taken for real under a limit of memory.
+
+Here: `dry_run`, and `proved` for a whole plan. Not here: what should fit (`fit`). Invariant: a step said to have
+succeeded in a process was taken whole where no more than the budget and a tenth could be had above the baseline.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
+from fieldfare.work.net import Drift, Training
+from fieldfare.work.submodel.cost import _kept, measured
+from fieldfare.work.submodel.family import Family
+from fieldfare.work.submodel.fit import Planned, barred
+from fieldfare.work.submodel.rules import Level
+
+LEAST = 64_000_000
+"""Below so many bytes the address space of a Python process is too coarse a measure: there the allocator is asked."""
+
+_SMALL = 1 << 16
+_MMAP_THRESHOLD = -3
+
+
+@dataclass(frozen=True, slots=True)
+class Dry:
+    """How a dry run ended. `way`: "address space" (a child process under a limit) or "allocator" (its peak, compared).
+
+    `used_bytes`: what the step took at its peak: of the allocator, or resident pages, 0 where the system does not tell
+    (of a step that failed none is known).
+    """
+
+    level: Level
+    budget_bytes: int
+    ok: bool
+    way: str
+    used_bytes: int
+    said: str = ""
+
+
+def dry_run(
+    family: Family, level: Level | float, budget_bytes: float, training: Training | None = None, *,
+    example: Any = None, spare: float = 0.1, way: str | None = None, timeout_s: float = 600.0,
+) -> Dry:  # fmt: skip
+    """Take one training step of `level` with `budget_bytes` of memory, and `spare` of it more.
+
+    From 64 MB on (or with `way="address space"`) in a forked process whose address space is limited to what it had
+    after import, a step of the smallest level at a batch of two, and the model as it came, plus the budget. In it count
+    the model that trains, gradients, slots, activations, batch; not the vector that came, nor the one sent back.
+    Below (or `way="allocator"`) the peak of the allocator is compared. Linux with glibc for the first. Cost: two steps.
+    Errors: `UsageError`; an error of the step that is not for want of memory is told as such.
+    """
+    training = training or Training()
+    level = level if isinstance(level, Level) else Level(float(level))
+    way = way or ("address space" if budget_bytes >= LEAST else "allocator")
+    budget = int(budget_bytes)
+    if way not in ("address space", "allocator"):
+        raise UsageError(f"dry_run(way={way!r}): use 'address space' or 'allocator'.")
+    if not budget > 0:
+        raise UsageError(f"dry_run(budget_bytes={budget_bytes}): a budget is a number of bytes above zero.")
+    net = family.at(level)
+    if way == "allocator":
+        used = measured(net, training, example=example)
+        ok = used <= (1 + spare) * budget
+        return Dry(level, budget, ok, way, used, "" if ok else f"the step took {used} bytes")
+    rows = example or getattr(family.net, "example", None)
+    if rows is None:
+        raise UsageError("dry_run(...) takes a step: give an example (rows of the data's columns).")
+    if sys.platform != "linux":
+        raise UsageError("dry_run(way='address space') limits a process as Linux can: use way='allocator' here.")
+    nets = sorted(map(family.at, family.levels), key=lambda one: one.layout.size)
+    warm = next((one for one in nets if _stacks(one, training) == _stacks(net, training)), net)
+    kind, used, said = _in_child(warm, net, rows, training, int((1 + spare) * budget), timeout_s)
+    if kind == "error":
+        raise UsageError(f"the dry run of level {level.name} failed, and not for want of memory: {said}")
+    return Dry(level, budget, kind == "ok", way, used, said)
+
+
+def proved(planned: Planned, *, example: Any = None, spare: float = 0.1) -> tuple[Planned, tuple[Dry, ...]]:
+    """A plan every level of which passes a dry run in the least memory of its devices, and the dry runs it took.
+
+    Where one fails, devices with that little memory get the next level that fits them. Cost: a dry run per level, and
+    one more for each that failed.
+    """
+    bars: dict[int, float] = {}
+    runs: list[Dry] = []
+    passed: dict[int, float] = {}
+    while True:
+        for number in sorted(set(planned.assign[planned.fits].tolist())):
+            least = float(planned.memory_bytes[planned.assign == number].min())
+            if least < passed.get(number, np.inf):
+                break
+        else:
+            return planned, tuple(runs)
+        need = planned.needs[number]
+        budget = least if np.isfinite(least) else need.cost.memory_bytes
+        done = dry_run(planned.family, need.level, budget, planned.training, example=example, spare=spare)
+        runs.append(done)
+        if done.ok:
+            passed[number] = least
+        else:
+            bars[number] = max(budget, done.used_bytes / (1 + spare) - 1)
+            planned = barred(planned, bars)
+
+
+def _in_child(
+    warm: Any, net: Any, rows: Any, training: Training, budget: int, timeout_s: float
+) -> tuple[str, int, str]:
+    """("ok", "memory" or "error", bytes used, what was said) of the step in a forked process."""
+    import multiprocessing as mp
+
+    context = mp.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_step, args=(warm, net, rows, training, budget, theirs), daemon=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fork.*")
+        child.start()
+    theirs.close()
+    try:
+        answer: tuple[str, int, str] | None = ours.recv() if ours.poll(timeout_s) else None
+        late = answer is None
+    except EOFError:
+        answer, late = None, False
+    finally:
+        ours.close()
+    if late:
+        child.kill()
+    child.join()
+    if answer is not None:
+        return answer
+    if late:
+        return "error", 0, f"it was not done after {timeout_s:g} s"
+    return "memory", 0, f"the process died (exit code {child.exitcode})"
+
+
+def _step(warm: Any, net: Any, rows: Any, training: Training, budget: int, out: Any) -> None:
+    """In the child: a warm-up step, the limit, the step; the answer goes through `out`."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        _take(warm, rows, training, 2)
+        start = net.init(0).vector[None]
+        kept, reply = _laid(net, training)
+        gc.collect()
+        _soak()
+        before = _told("VmSize:")
+        base = before - kept + reply
+        limit = base + budget
+        resident = _mark_peak()
+        resource.setrlimit(resource.RLIMIT_AS, (limit if soft < 0 else min(limit, soft), hard))
+    except Exception as error:
+        out.send(("error", 0, f"before the limit was set, {type(error).__name__}: {error}"))
+        return
+    try:
+        _take(net, rows, training, training.batch_size, start)
+        answer = ("ok", 0, "")
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        answer = ("memory" if _for_memory(error) else "error", 0, " ".join(said.split())[:300])
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    if answer[0] == "ok":
+        answer = ("ok", 0 if resident is None else kept + _told("VmHWM:") - resident, "")
+    out.send(answer)
+
+
+def _take(net: Any, rows: Any, training: Training, batch: int, start: Any = None) -> None:
+    """One step of `net` on `batch` rows, again and again those there are."""
+    from dataclasses import replace
+
+    from fieldfare.work.plan import make_plan
+
+    training = replace(training, batch_size=training.batch_size if _stacks(net, training) else batch, steps=1)
+    taken = np.arange(batch) % len(rows[net.y])
+    keys = np.zeros(1, np.uint64)
+    data = Block(rows, taken, np.array([0, batch]))
+    plan = make_plan(data, keys, training, np.ones(1, np.int64))
+    start = net.init(0).vector[None] if start is None else start
+    net.fit(start, np.zeros(1, np.int64), data, plan, keys, training, 0.0, Drift())
+
+
+def _stacks(net: Any, training: Training) -> bool:
+    """Whether `net` trains by NumPy, declared layers or as torch nets of few parameters do."""
+    dense = getattr(net, "_dense", None)
+    return not hasattr(net, "_module") or (dense is not None and net._stacks(training))
+
+
+def _laid(net: Any, training: Training) -> tuple[int, int]:
+    """(bytes of the model that trains, laid before the limit is set, bytes of the vector sent back)."""
+    if _stacks(net, training):
+        return 0, 0  # made in the step, the reply counted with it
+    net._held()
+    return sum(t.untyped_storage().nbytes() for t in _kept(net)), 4 * net.layout.size
+
+
+def _soak() -> None:
+    """Leave no freed memory of 64 KiB or more that a step could have without asking the system."""
+    import ctypes
+
+    from fieldfare.work.torch_resident import keep_memory
+
+    keep_memory()  # now, so that it does not undo what follows
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        raise OSError("the C library is no glibc of 2.33 or later")
+    libc.mallopt(_MMAP_THRESHOLD, _SMALL)
+
+    class Info(ctypes.Structure):
+        _fields_ = tuple((name, ctypes.c_size_t) for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        ))  # fmt: skip
+
+    libc.mallinfo2.restype = Info
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    size = 1 << 30
+    while size >= _SMALL:
+        mapped = libc.mallinfo2().hblks
+        block = libc.malloc(size)
+        if block is None or libc.mallinfo2().hblks > mapped:
+            if block is not None:
+                libc.free(block)
+            size //= 2
+
+
+def _mark_peak() -> int | None:
+    """Bytes resident now, from which on their peak is counted anew; None where the system does not let us."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        return None
+    return _told("VmRSS:")
+
+
+def _told(name: str) -> int:
+    """What the system tells of this process, in bytes."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def _for_memory(error: Exception) -> bool:
+    """Whether an error says that memory could not be had."""
+    said = str(error).lower()
+    words = ("alloc", "memory", "could not create a primitive", "could not execute a primitive")
+    return isinstance(error, MemoryError) or any(word in said for word in words)
