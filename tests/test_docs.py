@@ -29,6 +29,7 @@ RUN = (
     "decentralised.md",
     "fedfly.md",
     "compress.md",
+    "submodels.md",
 )
 
 
