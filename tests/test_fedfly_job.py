@@ -18,6 +18,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.mobility import Mobility, waypoints
+from fieldfare.offload import net_of, offload
 from fieldfare.report.read_moves import downtime_s, moves_of, repeated, round_s
 from fieldfare.report.read_nodes import read_nodes
 from fieldfare.store.nodes import NODES
@@ -236,6 +237,19 @@ def test_a_planned_cut_is_early_on_a_slow_device_and_none_on_a_fast_one(tmp_path
     work = nodes.trainings(nodes.names.index("device/0"))
     spent = (work["ended_s"] - work["begun_s"])[:1]
     assert spent == pytest.approx(20 * first.device_forward / 1e5)
+
+
+def test_a_cut_is_planned_for_who_else_is_at_the_edge():
+    edges = ff.fleet.uniform(flops_per_s=2e8)
+    links = ff.Links(roles={("device", "edge"): (0.002, 1e7)})
+    fleet = Fleet(flops_per_s=1e8, overhead_s=0.0)
+    found = {}
+    for homes in ((0, 1, 1, 1), (0, 0, 0, 1)):
+        job = make(cut="plan", homes=homes, moves=(), simulated=ff.Simulated(fleet, edges=edges, links=links))
+        plans = offload(job, net_of(job)).plans
+        found[homes] = [plans[i].device_share for i in range(4)]
+    assert found[0, 1, 1, 1][0] < found[0, 1, 1, 1][1], "alone at its edge it leaves more to it"
+    assert found[0, 0, 0, 1][3] == found[0, 1, 1, 1][0]
 
 
 def test_a_cut_is_planned_again_for_the_new_edge_from_the_round_after_the_move(tmp_path):

@@ -21,17 +21,27 @@ rates = st.builds(Rates, rate, rate, rate, rate, st.floats(0, 50), st.floats(0, 
 
 def test_a_batch_takes_compute_and_transfers_one_after_the_other() -> None:
     (cut,) = (cut for cut in CUTS if cut.name == "pool2")
-    found = batch_time(cut, 100, Rates(1e9, 4e9, 20e6, 80e6, edge_load=3.0, latency_s=0.01))
+    found = batch_time(cut, 100, Rates(1e9, 4e9, 20e6, 80e6, latency_s=0.01))
     forward, server = 2 * (884_736 + 4_718_592), 6 * (2_359_296 + 524_288 + 1_280)
     assert found == BatchTime(
         pytest.approx(100 * forward / 1e9),
         pytest.approx(8 * 100 * (16_384 + 8) / 20e6 + 0.01),
-        pytest.approx(4 * 100 * server / 4e9),
+        pytest.approx(100 * server / 4e9),
         pytest.approx(8 * 100 * 16_384 / 80e6 + 0.01),
         pytest.approx(100 * (2 * forward - 2 * 884_736) / 1e9),
     )
     phases = (found.forward_s, found.up_s, found.edge_s, found.down_s, found.backward_s)
     assert found.total_s == pytest.approx(sum(phases))
+
+
+def test_a_batch_waits_for_the_edge_where_the_others_keep_it_busy_longer_than_it_is_away() -> None:
+    (cut,) = (cut for cut in CUTS if cut.name == "pool1")
+    alone = batch_time(cut, 100, Rates(1e9, 4e9, 20e6, 80e6))
+    away = alone.total_s - alone.edge_s
+    for load in (0.0, 1.0, 3.0, 7.0, 100.0):
+        found = batch_time(cut, 100, Rates(1e9, 4e9, 20e6, 80e6, edge_load=load))
+        assert found.total_s == pytest.approx(max(alone.total_s, (1 + load) * alone.edge_s))
+        assert found.total_s - found.edge_s == pytest.approx(away)
 
 
 @given(rates=rates, batch=st.integers(1, 1000))

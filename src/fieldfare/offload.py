@@ -251,16 +251,18 @@ def offload(job: Job, net: SplitNet) -> Offload:
     if mobility is not None:
         _check_homes(method, homes, n)
     plans, elsewhere = dict[int, Cut](), dict[int, dict[int, Cut]]()
-    for i, asked in enumerate(method.cuts(n)):
-        home = homes.get(i, i % method.edges) if method.homes is None else method.homes[i]
-        cut = _cut(job, net, both, links, i, asked, home)
+    asks = method.cuts(n)
+    begin = [homes.get(i, i % method.edges) if method.homes is None else method.homes[i] for i in range(n)]
+    there = {j: [i for i in range(n) if begin[i] == j and asks[i] is not None] for j in range(method.edges)}
+    for i, asked in enumerate(asks):
+        cut = _cut(job, net, both, links, i, asked, begin[i], _others(there, begin[i], i))
         if cut is not None:
             plans[i] = cut
             if method.replan and asked in _PLANNED:
                 for j in range(method.edges):
-                    there = _cut(job, net, both, links, i, _PLANNED[0], j)
-                    if there is not None:
-                        elsewhere.setdefault(j, {})[i] = there
+                    moved = _cut(job, net, both, links, i, _PLANNED[0], j, _others(there, j, i))
+                    if moved is not None:
+                        elsewhere.setdefault(j, {})[i] = moved
     tail = None if method.tail is None else net.cut(method.tail)
     for i, cut in plans.items():
         if tail is not None and not cut.size < tail.size:
@@ -311,7 +313,14 @@ def _check_homes(method: FedFly, known: Mapping[int, int], devices: int) -> None
             )
 
 
-def _cut(job: Job, net: SplitNet, fleet: Fleet, links: Links, device: int, asked: Any, home: int) -> Cut | None:
+def _others(there: Mapping[int, list[int]], edge: int, device: int) -> int:
+    """How many other devices begin at an edge, with a session there."""
+    return len([one for one in there[edge] if one != device])
+
+
+def _cut(
+    job: Job, net: SplitNet, fleet: Fleet, links: Links, device: int, asked: Any, home: int, others: int
+) -> Cut | None:
     """The cut of one device; None: it trains whole."""
     if asked is None:
         return None
@@ -321,16 +330,15 @@ def _cut(job: Job, net: SplitNet, fleet: Fleet, links: Links, device: int, asked
     cuts = net.cuts
     if method.tail is not None:
         cuts = tuple(cut for cut in cuts if cut.size < net.cut(method.tail).size)
-    rates = rates_of(fleet, links, device, n, home, method)
+    rates = rates_of(fleet, links, device, n, home, others, method.lanes)
     return plan(cuts, job.training.batch_size, rates, asked != _PLANNED[0])
 
 
-def rates_of(fleet: Fleet, links: Links, device: int, devices: int, edge: int, method: FedFly) -> Rates:
-    """What a device and an edge can do, as the planner asks: others, as many at each edge, wait for its lanes."""
+def rates_of(fleet: Fleet, links: Links, device: int, devices: int, edge: int, others: int, lanes: int | None) -> Rates:
+    """What a device and an edge can do, as the planner asks: it and `others` take turns on the edge's `lanes`."""
     place = {f"device/{device}": device, f"edge/{edge}": devices + edge}
     ways = [route_of(links, place, fleet, *pair) for pair in (tuple(place), tuple(reversed(list(place))))]
     up, down = (8.0 * min(way.up, way.down) for way in ways)  # type: ignore[type-var]
-    others = -(-devices // method.edges) - 1
-    load = 0.0 if method.lanes is None else max(others + 1 - method.lanes, 0) / method.lanes
+    load = 0.0 if lanes is None else max(others + 1 - lanes, 0) / lanes
     speeds = rate(fleet.flops_per_s, device), rate(fleet.flops_per_s, devices + edge)
     return Rates(*speeds, up, down, load, ways[0].latency_s)

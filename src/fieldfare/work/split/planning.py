@@ -19,8 +19,9 @@ from fieldfare.work.split.cuts import Cut
 class Rates:
     """What a device and its edge can do: FLOP/s of each, bits per second of the device's link up and down.
 
-    `edge_load`: other sessions that the edge computes at the same time; a batch waits for one of each (our reading of
-    the specification's queue). `latency_s`: one way, per message.
+    `edge_load`: other sessions that the edge computes at the same time; a batch waits for one of each, less what they
+    compute while this one is not at the edge (our reading of the specification's queue: sessions alike, in turn).
+    `latency_s`: one way, per message.
     """
 
     device_flops_per_s: float
@@ -63,13 +64,13 @@ def batch_time(cut: Cut, batch: int, rates: Rates) -> BatchTime:
     """Phases of a batch of so many examples at `cut`: t = fwd + 8 act / up + queue + server + 8 act / down + bwd."""
     act = 8.0 * batch * cut.activation_bytes
     server = batch * (cut.server_forward + cut.server_backward) / rates.edge_flops_per_s
-    return BatchTime(
-        batch * cut.device_forward / rates.device_flops_per_s,
-        (act + 8.0 * batch * LABEL_BYTES) / rates.uplink_bps + rates.latency_s,
-        server * (1.0 + rates.edge_load),
-        act / rates.downlink_bps + rates.latency_s,
-        batch * cut.device_backward / rates.device_flops_per_s,
+    forward, backward = (
+        batch * flops / rates.device_flops_per_s for flops in (cut.device_forward, cut.device_backward)
     )
+    up = (act + 8.0 * batch * LABEL_BYTES) / rates.uplink_bps + rates.latency_s
+    down = act / rates.downlink_bps + rates.latency_s
+    queue = max(server * rates.edge_load - (forward + up + down + backward), 0.0)
+    return BatchTime(forward, up, server + queue, down, backward)
 
 
 def whole_time(cuts: Sequence[Cut], batch: int, device_flops_per_s: float) -> float:
