@@ -347,6 +347,7 @@ def test_every_command_gives_one_json_object_on_its_last_line(done, tmp_path):
         ("inspect", outcome.result["run"], "--runs", folder / "runs"),
         ("inspect", "job.py"),
         ("data", "describe", "job.py"),
+        ("fit", "job.py"),
         ("algorithms",),
         ("partitioners",),
         ("new", "other.py"),

@@ -25,6 +25,7 @@ from fieldfare.work.submodel import (
     needs,
     plan,
     proved,
+    replan,
     replanned,
     submodels,
 )  # fmt: skip
@@ -125,11 +126,15 @@ def test_planning_again_moves_only_devices_that_changed():
     ram = np.array([1e6, 2e5, 1e5, 6e4])
     before = plan(FAMILY, Budget(ram), TRAINING, known=NEEDS)
     ram[[1, 3]] = 9e4, 1e6
-    after = plan(FAMILY, Budget(ram), TRAINING, known=NEEDS)
+    after = replan(before, Budget(ram))
     assert after.changed(before).tolist() == [1, 3]
     view = replanned(before, (3, after))
     clients = np.arange(4)
     assert [view.at(r).plan(clients).tolist() for r in (1, 2, 3, 9)] == [[0, 1, 2, 3]] * 2 + [[0, 2, 2, 0]] * 2
+    slower = Budget(ram, flops_per_s=np.array([1e9, 1e9, 1e9, 1e3]))
+    timed = plan(FAMILY, Budget(ram), TRAINING, examples=[50] * 4, deadline_s=2.0, known=NEEDS)
+    assert timed.assign.tolist() == [0, 2, 2, 0]
+    assert replan(timed, slower).assign.tolist() == [0, 2, 2, -1]
     with pytest.raises(UsageError, match="rounds above 1"):
         replanned(before, (1, after))
     with pytest.raises(UsageError, match="compared"):
@@ -203,7 +208,7 @@ def test_under_a_limit_of_memory_the_whole_model_fails_and_the_planned_level_suc
     assert found.assign.tolist() == [1]
     whole, fits = (dry_run(family, level, budget, training) for level in (Level(1), Level(0.5)))
     assert (whole.way, whole.ok, fits.ok) == ("address space", False, True)
-    assert "memory" in whole.said.lower()
+    assert "memory" in whole.said.lower() or "allocate" in whole.said
     enough = dry_run(family, Level(1), found.needs[0].cost.memory_bytes, training)
     assert enough.ok
 

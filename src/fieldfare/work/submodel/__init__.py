@@ -22,6 +22,7 @@ from fieldfare.work.submodel.fit import Budget as Budget
 from fieldfare.work.submodel.fit import Planned as Planned
 from fieldfare.work.submodel.fit import needs as needs
 from fieldfare.work.submodel.fit import plan as plan
+from fieldfare.work.submodel.fit import replan as replan
 from fieldfare.work.submodel.fit import replanned as replanned
 from fieldfare.work.submodel.rules import Level as Level
 from fieldfare.work.submodel.rules import MultiRate as MultiRate

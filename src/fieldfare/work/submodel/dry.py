@@ -7,6 +7,7 @@ succeeded in a process was taken whole where no more than the budget and a tenth
 from __future__ import annotations
 
 import gc
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -163,7 +164,8 @@ def _step(warm: Any, net: Any, rows: Any, training: Training, budget: int, out: 
         _take(net, rows, training, training.batch_size, start)
         answer = ("ok", 0, "")
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
+        wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
+        said = f"no memory for {wanted[1]} bytes more" if wanted else f"{type(error).__name__}: {error}"
         answer = ("memory" if _for_memory(error) else "error", 0, " ".join(said.split())[:300])
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     if answer[0] == "ok":

@@ -28,6 +28,8 @@ I64 = NDArray[np.int64]
 _Column = Any
 _F = TypeVar("_F")
 
+_NAMES = ("memory_bytes", "flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "overhead_s", "latency_s")
+
 FLAG = "fits"
 """Name of the fleet's flag of devices that fit some level: `Sample(10, where="fits")`."""
 
@@ -83,7 +85,8 @@ def needs(family: Family, training: Training | None = None) -> tuple[Need, ...]:
 class Planned:
     """Levels of n devices: `assign` int64 `[n]`, -1 for who fits none.
 
-    `seconds` `[levels, n]`: a round of each level, sending included; `memory_bytes` `[n]`: what each device has.
+    `seconds` `[levels, n]`: a round of each level, sending included; `memory_bytes` `[n]`: what each device has;
+    `taken`: examples of a round, `[n]` or one number.
     """
 
     family: Family
@@ -93,6 +96,7 @@ class Planned:
     memory_bytes: F64
     seconds: F64
     deadline_s: float | None = None
+    taken: Any = 0
 
     @property
     def fits(self) -> NDArray[np.bool_]:
@@ -197,25 +201,42 @@ def plan(
     """
     training = training or Training()
     found = needs(family, training) if known is None else known
-    names = ("memory_bytes", "flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "overhead_s", "latency_s")
-    columns = {name: np.asarray(getattr(devices, name), np.float64) for name in names}
-    sizes = np.asarray(examples, np.int64)
-    lengths = {len(one) for one in (*columns.values(), sizes) if one.ndim}
-    if len(lengths | ({n} if n is not None else set())) > 1:
-        raise UsageError(f"plan(...): columns are about {sorted(lengths)} devices; give one value per device, or one.")
-    count = n if n is not None else next(iter(lengths), 1)
     if deadline_s is not None and not deadline_s > 0:
         raise UsageError(f"plan(deadline_s={deadline_s}): a deadline is a number of seconds above zero.")
-    taken = passes_and_steps(np.where(sizes > 0, sizes, training.batch_size).reshape(-1), _once(training, sizes))[2]
+    sizes = np.asarray(examples, np.int64)
+    once = training if sizes.any() else replace(training, steps=training.steps or 1)
+    taken = passes_and_steps(np.where(sizes > 0, sizes, training.batch_size).reshape(-1), once)[2]
+    return _planned(family, training, found, devices, taken if sizes.ndim else taken[0], deadline_s, n)
+
+
+def replan(planned: Planned, devices: Devices) -> Planned:
+    """`planned` again for the same devices as they are now: the same family, training, examples and deadline.
+
+    `changed` says whose level is another; a view for both is `replanned(planned, (round, this))`. Cost: as `plan`, with
+    nothing computed anew about the levels.
+    """
+    p = planned
+    return _planned(p.family, p.training, p.needs, devices, p.taken, p.deadline_s, len(p.assign))
+
+
+def _planned(
+    family: Family, training: Training, found: tuple[Need, ...], devices: Devices, taken: Any,
+    deadline_s: float | None, n: int | None,
+) -> Planned:  # fmt: skip
+    columns = {name: np.asarray(getattr(devices, name), np.float64) for name in _NAMES}
+    lengths = {len(one) for one in (*columns.values(), taken) if np.ndim(one)}
+    if len(lengths | ({n} if n is not None else set())) > 1:
+        about = sorted(lengths | ({n} if n is not None else set()))
+        raise UsageError(f"plan(...): columns are about {about} devices; give one value per device, or one.")
+    count = n if n is not None else next(iter(lengths), 1)
     seconds = np.empty((len(found), count))
     memory = np.array(np.broadcast_to(columns["memory_bytes"], (count,)))
     fixed = columns["overhead_s"] + 2.0 * columns["latency_s"]
     per_byte = 1.0 / columns["downlink_bytes_per_s"] + 1.0 / columns["uplink_bytes_per_s"]
-    taken = taken if sizes.ndim else taken[0]
     for at, need in enumerate(found):
         seconds[at] = fixed + need.cost.bytes * per_byte + need.cost.flops * taken / columns["flops_per_s"]
     assign = _assign(found, memory, seconds, deadline_s, {})
-    return Planned(family, training, found, assign, memory, seconds, deadline_s)
+    return Planned(family, training, found, assign, memory, seconds, deadline_s, taken)
 
 
 def barred(planned: Planned, bars: Mapping[int, float]) -> Planned:
@@ -235,11 +256,6 @@ def _assign(
             fits &= seconds[need.number] <= deadline_s
         assign[fits] = need.number
     return assign
-
-
-def _once(training: Training, sizes: I64) -> Training:
-    """`training`, or one batch of it where no examples are known."""
-    return training if sizes.any() else replace(training, steps=training.steps or 1)
 
 
 def _largest_first(found: Iterable[Need]) -> list[Need]:
