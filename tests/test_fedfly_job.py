@@ -18,6 +18,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.mobility import Mobility, waypoints
+from fieldfare.models import vgg5
 from fieldfare.offload import net_of, offload
 from fieldfare.report.read_moves import downtime_s, moves_of, repeated, round_s
 from fieldfare.report.read_nodes import read_nodes
@@ -377,3 +378,8 @@ def test_moves_of_a_job_without_edge_servers_are_refused_in_one_line(tmp_path):
 def test_a_setting_that_cannot_be_is_called_as_it_was_given(wrong, said):
     with pytest.raises(UsageError, match=said):
         wrong()
+
+
+def test_a_net_that_the_data_does_not_fit_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UsageError, match=r"the data does not fit the net: of examples of shape \(64,\) torch says"):
+        run(make(moves=(), model=ff.split_net(lambda: vgg5())), tmp_path)

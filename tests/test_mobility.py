@@ -56,6 +56,7 @@ def test_happenings_reach_the_device_and_both_edges_the_old_one_first_where_a_mo
     ("make", "match"),
     [
         (lambda: Mobility.of([[(1, 0)]], 1), "at 0 s"),
+        (lambda: Mobility.of([[(0, 0)], [(0, 0), (float("nan"), 1)]], 2), "device 1 has a time that is no number"),
         (lambda: Mobility.of([[(0, 0)], []], 1), "device 1 is at no edge"),
         (lambda: Mobility.of([[(0, 0), (2, 3)]], 2), "there are 2"),
         (lambda: Mobility.of([[(0, 0), (2, 1), (2, 0)]], 2), "do not ascend"),

@@ -274,3 +274,22 @@ def test_augmentation_is_one_operation_on_the_device_and_the_same_split_and_whol
     found, told = by_hand(split(net, "pool2", training), block, keys(1), 0)
     np.testing.assert_array_equal(found, expected)
     assert told == loss
+
+
+class ByValue(nn.Module):
+    """Goes by a value, which neither torch.fx nor torch.export can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.last(-x if x.sum() > 0 else x)
+
+
+def test_a_module_that_nothing_can_follow_is_refused_in_one_line_and_nothing_is_printed(capfd) -> None:
+    rows = {"x": np.zeros((2, 4), np.float32), "y": np.zeros(2, np.int64)}
+    with pytest.raises(UsageError, match=r"neither torch\.fx .* nor torch\.export .* can follow ByValue"):
+        split_net(ByValue, example=rows)
+    assert capfd.readouterr() == ("", "")

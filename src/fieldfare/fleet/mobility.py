@@ -64,7 +64,10 @@ class Mobility:
         if (np.diff(self.offsets) < 1).any():
             raise UsageError(f"device {int(np.argmin(np.diff(self.offsets)))} is at no edge: give its entry at 0 s.")
         owner = np.repeat(np.arange(n), np.diff(self.offsets))
-        if (self.at_s[starts] != 0).any() or not np.isfinite(self.at_s).all():
+        if not np.isfinite(self.at_s).all():
+            bad = int(owner[np.argmin(np.isfinite(self.at_s))])
+            raise UsageError(f"device {bad} has a time that is no number of seconds: give finite ones.")
+        if (self.at_s[starts] != 0).any():
             bad = int(np.argmax(self.at_s[starts] != 0))
             raise UsageError(f"device {bad} begins at {self.at_s[starts][bad]} s: the first entry of each is at 0 s.")
         back = (np.diff(self.at_s) <= 0) & (owner[1:] == owner[:-1])

@@ -7,8 +7,11 @@ and behind a place are those of the whole, in its order; what training changes i
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -140,7 +143,13 @@ def _exported(module: nn.Module, example: Sequence[Any]) -> GraphModule:
 
     batch = Dim("batch", min=2)
     shapes = tuple({0: batch} for _ in example)
-    return export(module, tuple(example), dynamic_shapes=shapes).module(check_guards=False)
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what it cannot follow it prints, graph and all, before it raises
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return export(module, tuple(example), dynamic_shapes=shapes).module(check_guards=False)
+    finally:
+        logging.disable(before)
 
 
 def _line(error: Exception) -> str:

@@ -97,7 +97,14 @@ class SplitNet(TorchNet):
             with resident_.one_thread(), resident_.own_randomness() as reseed:
                 reseed(0)
                 self._choose_format()
-                self._cuts = count_cuts(self.traced, places(self.traced), self._example())
+                try:
+                    self._cuts = count_cuts(self.traced, places(self.traced), self._example())
+                except (RuntimeError, IndexError) as error:
+                    shape = ", ".join(str(self.example[name].shape[1:]) for name in self.example if name in self.x)
+                    said = (str(error).splitlines() or [type(error).__name__])[0]
+                    raise UsageError(
+                        f"the data does not fit the net: of examples of shape {shape} torch says {said!r}."
+                    ) from error
         return self._cuts
 
     @property
