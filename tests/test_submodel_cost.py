@@ -68,6 +68,18 @@ def test_computed_memory_is_within_five_percent_of_the_allocators_peak(kind):
             assert declared(made, training, layout).memory_bytes == pytest.approx(seen, rel=0.05), (training, level)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)], ids=["max", "mean"])
+@pytest.mark.parametrize("path", ["auto", "graph"])
+def test_what_pooling_takes_to_go_back_is_counted_where_formats_meet(pool, path):
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), pool, *head)
+    rows = {"x": np.zeros((2, 3, 32, 32), np.float32), "y": np.zeros(2, np.int64)}
+    made = submodels(ff.torch_net(module, example=rows, path=path), (1,))
+    for training in TRAININGS:
+        assert declared(made, training).memory_bytes == pytest.approx(measured(made, training), rel=0.05)
+
+
 @pytest.mark.parametrize("training", TRAININGS, ids=["sgd", "momentum", "adam"])
 def test_computed_memory_of_declared_layers_is_within_five_percent(training):
     made = submodels(ff.mlp(64, 200, 100, 10), (1, 0.5))

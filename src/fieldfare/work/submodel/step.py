@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -98,6 +99,10 @@ def _beside(name: str, args: Any, out: Any) -> int:
         gates = x.shape[0] * x.shape[1] * w_hh.shape[0] * 4
         again = 2 if name.endswith("backward") else 1
         return gates + _RNN_SCRATCH + _size(w_ih) + again * _size(w_hh)
+    if name in ("max_pool2d_with_indices_backward", "avg_pool2d_backward"):  # all in the format of the gradient given
+        form = suggest_memory_format(args[0])
+        taken = (args[-1], out) if name.startswith("max") else (out,)
+        return sum(0 if t.is_contiguous(memory_format=form) else _size(t) for t in taken)
     return 0
 
 
