@@ -146,6 +146,8 @@ def _step(warm: Any, net: Any, rows: Any, training: Training, budget: int, out: 
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # threads do not come along in a fork
     try:
         _take(warm, rows, training, 2)
         start = net.init(0).vector[None]

@@ -302,7 +302,7 @@ class Replanned:
 def replanned(first: Planned, *later: tuple[int, Planned], rule: Any = None) -> Replanned:
     """The view of `first`, and from given rounds (ascending, above 1) on of other plans of the same family.
 
-    >>> # replanned(today, (50, tomorrow)): tomorrow's levels from round 50 on
+    `replanned(today, (50, tomorrow))` has tomorrow's levels from round 50 on.
     """
     rounds = [round_ for round_, _ in later]
     if rounds != sorted(set(rounds)) or any(round_ < 2 for round_ in rounds):
