@@ -26,7 +26,7 @@ _MODULE = "fieldfare_job"
 _EXTRAS = {
     "sklearn": "digits", "matplotlib": "report", "torch": "torch", "jax": "jax", "optax": "jax", "xgboost": "xgboost",
     "pyarrow": "parquet", "PIL": "images", "datasets": "hf", "tensorboardX": "tensorboard", "mlflow": "mlflow",
-    "ray": "ray",
+    "ray": "ray", "onnx": "onnx", "onnxscript": "onnx",
 }  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class Exported:
         """The module as an ONNX file, for batches of any size. Errors: `MissingExtra` without the package onnx."""
         for package in ("onnx", "onnxscript"):
             if find_spec(package) is None:
-                raise MissingExtra(f"ONNX needs the package {package}: pip install onnx onnxscript.")
+                raise MissingExtra(f"ONNX needs the package {package}: pip install 'fieldfare[onnx]'.")
         import torch
 
         batch = torch.export.Dim("batch", min=1)
