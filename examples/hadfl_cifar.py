@@ -50,7 +50,7 @@ for (name, (partition, target)), seed in ((one, seed) for one in splits.items() 
         arms[f"{name} {method}"][seed] = ff.Job(
             net, data, algorithm, ff.Training(lr=0.1, batch_size=32, steps=22), seed=seed,
             evaluate=ff.Evaluation(every=every), simulated=ff.Simulated(unlike, links=links),
-            stop_at=ff.StopAt(at_least=target) if "AD" in method else None,
+            stop_at=ff.StopAt(at_least=target) if method.startswith("AD-PSGD") else None,
         )  # fmt: skip
 panels = [ff.Panel(name, {one: f"{name} {one}" for one in methods}, at, "FedAvg") for name, (_, at) in splits.items()]
 study = ff.Study(arms, name="hadfl-cifar", panels=panels, processes=2, quick=1)
