@@ -6,6 +6,7 @@ one line before anything is computed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class Side(ABC):
     """What the works share. An ask says, in `each`, `inputs` or `config`, in that order of precedence:
 
     `seq`, the batch's number in the round, from 0; `round` (for the schedule; or `lr`), `steps`, `epochs`; `cut`, by
@@ -95,9 +96,9 @@ class Side:
                     metrics.setdefault(name, np.zeros(cohort.n))[i] = value
         return Output(_stacked(rows), weight, metrics)
 
+    @abstractmethod
     def compute(self, cohort: Cohort, part: Part) -> tuple[dict[str, Any], int, dict[str, float]]:
         """(leaves, examples, metrics) of one client."""
-        raise NotImplementedError
 
     def read(self, cohort: Cohort, i: int) -> Part:
         """What client i was given; errors: `UsageError` for a model that is not of this side of the cut."""
@@ -179,9 +180,9 @@ class Side:
         """Batches applied by one ask, `[n]`: 1, or 0 where nothing is trained."""
         return np.full(len(examples), int(self.trains))
 
+    @abstractmethod
     def costs(self, split: Split, examples: F64) -> F64:
         """FLOPs of batches of so many `examples` `[n]`."""
-        raise NotImplementedError
 
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
         """FLOPs of one batch: `count` examples, else those of batch `seq` of clients with so many `examples`."""
