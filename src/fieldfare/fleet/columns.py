@@ -47,6 +47,11 @@ def text_of(words: list[str]) -> Text:
     return Text(np.array([names.get(word, -1) for word in words], np.int32), tuple(names))
 
 
+def words_of(column: Text) -> list[str]:
+    """A text column as a list; "" where it is missing."""
+    return [column.names[code] if code >= 0 else "" for code in column.codes.tolist()]
+
+
 def read_columns(path: str | Path, max_bytes: float = MAX_BYTES) -> dict[str, Array | Text]:
     """All columns of a Parquet file (needs the extra `parquet`) or of a CSV file with a header.
 
@@ -72,8 +77,7 @@ def write_columns(place: Path, blocks: Iterator[dict[str, Array | Text]]) -> Non
             for i, block in enumerate(blocks):
                 if i == 0:
                     writer.writerow(block)
-                columns = [[v.names[c] for c in v.codes.tolist()] if isinstance(v, Text) else v.tolist()
-                           for v in block.values()]  # fmt: skip
+                columns = [words_of(v) if isinstance(v, Text) else v.tolist() for v in block.values()]
                 writer.writerows(zip(*columns, strict=True))
         return
     try:
@@ -84,16 +88,21 @@ def write_columns(place: Path, blocks: Iterator[dict[str, Array | Text]]) -> Non
     writer = None
     try:
         for block in blocks:
-            arrays = {
-                name: pa.DictionaryArray.from_arrays(pa.array(v.codes), pa.array(v.names, pa.string()))
-                if isinstance(v, Text) else pa.array(v) for name, v in block.items()
-            }  # fmt: skip
-            table = pa.table(arrays)
+            table = pa.table({name: _to_arrow(v) for name, v in block.items()})
             writer = writer or pq.ParquetWriter(place, table.schema, compression="zstd")
             writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
+
+
+def _to_arrow(column: Array | Text) -> Any:
+    import pyarrow as pa
+
+    if not isinstance(column, Text):
+        return pa.array(column)
+    codes = pa.array(column.codes, mask=column.codes < 0)
+    return pa.DictionaryArray.from_arrays(codes, pa.array(column.names, pa.string()))
 
 
 def _read_parquet(place: Path, max_bytes: float) -> dict[str, Array | Text]:

@@ -1,0 +1,282 @@
+"""Artefacts: folders of a manifest and tables, cited by hash.
+
+Here: writing one whole or not at all, reading it, checking that it still is what it was. Not here: what a kind of
+artefact means (the tool that writes it says so). Invariants: the hash of an artefact is a function of what is in it
+(kind, parameters, values, tables, hashes of its inputs), never of when or where it was written; a folder with a
+manifest is complete; nothing of a file is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from fieldfare import __version__
+from fieldfare.core.errors import UsageError
+from fieldfare.fleet.columns import Array, Columns, Text, read_columns, text_of, words_of, write_columns
+from fieldfare.store.files import write_atomic
+from fieldfare.store.text import dumps, plain
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+_HASHED = ("kind", "schema_version", "seed", "params", "values", "inputs", "tables", "files")
+_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One number that a report may show: SI units; a range where one is known; and how it was come by.
+
+    `how`: measured, simulated, closed form, declared, assumed. `closed`: the closed form's number beside a simulated
+    one, where there is both.
+    """
+
+    value: float | None
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    how: str = "measured"
+    closed: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Artefact:
+    """An artefact on the disk: `manifest` is its JSON; tables are read when asked for."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest["kind"])
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return cast(Mapping[str, Any], self.manifest["params"])
+
+    @property
+    def inputs(self) -> Sequence[Mapping[str, Any]]:
+        """What it was made of: `{kind, path, sha256}` each; paths are told as given, hashes are what counts."""
+        return cast(Sequence[Mapping[str, Any]], self.manifest["inputs"])
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of what is in it; the same for equal inputs whenever it was written."""
+        return _sha256_of(self.manifest)
+
+    @cached_property
+    def values(self) -> dict[str, Value]:
+        """Its numbers by name."""
+        return {name: Value(**one) for name, one in self.manifest["values"].items()}
+
+    def number(self, name: str) -> float | None:
+        """The value called `name`, or None where there is none."""
+        found = self.values.get(name)
+        return None if found is None else found.value
+
+    def table(self, name: str, max_bytes: float = 4e9) -> dict[str, Array | Text]:
+        """All columns of a table; `UsageError` where the artefact has none of that name or it was changed since."""
+        told = self.manifest["tables"].get(name)
+        if told is None:
+            raise UsageError(
+                f"{self.path} has no table {name!r}: a {self.kind} artefact with {', '.join(self.manifest['tables'])}."
+            )
+        place = self.file(name)
+        if digest(place) != told["sha256"]:
+            raise UsageError(f"{place} was changed since it was written: make the artefact again.")
+        return read_columns(place, max_bytes)
+
+    def file(self, name: str) -> Path:
+        """Where the table or file called `name` lies."""
+        told = self.manifest["tables"].get(name) or self.manifest["files"].get(name)
+        if told is None:
+            raise UsageError(f"{self.path} has neither table nor file {name!r}: it is a {self.kind} artefact.")
+        return self.path / told["path"]
+
+
+@dataclass
+class Draft:
+    """What is to be written: fill `values`, call `table` and `add`, then `write`."""
+
+    kind: str
+    seed: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    inputs: Sequence[Artefact | Mapping[str, Any]] = ()
+    values: dict[str, Value] = field(default_factory=dict[str, Value])
+    tables: dict[str, Columns] = field(default_factory=dict[str, Columns])
+    files: dict[str, bytes | Path] = field(default_factory=dict[str, "bytes | Path"])
+
+    def table(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Add a table of columns: arrays, lists of numbers (None is NaN), lists of text ("" or None is missing)."""
+        self.tables[name] = {key: column(value) for key, value in columns.items()}
+
+    def write(self, place: str | Path) -> Artefact:
+        """The artefact, written whole: an artefact of the same kind that stood there is replaced.
+
+        A folder with anything else in it is refused. Tables are Parquet where pyarrow is installed, else CSV.
+        """
+        folder = Path(place)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and _kind_at(folder) != self.kind:
+            raise UsageError(f"{folder} is there already and is no {self.kind} artefact: name another folder.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            manifest = self._fill(made)
+            if folder.exists():
+                shutil.rmtree(folder)
+            made.chmod(0o755)
+            os.replace(made, folder)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return Artefact(folder, manifest)
+
+    def _fill(self, made: Path) -> dict[str, Any]:
+        end = ".parquet" if find_spec("pyarrow") else ".csv"
+        tables: dict[str, Any] = {}
+        for name, columns in self.tables.items():
+            rows = {len(one) for one in columns.values()}
+            if len(rows) != 1:
+                raise UsageError(
+                    f"table {name!r} of {self.kind}: its columns have {sorted(rows)} rows, not one number."
+                )
+            write_columns(made / (name + end), iter([dict(columns)]))
+            told = {"path": name + end, "rows": rows.pop(), "columns": list(columns)}
+            tables[name] = {**told, "sha256": digest(made / (name + end)), "content": _content(columns)}
+        files: dict[str, Any] = {}
+        for name, data in self.files.items():
+            target = made / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(data, Path):
+                shutil.move(data, target)
+            else:
+                target.write_bytes(data)
+            files[name] = {"path": name, "bytes": target.stat().st_size, "sha256": digest(target)}
+        manifest = {
+            "kind": self.kind, "schema_version": SCHEMA_VERSION, "created": _now(), "tool_version": __version__,
+            "seed": self.seed, "params": plain(self.params),
+            "inputs": [cite(one) if isinstance(one, Artefact) else plain(one) for one in self.inputs],
+            "values": {name: plain(_fields(one)) for name, one in self.values.items()},
+            "tables": tables, "files": files,
+        }  # fmt: skip
+        manifest["sha256"] = _sha256_of(manifest)
+        write_atomic(made / MANIFEST, [dumps(manifest, indent=1), b"\n"])
+        return manifest
+
+
+def read_artefact(place: str | Path, kind: str | None = None) -> Artefact:
+    """The artefact in a folder, refused where it is of another `kind` or its manifest does not bear its own hash."""
+    folder = Path(place)
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise UsageError(
+            f"{folder} is no artefact: give a folder with a {MANIFEST}" + (f" of kind {kind}." if kind else ".")
+        )
+    if file.stat().st_size > _MOST_BYTES:
+        raise UsageError(f"{file} has {file.stat().st_size} bytes: a manifest is smaller than {_MOST_BYTES}.")
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+        missing = [name for name in (*_HASHED, "sha256") if name not in manifest]
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{file} is not JSON of an artefact ({error}): make it again.") from None
+    if missing:
+        raise UsageError(f"{file} lacks {', '.join(missing)}: it is no artefact's manifest; make it again.")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        raise UsageError(
+            f"{file} has schema version {manifest['schema_version']}, this program reads {SCHEMA_VERSION}."
+        )
+    if kind is not None and manifest["kind"] != kind:
+        raise UsageError(f"{folder} is a {manifest['kind']} artefact, a {kind} artefact is needed here.")
+    if manifest["sha256"] != _sha256_of(manifest):
+        raise UsageError(f"{file} was changed since it was written: make the artefact again.")
+    for one in (*manifest["tables"].values(), *manifest["files"].values()):
+        if Path(one["path"]).is_absolute() or ".." in Path(one["path"]).parts:
+            raise UsageError(f"{file} names {one['path']}, which is outside of the artefact: make it again.")
+    return Artefact(folder, manifest)
+
+
+def cite(one: Artefact) -> dict[str, Any]:
+    """`{kind, path, sha256}`: how an artefact is named as an input; the path is its folder's name."""
+    return {"kind": one.kind, "path": one.path.name, "sha256": one.sha256}
+
+
+def cite_file(place: str | Path, kind: str) -> dict[str, Any]:
+    """A plain file as an input, `{kind, path, sha256}`."""
+    return {"kind": kind, "path": Path(place).name, "sha256": digest(Path(place))}
+
+
+def column(values: Any) -> Array | Text:
+    """An array or text column of a list: None is NaN among numbers, and missing among text."""
+    if isinstance(values, Text):
+        return values
+    if isinstance(values, (list, tuple)):
+        listed = cast(Sequence[Any], values)
+        if any(isinstance(one, str) for one in listed):
+            return text_of(["" if one is None else str(one) for one in listed])
+        if any(one is None for one in listed):
+            return np.array([np.nan if one is None else float(one) for one in listed])
+    found = np.asarray(values)
+    return text_of([str(one) for one in found.tolist()]) if found.dtype.kind in "UO" else found
+
+
+def words(values: Array | Text) -> list[str]:
+    """A text column as a list; "" where it is missing."""
+    if isinstance(values, Text):
+        return words_of(values)
+    return [str(one) for one in values.tolist()]
+
+
+def digest(place: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content(columns: Columns) -> str:
+    """SHA-256 of what columns hold: independent of the file's form and of its library's version."""
+    found = hashlib.sha256()
+    for name, one in columns.items():
+        found.update(name.encode() + b"\0")
+        if isinstance(one, Text):
+            found.update("\0".join(words(one)).encode())
+        else:
+            found.update(one.dtype.str.encode() + np.ascontiguousarray(one).tobytes())
+    return found.hexdigest()
+
+
+def _sha256_of(manifest: Mapping[str, Any]) -> str:
+    told = {name: manifest[name] for name in _HASHED}
+    told["tables"] = {name: [one["content"], one["columns"]] for name, one in manifest["tables"].items()}
+    told["inputs"] = [one["sha256"] for one in manifest["inputs"]]
+    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _fields(one: Value) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in Value.__dataclass_fields__}
+
+
+def _kind_at(folder: Path) -> str | None:
+    try:
+        return read_artefact(folder).kind
+    except UsageError:
+        return None
+
+
+def _now() -> str:
+    """Time of writing, ISO 8601; that of SOURCE_DATE_EPOCH where it is set."""
+    set_ = os.environ.get("SOURCE_DATE_EPOCH")
+    when = datetime.fromtimestamp(int(set_), UTC) if set_ else datetime.now(UTC)
+    return when.isoformat(timespec="seconds")
