@@ -79,7 +79,8 @@ def task_gate(evidence: Evidence, at: Try, limits: Mapping[str, Threshold]) -> R
                note="95 % quantile of the task's time over the median usable session"),
         _check("memory_bytes", _of(bench, f"{model}.mem_bytes"), limits, "bench", bench),
         _check("cpu_pct", _of(bench, f"{model}.cpu_pct"), limits, "bench", bench, required=False),
-        _check("battery_share_per_day", _of(bench, f"{model}.battery_share_per_day"), limits, "bench", bench, required=False),
+        _check("battery_share_per_day", _of(bench, f"{model}.battery_share_per_day"), limits, "bench", bench,
+               required=False),
         _check("eligible_share_devices", _of(trace, "eligible_share_devices"), limits, "trace", trace),
     )  # fmt: skip
     return reply(checks)

@@ -72,7 +72,7 @@ GATES: Mapping[str, Gate] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One number against its threshold: `value` None is missing; `kind` and `source` are the artefact's, and its hash."""
+    """One number against its threshold: `value` None is missing; `kind` and `source`: the artefact's, its hash."""
 
     name: str
     value: float | None
