@@ -1,0 +1,155 @@
+"""Closed forms: what throughput, staleness and traffic must be, from a handful of means.
+
+Here: arithmetic beside which a simulation can be laid. Not here: ranges and prices (`quantities`). Invariant: SI units
+in and out. They hold in the steady state, with tasks that are independent of one another: where availability swings
+over the day the mean over a day is meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import erf, exp, inf, log, sqrt
+
+import numpy as np
+
+from fieldfare.core.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class LogNormal:
+    """A log-normal quantity of mean `mean` (not median) and sigma `sigma` of its logarithm: mu = ln mean - sigma^2/2.
+
+    >>> round(LogNormal(30.0, 0.6).median, 2)
+    25.06
+    """
+
+    mean: float
+    sigma: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.mean < inf and 0 <= self.sigma < 10):
+            raise UsageError(f"LogNormal(mean={self.mean}, sigma={self.sigma}): use a mean > 0 and a sigma in [0, 10).")
+
+    @property
+    def mu(self) -> float:
+        return log(self.mean) - self.sigma**2 / 2
+
+    @property
+    def median(self) -> float:
+        return exp(self.mu)
+
+    def below(self, x: float) -> float:
+        """P(D < x)."""
+        if x <= 0:
+            return 0.0
+        return float(x > self.mean) if not self.sigma else _phi((log(x) - self.mu) / self.sigma)
+
+    def capped(self, x: float) -> float:
+        """E[min(D, x)]: how long a device is at work when x cuts the task.
+
+        >>> LogNormal(30.0, 0.6).capped(float("inf"))
+        30.0
+        """
+        if x == inf:
+            return self.mean
+        if not self.sigma:
+            return min(self.mean, x)
+        z = (log(x) - self.mu) / self.sigma
+        return self.mean * _phi(z - self.sigma) + x * (1 - _phi(z))
+
+    def quantile(self, share: float) -> float:
+        """The value below which a `share` of (0, 1) lies."""
+        from statistics import NormalDist
+
+        return exp(self.mu + self.sigma * NormalDist().inv_cdf(share))
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Tasks that end per second, tasks at work, share that ends well, seconds per version, mean staleness, waste."""
+
+    tasks_per_s: float
+    at_work: float
+    ok_share: float
+    version_s: float
+    staleness: float
+    bound_by: str
+
+
+def throughput(
+    concurrency: int, buffer: int, task: LogNormal, *, supply_per_s: float = inf, session_s: float = inf,
+    timeout_s: float = inf, max_staleness: float = inf,
+) -> Throughput:  # fmt: skip
+    """Little's law for an asynchronous job (FedBuff): lambda = min(C, supply E[B]) / E[B], where B = min(D, cut).
+
+    A task is cut by the end of its session or by the time-out, whichever is sooner.
+    `supply_per_s`: devices that come and may work, per second. A version takes K / (lambda p_ok); a task that takes D
+    sees D lambda p_ok / K versions pass by; stale are those that see more than `max_staleness` of them.
+    FLINT's report, section 11; the share of stale tasks is one fixed point more, ours.
+    """
+    if concurrency < 1 or buffer < 1:
+        raise UsageError(f"throughput(concurrency={concurrency}, buffer={buffer}): use numbers >= 1.")
+    cut = min(session_s, timeout_s)
+    busy = task.capped(cut)
+    able = supply_per_s * busy
+    rate = min(float(concurrency), able) / busy
+    done = task.below(cut) if cut < inf else 1.0
+    fresh = done
+    for _ in range(100):
+        version = buffer / (rate * fresh) if fresh > 0 else inf
+        limit = (max_staleness + 1) * version
+        new = min(done, task.below(limit) if limit < inf else 1.0)
+        if abs(new - fresh) < 1e-12:
+            break
+        fresh = (fresh + new) / 2
+    version = buffer / (rate * fresh) if fresh > 0 else inf
+    return Throughput(
+        rate, rate * busy, fresh, version, busy / version, "supply" if able < concurrency else "concurrency"
+    )
+
+
+def synchronous_round_s(cohort: int, task: LogNormal, over: float = 1.0) -> float:
+    """Expected seconds until `cohort` of ceil(over x cohort) independent tasks are done: an order statistic's mean.
+
+    Blom's approximation of the order statistic in probability, which is within a few per cent from cohorts of 5 on.
+
+    >>> round(synchronous_round_s(50, LogNormal(30.0, 0.6)))
+    96
+    """
+    asked = int(np.ceil(over * cohort - 1e-9))
+    share = (cohort - 0.375) / (asked + 0.25)
+    return task.quantile(share)
+
+
+def task_s(
+    per_record_s: float, records: float, epochs: float, down_bytes: float, up_bytes: float, down_bytes_per_s: float,
+    up_bytes_per_s: float, overhead_s: float = 0.0,
+) -> float:  # fmt: skip
+    """taskDuration(k) = t E |D_k| + M/N_down + M/N_up + overhead (FLINT, section 3.4, with both directions apart).
+
+    >>> round(task_s(0.996e-3, 5000, 1, 0, 0, 1, 1), 2)
+    4.98
+    """
+    return per_record_s * epochs * records + down_bytes / down_bytes_per_s + up_bytes / up_bytes_per_s + overhead_s
+
+
+def ingress_bytes_per_s(updates: float, seconds: float, update_bytes: float) -> float:
+    """Bytes per second into the aggregator: 610,000 updates of 0.76 MB in 48 h are 2.68 MB/s.
+
+    >>> round(ingress_bytes_per_s(610_000, 48 * 3600, 0.76e6) / 1e6, 2)
+    2.68
+    """
+    return updates / seconds * update_bytes
+
+
+def aggregators(peak_updates_per_s: float, seconds_per_update: float, load: float = 0.6) -> int:
+    """Aggregators for a peak, each loaded to `load` of what it can: ceil(peak c / load), at least one.
+
+    >>> aggregators(53.0, 0.02)
+    2
+    """
+    return max(1, int(np.ceil(peak_updates_per_s * seconds_per_update / load - 1e-9)))
+
+
+def _phi(z: float) -> float:
+    return 0.5 * (1 + erf(z / sqrt(2)))
