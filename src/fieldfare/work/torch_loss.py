@@ -64,6 +64,18 @@ def classes_last(output: Tensor, y: Tensor) -> bool:
     return output.dim() > 2 and output.dim() == y.dim() + 1 and output.shape[:-1] == y.shape
 
 
+def counted(output: Tensor, y: Tensor) -> Tensor:
+    """Logits `[m, C]` of the targets that count, of `[B, C]`, `[B, T, C]` or `[B, C, ...]`; of -100 none."""
+    if classes_last(output, y):
+        output = output.flatten(0, -2)
+    elif output.dim() > 2:
+        output = output.movedim(1, -1).flatten(0, -2)
+    if y.dim() == output.dim():
+        return output
+    some = y.reshape(-1) >= 0
+    return output if bool(some.all()) else output[some]
+
+
 def cross_entropy(output: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy of logits `[B, C]`, `[B, T, C]` (sequences) or `[B, C, ...]`; target -100 is left out."""
     from torch.nn import functional as f
@@ -84,6 +96,11 @@ class MaskedCrossEntropy:
 
     def of(self, labels: NDArray[Any]) -> Loss:
         """The loss of a client that has these `labels`."""
+        shown = self.shown(labels)
+        return lambda output, y: cross_entropy(shown(output, y), y)
+
+    def shown(self, labels: NDArray[Any]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Logits of (output, y) with those of classes a client of these `labels` has not far below all others."""
         import torch
 
         have = torch.from_numpy(np.unique(labels[labels >= 0]).astype(np.int64))
@@ -92,7 +109,7 @@ class MaskedCrossEntropy:
             last = classes_last(output, y)
             mask = torch.full((output.shape[-1 if last else 1],), -1e30)
             mask[have] = 0.0
-            return cross_entropy(output + (mask if last else mask.view(-1, *[1] * (output.dim() - 2))), y)
+            return output + (mask if last else mask.view(-1, *[1] * (output.dim() - 2)))
 
         return masked
 

@@ -23,7 +23,9 @@ from fieldfare.work.net import BadExamples, Drift, Fit, Plan, Training
 if TYPE_CHECKING:
     from torch import nn
 
+    from fieldfare.core.local import Local
     from fieldfare.work.submodel.axes import Axes
+    from fieldfare.work.torch_inner import Within
     from fieldfare.work.torch_loss import Column
     from fieldfare.work.torch_lower import Ending
 
@@ -121,9 +123,12 @@ class TorchNet:
         self._flops: float | None = None
         self._axes: Axes | None = None
         self._smaller: dict[Layout, TorchNet] = {}
+        self._changed: dict[Any, TorchNet] = {}
+        self._factored: dict[int, TorchNet] = {}
+        self._within: Within | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_resident": None, "_smaller": {}}
+        return {**self.__dict__, "_resident": None, "_smaller": {}, "_changed": {}, "_factored": {}}
 
     def axes(self) -> Axes:
         """The channel groups of the module, found on `example`, once."""
@@ -147,6 +152,33 @@ class TorchNet:
             smaller._take(of_layout(self._module, self.axes(), layout, self.batch(2)))
             self._smaller[layout] = smaller
         return self._smaller[layout]
+
+    @property
+    def of_labels(self) -> bool:
+        """Whether the loss is a softmax's of labels."""
+        return self.loss in ("cross_entropy", "masked_cross_entropy")
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether `changed` made it."""
+        return self._within is not None
+
+    def changed(self, whole: TorchNet, asked: tuple[Local, ...]) -> TorchNet:
+        """This net, a sub-model's of `whole` or that itself, as declarations want it trained; see `torch_inner`."""
+        from fieldfare.work.torch_inner import changed
+
+        key = whole.layout, asked
+        if key not in self._changed:
+            self._changed[key] = changed(self, whole, asked)
+        return self._changed[key]
+
+    def factored(self, rank: int) -> TorchNet:
+        """The net of factors of `rank` of every larger matrix; see `torch_factors`."""
+        from fieldfare.work.torch_factors import factored
+
+        if rank not in self._factored:
+            self._factored[rank] = factored(self, rank)
+        return self._factored[rank]
 
     def batch(self, rows: int) -> tuple[Any, ...]:
         """What the module takes for `rows` examples (the first of `example`, again and again), a tensor each."""
@@ -188,6 +220,7 @@ class TorchNet:
         """Train n clients one after the other, each from `start[row]`."""
         import torch
 
+        from fieldfare.work.torch_inner import Inside
         from fieldfare.work.torch_loops import Batches, ByHand, Graph
         from fieldfare.work.torch_update import Update, is_plain
 
@@ -200,9 +233,13 @@ class TorchNet:
         resident_.keep_memory()
         batches = Batches(plan, inputs, target, self._transform if callable(self._transform) else None)
         resident, left = self._held(), None if moments is None else moments.copy()
+        within = None if self._within is None or not self._within.steps else self._within
+        plain = within is None and is_plain(training, drift)
         with resident_.one_thread(), resident_.own_randomness() as reseed, torch.no_grad():
-            update = None if is_plain(training, drift) else Update(resident, training, lr, drift, start, moments)
-            if by_hand and self._ending is not None:
+            update = None if plain else Update(resident, training, lr, drift, start, moments)
+            if within is not None and update is not None:
+                loop = Inside(resident, within, batches, self._loss, update, reseed, self._channels_last)
+            elif by_hand and self._ending is not None:
                 loop = ByHand(resident, self._ending, batches, lr, update, reseed)
             else:
                 loop = Graph(resident, batches, self._loss, lr, update, reseed)
@@ -266,7 +303,7 @@ class TorchNet:
         """FLOPs of a forward and backward pass on one example, counted on `example`; without it 6 per parameter."""
         if self._flops is None:
             self._flops = 6.0 * self.layout.size if self.example is None else self._count(self.example)
-        return self._flops
+        return self._flops if self._within is None else self._within.flops(self._flops)
 
     def with_example(self, example: Mapping[str, NDArray[Any]]) -> TorchNet:
         """This net, with rows to count FLOPs on (if it had none)."""
@@ -276,6 +313,7 @@ class TorchNet:
             return self
         out = copy.copy(self)
         out.example, out._flops, out._resident, out._axes, out._smaller = example, None, None, None, {}
+        out._changed, out._factored = {}, {}
         return out
 
     def describe(self) -> Mapping[str, Any]:
@@ -297,7 +335,8 @@ class TorchNet:
         return self._ending is not None and (self._ending.flatten or inputs[0].array.ndim == 2)
 
     def _stacks(self, training: Training) -> bool:
-        return training.batch_size >= _STACKED_BATCH or self.layout.size <= _STACKED_SIZE
+        small = self.layout.size <= _STACKED_SIZE
+        return small or training.batch_size >= _STACKED_BATCH or self._within is not None
 
     def _is_buffer(self, name: str) -> bool:
         return any(name == known for known, _ in self._module.named_buffers())

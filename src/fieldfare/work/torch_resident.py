@@ -237,6 +237,10 @@ class Resident:
     def load(self, vector: F32) -> None:
         """Become the model `vector` `[P]`, with all buffers as they were given."""
         self.place(vector, self._flat)
+        self.renew()
+
+    def renew(self) -> None:
+        """Put all buffers back as they were given."""
         for buffer, before in self._buffers:
             buffer.copy_(before)
 
