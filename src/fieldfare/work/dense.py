@@ -171,7 +171,8 @@ class DenseNet:
             at = bias.stop if bias is not None else weight.stop
             scale = self.scales[len(found)] if self.scales else 1.0
             found.append(Dense(layer.inputs, layer.outputs, weight, bias, kind, scale))
-        return Program(tuple(found), at, self.loss, self.bits, self.inner)
+        inner = self.inner if self.inner is not None and self.inner.widths else None
+        return Program(tuple(found), at, self.loss, self.bits, inner)
 
     def of(self, layout: Layout) -> DenseNet:
         """The net of a sub-model's layout: the same layers with fewer outputs inside."""
