@@ -25,6 +25,9 @@ from fieldfare.work.dense import DenseNet, Linear, linear
 from fieldfare.work.inner import rounded
 from fieldfare.work.layers import Inner
 from fieldfare.work.net import Net
+from fieldfare.work.torch_factors import factors as torch_factors
+from fieldfare.work.torch_factors import product as torch_product
+from fieldfare.work.torch_net import TorchNet
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -40,10 +43,10 @@ def check(local: tuple[Local, ...], net: Net) -> None:
     """Refuse numbers that cannot be, nets that cannot do it, and pairs that have no meaning together."""
     declared = [one for one in local if isinstance(one, _DECLARED)]
     inside = getattr(net, "net", net)
-    if declared and not isinstance(inside, DenseNet):
+    if declared and not (isinstance(inside, DenseNet) or type(inside) is TorchNet):
         raise UsageError(
-            f"{type(declared[0]).__name__} changes the layers' own step and works for declared layers, such as "
-            f"fieldfare.mlp(...): leave it out for a {type(inside).__name__}."
+            f"{type(declared[0]).__name__} changes the layers' own step and works for fieldfare.mlp(...) and for torch "
+            f"nets: leave it out for a {type(inside).__name__}."
         )
     kinds = {type(one) for one in local}
     for one, other in ((Scaled, Nested), (Pruned, Personal), (Frozen, Personal), (LowRank, Nested), (LowRank, Pruned)):
@@ -55,10 +58,17 @@ def check(local: tuple[Local, ...], net: Net) -> None:
                 raise UsageError(f"Nested(shares={shares}, distil={distil}): shares and distil lie between 0 and 1.")
             case Nested() if isinstance(inside, DenseNet) and inside.loss == "squared_error":
                 raise UsageError("Nested is for labels: use a net with loss='cross_entropy'.")
+            case Nested() if isinstance(inside, TorchNet) and one.distil + one.back and not inside.of_labels:
+                raise UsageError(
+                    f"Nested(distil, back) compare what nets say of labels, and the loss of this net is {inside.loss}: "
+                    "use loss='cross_entropy', or distil=0, back=0."
+                )
             case Rounded(bits) if not 2 <= bits <= 16:
                 raise UsageError(f"Rounded(bits={bits}): use 2 to 16.")
             case LowRank(rank) if rank < 1:
                 raise UsageError(f"LowRank(rank={rank}): use a rank >= 1.")
+            case LowRank(rank) if isinstance(inside, TorchNet):
+                inside.factored(rank)
             case Pruned(share) if not 0 < share <= 1:
                 raise UsageError(f"Pruned(share={share}): use a number above 0 and at most 1.")
             case Sent(share, bits) if not (0 < share <= 1 and 2 <= bits <= 32):
@@ -73,6 +83,9 @@ def trained(net: Any, whole: Any, local: tuple[Local, ...]) -> Any:
     """`net`, a sub-model's of `whole` or that itself, as `local` wants it trained; the same where it wants nothing."""
     asked = tuple(one for one in local if isinstance(one, _IN_THE_NET))
     inside = getattr(net, "net", net)
+    if asked and type(inside) is TorchNet and not inside.is_changed:
+        changed = inside.changed(getattr(whole, "net", whole), asked)
+        return net if changed is inside else changed
     if not asked or not isinstance(inside, DenseNet) or inside.scales or inside.bits or inside.inner:
         return net
     found = _changed(inside, getattr(whole, "net", whole), asked)
@@ -94,7 +107,7 @@ def _changed(net: DenseNet, whole: DenseNet, asked: tuple[Local, ...]) -> DenseN
                     for w in dict.fromkeys(all_)
                     if list(w) != own and all(a <= b for a, b in zip(w, own, strict=True))
                 )
-                if smaller:
+                if smaller or own != full:  # the smallest are known as such: nothing is inside them
                     net = replace(net, inner=Inner(smaller, distil, temperature, weight, each, back))
             case Rounded(bits):
                 net = replace(net, bits=bits)
@@ -198,7 +211,7 @@ def travelling(local: tuple[Local, ...], net: Any, layout: Layout) -> tuple[floa
             case Pruned(share):
                 count = ceil(share * size - 1e-9)
                 down, up = 32.0 * count + _places(count, size), 32.0 * count
-            case LowRank(rank) if isinstance(getattr(net, "net", net), DenseNet):
+            case LowRank(rank) if isinstance(getattr(net, "net", net), DenseNet | TorchNet):
                 net = factored(getattr(net, "net", net), rank)
                 down = up = 32.0 * net.layout.size
             case Frozen(names):
@@ -219,9 +232,10 @@ def _places(count: int, size: int) -> float:
     return 0.0 if count == size else float(min(32 * count, size))
 
 
-def factored(net: Any, rank: int) -> DenseNet:
+def factored(net: Any, rank: int) -> Any:
     """The net in which each linear layer of larger rank is two: inputs to rank without bias, rank to outputs."""
-    return _factored(getattr(net, "net", net), rank)
+    inside = getattr(net, "net", net)
+    return inside.factored(rank) if isinstance(inside, TorchNet) else _factored(inside, rank)
 
 
 @lru_cache(maxsize=64)
@@ -239,8 +253,10 @@ def _splits(layer: Linear, rank: int) -> bool:
     return rank < min(layer.inputs, layer.outputs)
 
 
-def factors(net: Any, small: DenseNet, model: F32) -> F32:
+def factors(net: Any, small: Any, model: F32) -> F32:
     """The vector of the factored net: V sqrt(s) and sqrt(s) U of every matrix's largest singular values, float32."""
+    if isinstance(small, TorchNet):
+        return torch_factors(getattr(net, "net", net).layout, small.layout, model)
     parts: list[F32] = []
     for weight, bias, rank in _walk(getattr(net, "net", net), small, model):
         if rank is None:
@@ -268,9 +284,11 @@ def _walk(net: DenseNet, small: DenseNet, model: F32) -> list[tuple[F32, F32 | N
     return out
 
 
-def product(net: Any, small: DenseNet, vector: F32) -> F32:
+def product(net: Any, small: Any, vector: F32) -> F32:
     """The whole net's vector that a factored one stands for: U V in place of each pair."""
-    inside: DenseNet = getattr(net, "net", net)
+    inside: Any = getattr(net, "net", net)
+    if isinstance(small, TorchNet):
+        return torch_product(inside.layout, small.layout, vector)
     out = np.empty(inside.layout.size, np.float32)
     at = 0
     for one in inside.program.layers:
