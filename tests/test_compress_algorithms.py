@@ -258,14 +258,6 @@ def test_what_has_no_meaning_is_refused_in_one_line():
         job(ff.FjORD(3, 8, view=FAMILY.view(), shares=(2.0,))).run(runs=None)
 
 
-def test_a_net_of_modules_is_refused_what_declared_layers_alone_can_do():
-    nn = pytest.importorskip("torch").nn
-    family = submodels(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5)), (1, 0.5), example=DATA.columns)
-    with pytest.raises(UsageError, match="Nested changes the layers' own step"):
-        job(ff.NestedFL(2, 8, view=family.view(), shares=(1, 0.5)), model=family).run(runs=None)
-    assert job(ff.NestedFL(2, 8, view=family.view()), model=family).run(runs=None).rounds
-
-
 def test_sub_models_of_all_methods_are_vectors_of_the_whole_layout():
     for algorithm in made(FAMILY.view()).values():
         model = job(algorithm).run(runs=None).model
