@@ -5,7 +5,7 @@ Invariant: pure functions of what all have heard and the run's seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 from fieldfare.algorithms.hadfl.draw import chances, draw
 from fieldfare.algorithms.hadfl.messages import Select
 from fieldfare.algorithms.hadfl.ring import F32, step_of
+from fieldfare.algorithms.hadfl.widths import Cover, Widths, behind_of
 from fieldfare.core import rng
 
 Counting = Literal["once", "inverse"]
@@ -85,6 +86,25 @@ def delta_weights(select: Select, how: Counting) -> dict[str, float]:
         return {name: n * share[name] for name in select.members}
     chance = chances(select.table)
     return {name: n * share[name] / chance[name] for name in select.members}
+
+
+def covering(
+    select: Select, widths: Widths, peers: Sequence[str], size: int, rule: Literal["models", "deltas"]
+) -> Cover | None:
+    """What travels in the ring of `select` over a model of `size`, and what its sums are divided by.
+
+    `peers`: the roster, in which peer i has what client i has. A coordinate's mean is over those that have it: of
+    models over the members; of deltas, each of which is a share of all peers', by the share of all that have it.
+    """
+    place = {name: number for number, name in enumerate(peers)}
+    members, n = [place[name] for name in select.members], float(len(select.members))
+    of_models = rule == "models"
+    among = members if of_models else [place[name] for name in select.names]
+    cover = widths.cover(members, among, size)
+    if cover is None:
+        return None
+    factors = model_weights(select) if of_models else {name: n * share for name, share in shares(select).items()}
+    return behind_of(cover, widths, {place[name]: factor for name, factor in factors.items()}, n)
 
 
 def step_factor(select: Select, steps: int, cycles: int, how: Counting) -> float:

@@ -68,8 +68,8 @@ class Coordinator:
     Ours, off in HADFL: `by_age`, who has not been drawn for long is drawn sooner; `turns`, nobody is drawn twice before
     everybody once (`draw.Table`). `pace`: a period is as short as lets the ring take this share of it, yet at least
     `least` steps of the slowest (and at most the mode's). `reach`: how many steps a mean delta per step
-    is worth (`periods.reach`). `wire`: what the ring's integers are of. `rule`, `counted`
-    and `keep_warmup` are the peers' (`nodes` sets them).
+    is worth (`periods.reach`). `wire`: what the ring's integers are of. `rule`, `counted`, `keep_warmup` and `parts`,
+    whether they train parts of the model, are the peers' (`nodes` sets them).
     """
 
     cycles: int
@@ -95,6 +95,7 @@ class Coordinator:
     rule: Literal["models", "deltas"] = "models"
     counted: Counting = "once"
     keep_warmup: bool = False
+    parts: bool = False
     epochs: int = 1
     messages: ClassVar[Message | State | None] = None
     """For those who store what is under way: the types of all that is said and held."""
@@ -159,7 +160,7 @@ class Coordinator:
             case Prepared(cycle=cycle) if cycle in state.rings:
                 return decide(state, src, body, ctx.now)
             case Backup():
-                return backed_up(state, body, self.rule == "deltas", self.keep), ()
+                return backed_up(state, body, self.parts or self.rule == "deltas", self.keep), ()
             case Join() if src in state.brown:
                 return self._welcome(cleared(state, src), src)
             case _:

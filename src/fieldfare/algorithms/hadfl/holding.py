@@ -15,7 +15,7 @@ from fieldfare.algorithms.hadfl.ring import F32, Frame
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Run, Scalar
 from fieldfare.core.folds import Stack
-from fieldfare.core.params import Params
+from fieldfare.core.params import Params, View
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +42,8 @@ class State:
     `took`: (steps, seconds) of what is over in it, `pace`: seconds per step as last measured. Warm-up: `pieces`,
     seconds per step; `pinged` when, `trips` there and back, `change` the largest per step. `selects`: the newest epoch
     of the cycles ahead. `inside`: the cycle whose ring this peer is in, -1 for none, as `member`. `early`: frames
-    before their `Select`. `applied`: the last cycle in the model (or the base). `incoming`: a mean to blend in.
+    before their `Select`. `applied`: the last cycle in the model (or the base). `incoming`: a mean to blend in. Of
+    unlike widths: `partial`, all means to blend in, and `fresh`, the last cycle in each band (none: that `applied`).
 
     By "deltas": `base` after `commits` commits; the model stands on `under`, the base after `stands`, with `pending`
     steps in `since` cycles not brought in. In a ring are `lent`, of `lent_of` (steps, cycles); `shared` of it has been
@@ -73,6 +74,8 @@ class State:
     member: Member | None = None
     decided: Decided | None = None
     incoming: Broadcast | None = None
+    partial: tuple[Broadcast, ...] = ()
+    fresh: tuple[int, ...] = ()
     applied: int = 0
     early: tuple[Frame, ...] = ()
     timer: int = 0
@@ -96,18 +99,20 @@ class State:
 def based(state: State, base: Params, commits: int, cycle: int) -> State:
     """Start over from `base`, which holds the means up to `cycle`."""
     return replace(
-        state, model=base, base=base, under=base.vector, commits=commits, stands=commits, applied=cycle, pending=0,
-        since=0, lent=None, shared=None, held={s: one for s, one in state.held.items() if s > commits},
+        state, model=base, base=base, under=base.vector, commits=commits, stands=commits, applied=cycle, fresh=(),
+        pending=0, since=0, lent=None, shared=None, held={s: one for s, one in state.held.items() if s > commits},
     )  # fmt: skip
 
 
-def training(state: State, ctx: Context, work: str, steps: int, lr: float | None) -> tuple[State, tuple[Run]]:
+def training(
+    state: State, ctx: Context, work: str, steps: int, lr: float | None, view: View | None = None
+) -> tuple[State, tuple[Run]]:
     """The next training, of `steps` steps on this peer's own device; without `lr` the training's own of this cycle."""
     serial = state.serial + 1
     config: dict[str, Scalar] = {"steps": steps, "round": max(state.cycle, 1), "reply": "model"}
     config |= {} if lr is None else {"lr": lr}
     key, reduce = ("hadfl", ctx.me, serial), {"model": Stack()}
-    run = Run(work, (ctx.me,), ("train", serial), state.model, reduce=reduce, config=config, key=key)
+    run = Run(work, (ctx.me,), ("train", serial), state.model, reduce=reduce, config=config, view=view, key=key)
     return replace(state, serial=serial, begun=ctx.now, under_way=steps), (run,)
 
 

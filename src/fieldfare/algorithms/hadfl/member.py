@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from fieldfare.algorithms.hadfl.messages import Ack, Decided, Done, Prepared, Probe, Select, Skip
 from fieldfare.algorithms.hadfl.ring import F32, Frame, fits, hops
 from fieldfare.algorithms.hadfl.session import Session, again, begin, receive
+from fieldfare.algorithms.hadfl.widths import Cover
 from fieldfare.core.effects import Effect, Send, Wake
 
 _DOUBLED = 5
@@ -64,13 +65,14 @@ Moved = tuple[Member, Sequence[Effect]]
 
 
 def enter(
-    run: int, ring: Select, me: str, vector: F32, version: float, arbiter: str, timer: int, early: Sequence[Frame]
-) -> Moved | tuple[None, Sequence[Effect]]:
+    run: int, ring: Select, me: str, vector: F32, version: float, arbiter: str, timer: int, early: Sequence[Frame],
+    cover: Cover | None = None,
+) -> Moved | tuple[None, Sequence[Effect]]:  # fmt: skip
     """Enter `ring` with the contribution `vector` and take the frames that came `early`; or say why it cannot be."""
     if not fits(vector, ring.step, len(ring.members), ring.wire):
         peak = float(abs(vector).max(initial=0.0))
         return None, (Send(arbiter, Skip(ring.cycle, ring.epoch, me, peak)),)
-    session, frames = begin(run, ring, me, vector)
+    session, frames = begin(run, ring, me, vector, cover)
     for frame in early:
         session, more = receive(session, frame)
         frames += more

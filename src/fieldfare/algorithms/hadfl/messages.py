@@ -178,6 +178,7 @@ class Broadcast:
     """The committed mean of a cycle, for those who were not in its ring.
 
     Where deltas travel: the sum over `members` members, in units of `step`, of what was committed as the `serial`-th.
+    `behind`: in rings of unlike widths what the sums of every band were divided by, 0 for those that no member has.
     """
 
     cycle: int
@@ -186,6 +187,7 @@ class Broadcast:
     serial: int = 0
     step: float = 0.0
     members: int = 0
+    behind: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

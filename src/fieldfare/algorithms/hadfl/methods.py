@@ -1,9 +1,10 @@
 """Algorithms of several nodes as a job names them: HADFL, our variant, and the baselines it is measured against.
 
 Here: flat settings; each takes learning rate, batches and local steps from the job's `Training`, whose schedule of the
-learning rate goes by cycles, each peer's own. Not here: how nodes are made of them (`nodes`), what a node does (`peer`,
-`coordinator`, `gossip`, `graph`). Invariant: every device is one peer, "peer/0" on device 0 and so on; a coordinator
-has no device, and no model passes through it.
+learning rate goes by cycles, each peer's own. In rings, `view=family.view()` gives every device its part of the model
+to train, the same in all cycles, and a coordinate is averaged over the members that have it (`widths`). Not here: how
+nodes are made of them (`nodes`), what a node does (`peer`, `coordinator`, `gossip`, `graph`). Invariant: every device
+is one peer, "peer/0" on device 0 and so on; a coordinator has no device, and no model passes through it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fieldfare.algorithms.hadfl.graph import Graph
 from fieldfare.algorithms.hadfl.nodes import Nodes, drawn, enough, in_rings, no_moments, of_peers, own_steps, placed
 from fieldfare.core.algorithm import LocalSteps
 from fieldfare.core.errors import UsageError
+from fieldfare.core.params import View
 from fieldfare.core.settings import settings
 
 _MOST_IN_TURN = 32
@@ -79,6 +81,7 @@ class HADFL(OnDevices):
     slack: float = 2.0
     latency_s: float | None = None
     bytes_per_s: float | None = None
+    view: View | None = None
     name: ClassVar[str] = "hadfl"
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
@@ -127,6 +130,7 @@ class PacedRing(OnDevices):
     slack: float = 2.0
     latency_s: float | None = None
     bytes_per_s: float | None = None
+    view: View | None = None
     name: ClassVar[str] = "pacedring"
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
@@ -147,6 +151,7 @@ class DecentralisedFedAvg(OnDevices):
     cycles: int
     latency_s: float | None = None
     bytes_per_s: float | None = None
+    view: View | None = None
     name: ClassVar[str] = "decentralisedfedavg"
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
@@ -166,6 +171,7 @@ class AllReduce(OnDevices):
     cycles: int
     latency_s: float | None = None
     bytes_per_s: float | None = None
+    view: View | None = None
     name: ClassVar[str] = "allreduce"
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:

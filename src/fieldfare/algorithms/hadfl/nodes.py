@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fieldfare.algorithms.hadfl.coordinator import Coordinator
 from fieldfare.algorithms.hadfl.peer import Peer
 from fieldfare.algorithms.hadfl.warmup import RATE
+from fieldfare.algorithms.hadfl.widths import widths_of
 from fieldfare.core.algorithm import Algorithm, LocalSteps
 from fieldfare.core.errors import UsageError
 
@@ -41,6 +42,7 @@ def nodes(peers: int, peer: Peer, coordinator: Coordinator) -> Nodes:
     if coordinator.turns and peer.counted == "inverse":
         raise UsageError("Coordinator(turns=True) with counted='inverse': a turn is no chance; use counted='once'.")
     shared = {"rule": peer.rule, "counted": peer.counted, "keep_warmup": peer.keep_warmup}
+    shared |= {"parts": peer.widths is not None}
     made: Nodes = {"coordinator": ("coordinator", replace(coordinator, **shared))}
     return made | of_peers(peers, peer)
 
@@ -90,6 +92,7 @@ def in_rings(
         )
     known = method.latency_s is not None
     given |= {"probe_bytes": 0 if known else _PROBE_BYTES}
+    given |= {"widths": widths_of(getattr(method, "view", None), devices, _called(method))}
     given |= {"latency_s": _LATENCY_S if method.latency_s is None else method.latency_s}
     given |= {"bytes_per_s": _BYTES_PER_S if method.bytes_per_s is None else method.bytes_per_s, **more}
     return nodes(devices, _of(Peer, given), _of(Coordinator, given))

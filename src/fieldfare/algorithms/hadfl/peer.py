@@ -35,8 +35,9 @@ from fieldfare.algorithms.hadfl.messages import (
     Whole,
 )
 from fieldfare.algorithms.hadfl.periods import fitting
-from fieldfare.algorithms.hadfl.ring import Frame
+from fieldfare.algorithms.hadfl.ring import F32, Frame
 from fieldfare.algorithms.hadfl.rules import Deltas, Models, Rule
+from fieldfare.algorithms.hadfl.widths import Widths
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Send, Wake
 from fieldfare.core.errors import UsageError
@@ -66,7 +67,7 @@ class Peer:
     per step and `counted` "once" or by the "inverse" of the chance of being drawn (`agreed.delta_weights`); those
     outside the ring keep what they have learnt on top of the new mean, so that nothing is lost until they are drawn,
     nor what a coarse wire leaves out. `overlap` (deltas): the next cycle's training begins while the ring runs, whose
-    result is applied one cycle late.
+    result is applied one cycle late. `widths`: the part of the model that each peer trains.
     """
 
     cycles: int
@@ -86,6 +87,7 @@ class Peer:
     probe_bytes: int = 0
     checks: int | None = None
     warmup_lr: float | None = None
+    widths: Widths | None = None
     messages: ClassVar[Message | State | None] = None
     """For those who store what is under way: the types of all that is said and held."""
 
@@ -105,7 +107,9 @@ class Peer:
 
     @property
     def _rule(self) -> Rule:
-        return Models(self.blend, self.evaluate) if self.rule == "models" else Deltas(self.counted, self.evaluate)
+        if self.rule == "models":
+            return Models(self.blend, self.evaluate, self.widths)
+        return Deltas(self.counted, self.evaluate, self.widths)
 
     @property
     def _warm(self) -> tuple[float | None, float]:
@@ -179,13 +183,14 @@ class Peer:
                 return state, answer(state, src, body, ctx.now) if src in state.peers else ()
 
     def _train(self, state: State, ctx: Context, steps: int) -> tuple[State, Sequence[Effect]]:
-        return training(state, ctx, self.work, steps, self._warm[0] if state.stage == "warm" else self.lr)
+        view = None if self.widths is None else self.widths.view
+        return training(state, ctx, self.work, steps, self._warm[0] if state.stage == "warm" else self.lr, view)
 
     def _trained(self, state: State, event: Gathered, ctx: Context) -> tuple[State, Sequence[Effect]]:
         seconds, steps = ctx.now - state.begun, state.under_way
         got, model = event.output.get("model"), None
         if got is not None and len(event.clients):
-            model = state.model.replace(np.array(got.value[0], np.float32))
+            model = state.model.replace(self._whole(state, np.array(got.value[0], np.float32), ctx.me))
         state = replace(state, under_way=0)
         if state.stage == "warm":
             state = warmup.timed(state, seconds, steps, event.weight, model, self._warm[1], self.keep_warmup)
@@ -193,11 +198,15 @@ class Peer:
                 return self._train(state, ctx, self.warmup_steps)
             wait = Wake(_WAITS * sum(state.pieces) * self.warmup_steps, ("probe",))
             return self._profiled(state) if warmup.probed(state, self.probe_bytes) else (state, (wait,))
-        state = self._rule.merged(trained(state, steps, seconds, model))
+        state = self._rule.merged(trained(state, steps, seconds, model), ctx.me)
         if self.checks is not None:
             more = fitting(state.period_s - state.took[1], state.pace)
             state = replace(state, left=more if more >= _WORTH * state.took[0] else 0)
         return self._go_on(state, ctx) if state.left else self._arrived(replace(state, since=state.since + 1), ctx)
+
+    def _whole(self, state: State, row: F32, me: str) -> F32:
+        """The whole model after a training of this peer's part of it."""
+        return row if self.widths is None else self.widths.lifted(state.model.vector, state.peers.index(me), row)
 
     def _profiled(self, state: State) -> tuple[State, Sequence[Effect]]:
         told = warmup.profile(state, self.batch_size, self.probe_bytes, self.rule == "deltas")
@@ -216,7 +225,7 @@ class Peer:
         oldest = state.oldest(cycle)
         selects = {c: select for c, select in state.selects.items() if c >= oldest}
         early = tuple(frame for frame in state.early if frame.cycle >= oldest)
-        state = self._rule.merged(replace(state, cycle=cycle, selects=selects, early=early, took=(0, 0.0)))
+        state = self._rule.merged(replace(state, cycle=cycle, selects=selects, early=early, took=(0, 0.0)), ctx.me)
         missed = self._rule.missed(state)
         if cycle > self.cycles:
             return replace(state, stage="done"), missed
@@ -248,7 +257,7 @@ class Peer:
             return self._next(state, ctx, state.cycle + 1)
         if select is None or state.inside >= 0:
             return state, ()
-        state = self._rule.lent(self._rule.merged(state))
+        state = self._rule.lent(self._rule.merged(state, ctx.me))
         state, out = self._enter(replace(state, stage="ring", inside=state.cycle), select, ctx)
         if not self.overlap or not state.cycle:
             return state, out
@@ -260,8 +269,9 @@ class Peer:
         early = [f for f in state.early if (f.cycle, f.epoch) == (select.cycle, select.epoch)]
         timer = state.timer + 1 if state.member is None else state.member.timer + 1
         vector = self._rule.offered(state, select, ctx.me)
+        cover = self._rule.cover(state, select)
         member, out = ring.enter(
-            run_of(ctx.seed), select, ctx.me, vector, state.version, state.coordinator, timer, early
+            run_of(ctx.seed), select, ctx.me, vector, state.version, state.coordinator, timer, early, cover
         )
         return replace(state, member=member, timer=timer if member is None else member.timer), out
 

@@ -39,7 +39,8 @@ class Frame:
 
     `run` and `cycle` name the ring, `epoch` its restart, `hop` counts 0 .. 2 (n - 1) - 1 over both phases.
     `contributors`: bitmap over the ring's members whose shares are in. `checksum` covers all of it; the length is the
-    payload's. 62 bytes beside the payload.
+    payload's. 62 bytes beside the payload. `counts`: in rings of unlike widths how many members are in the sums of each
+    band, 8 bytes each; the payload is of the coordinates that one of them has.
     """
 
     run: int
@@ -51,6 +52,7 @@ class Frame:
     contributors: int
     checksum: int
     payload: NDArray[Any]
+    counts: tuple[int, ...] = ()
 
 
 def hops(n: int) -> int:
@@ -126,8 +128,8 @@ def quantise(vector: F32, step: float, wire: Wire = "int32", members: int = 1) -
     return whole.astype(wire)
 
 
-def mean_of(total: Ints, step: float, members: int) -> F32:
-    """The mean `[P]` behind a sum of `members` quantised vectors."""
+def mean_of(total: Ints, step: float, members: int | NDArray[np.float64]) -> F32:
+    """The mean `[P]` behind a sum of `members` quantised vectors; of so many each, `[P]`, where widths are unlike."""
     return (total.astype(np.float64) * step / members).astype(np.float32)
 
 
@@ -152,6 +154,7 @@ def sound(frame: Frame) -> bool:
 def _sum(frame: Frame) -> int:
     f = frame
     head = f"{f.run} {f.cycle} {f.epoch} {f.phase} {f.hop} {f.chunk} {f.contributors} {f.payload.dtype.str}"
+    head += f" {f.counts}" if f.counts else ""
     return zlib.crc32(np.ascontiguousarray(f.payload).tobytes(), zlib.crc32(head.encode()))
 
 

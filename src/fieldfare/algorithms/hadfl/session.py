@@ -28,6 +28,7 @@ from fieldfare.algorithms.hadfl.ring import (
     sends,
     sound,
 )  # fmt: skip
+from fieldfare.algorithms.hadfl.widths import Bools, Cover
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +36,8 @@ class Session:
     """Member `place` of `ring`, after `hop` frames received: `parts` n chunks, integers of the ring's `wire`.
 
     `held[c]`: bitmap of the members in chunk c. `sent`: every frame sent in this epoch, by hop. `inbox`: frames that
-    came before their turn. `result`: the mean `[P]`, and its `digest`, once all members are in all chunks.
+    came before their turn. `result`: the mean `[P]`, and its `digest`, once all members are in all chunks. `cover`: of
+    unlike widths; all vectors are then of the U coordinates of the ring, and a sum travels where somebody is in it.
     """
 
     run: int
@@ -48,6 +50,7 @@ class Session:
     inbox: Mapping[int, Frame] = field(default_factory=dict[int, Frame])
     result: F32 | None = None
     digest: str = ""
+    cover: Cover | None = None
 
     @property
     def n(self) -> int:
@@ -69,14 +72,14 @@ class Session:
         return self.ring.members[(self.place + 1) % self.n]
 
 
-def begin(run: int, ring: Select, me: str, vector: F32) -> tuple[Session, list[Frame]]:
-    """Enter `ring` with the contribution `vector` `[P]`; the frames to send to the next member."""
+def begin(run: int, ring: Select, me: str, vector: F32, cover: Cover | None = None) -> tuple[Session, list[Frame]]:
+    """Enter `ring` with the contribution `vector` `[P]` (`[U]` of a `cover`); the frames to send to the next member."""
     n, place = len(ring.members), ring.members.index(me)
     bounds, whole = cuts(len(vector), n), quantise(vector, ring.step, ring.wire, n)
     parts = tuple(whole[a:b] for a, b in pairwise(bounds))
-    session = Session(run, ring, place, parts, (1 << place,) * n)
+    session = Session(run, ring, place, parts, (1 << place,) * n, cover=cover)
     if n == 1:
-        result = mean_of(whole, ring.step, 1)
+        result = mean_of(whole, ring.step, 1 if cover is None else cover.divisors)
         return replace(session, result=result, digest=fingerprint(result)), []
     return _send(session)
 
@@ -111,9 +114,24 @@ def _fitting(session: Session, frame: Frame) -> bool:
         owed |= 1 << (before - back) % n
     return (
         (frame.chunk, frame.phase, frame.contributors) == (chunk, phase, owed)
-        and frame.payload.shape == session.parts[chunk].shape
+        and frame.payload.shape == (_length(session, chunk, owed),)
         and frame.payload.dtype == np.dtype(session.ring.wire)
+        and frame.counts == (() if session.cover is None else session.cover.counts(owed))
     )
+
+
+def _within(session: Session, chunk: int, contributors: int) -> Bools | None:
+    """Which coordinates of a chunk some contributor has; None for all."""
+    if session.cover is None:
+        return None
+    start = sum(len(part) for part in session.parts[:chunk])
+    return session.cover.mask(contributors, start, start + len(session.parts[chunk]))
+
+
+def _length(session: Session, chunk: int, contributors: int) -> int:
+    """Numbers in a frame of that chunk."""
+    within = _within(session, chunk, contributors)
+    return len(session.parts[chunk]) if within is None else int(within.sum())
 
 
 def _take(session: Session) -> tuple[Session, list[Frame]]:
@@ -122,23 +140,28 @@ def _take(session: Session) -> tuple[Session, list[Frame]]:
     frame = inbox.pop(session.hop)
     at, payload, held = frame.chunk, frame.payload, frame.contributors
     if frame.phase == "reduce":
-        payload, held = session.parts[at] + payload, held | session.held[at]
+        if (within := _within(session, at, held)) is None:
+            payload = session.parts[at] + payload
+        else:
+            mine = session.parts[at].copy()
+            mine[within] += payload
+            payload = mine
+        held |= session.held[at]
     parts = (*session.parts[:at], payload, *session.parts[at + 1 :])
     holds = (*session.held[:at], held, *session.held[at + 1 :])
     session = replace(session, parts=parts, held=holds, hop=session.hop + 1, inbox=inbox)
     if session.hop < hops(n):
         return _send(session)
-    result = mean_of(session.total, session.ring.step, n)
+    result = mean_of(session.total, session.ring.step, n if session.cover is None else session.cover.divisors)
     return replace(session, result=result, digest=fingerprint(result)), []
 
 
 def _send(session: Session) -> tuple[Session, list[Frame]]:
     ring, hop, n = session.ring, session.hop, session.n
     chunk = sends(session.place, hop, n)
-    frame = seal(
-        Frame(
-            session.run, ring.cycle, ring.epoch, phase_of(hop, n), hop, chunk, session.held[chunk], 0,
-            session.parts[chunk],
-        )
-    )  # fmt: skip
+    held, payload = session.held[chunk], session.parts[chunk]
+    within = _within(session, chunk, held)
+    payload = payload if within is None else payload[within]
+    counts = () if session.cover is None else session.cover.counts(held)
+    frame = seal(Frame(session.run, ring.cycle, ring.epoch, phase_of(hop, n), hop, chunk, held, 0, payload, counts))
     return replace(session, sent=(*session.sent, frame)), [frame]

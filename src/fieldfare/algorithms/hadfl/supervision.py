@@ -170,7 +170,10 @@ def ended(state: State, wait_s: float, now: float) -> Changed:
 
 
 def backed_up(state: State, backup: Backup, deltas: bool, most: int) -> State:
-    """Keep a model, if it is that of a cycle as it was decided."""
+    """Keep a model, if it is that of a cycle as it was decided.
+
+    `deltas`: what was decided on is not the model itself, but what it has been changed by, or a part of it.
+    """
     decided = state.decisions.get(backup.cycle)
     right = backup.vector.shape == state.model.vector.shape and fingerprint(backup.vector) == backup.check
     if (
