@@ -48,6 +48,8 @@ def bent(session: Session, name: str) -> Session:
             value = 1.0 if name == "expires_s" else value + 1.0
         case int():
             value += 3 if name in ("size", "stop") else 1
+        case None if name == "level":
+            value = 1
         case None:
             value = np.ones((2, 3) if name != "lower" else LAYOUT.size - len(session.upper), np.float32)
     return replace(session, **{name: value})
@@ -149,9 +151,9 @@ def outcome(monkeypatch, name, u=False, **more):
     """All that is to be seen of a run in which the source itself has this field wrong, and signs for it."""
     last = copies.last_of
 
-    def lies(state, leave, session, gradient, alone=False):
+    def lies(edge, state, leave, session, gradient, alone=False):
         session = bent(session, name) if name else session
-        return last(state, leave, session, gradient, alone)
+        return last(edge, state, leave, session, gradient, alone)
 
     monkeypatch.setattr(copies, "last_of", lies)
     one = one_move(u, replace(EDGE, patience_s=8.0, tries=1), **more)

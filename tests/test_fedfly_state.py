@@ -165,6 +165,7 @@ def test_a_session_comes_out_whole_and_goes_on_to_the_same_bits():
 OTHER = {
     "job": "other", "device": "device/1", "round": 4, "epoch": 6, "cut": "second", "steps": 7, "next": 3, "position": 4,
     "tail": "third", "key": "split\x1fdevice/1\x1f3", "loss": 1.0, "samples": 5.0, "expires_s": 1.0,
+    "level": 1,
 }  # fmt: skip
 
 
@@ -176,7 +177,7 @@ def test_a_session_with_any_one_field_corrupted_is_refused_or_not_the_same(name)
         value = getattr(one, name).copy()
         value.reshape(-1).view(np.uint32)[0] ^= 1 << 20
     bent = replace(one, **{name: {"size": SIZE + 3, "stop": SIZE + 3, "model_hash": "0" * 16}.get(name, value)})
-    if name in ("size", "stop", "model_hash"):
+    if name in ("size", "stop", "model_hash", "level"):
         with pytest.raises(PeerError):
             session.from_blob(session.to_blob(bent), LAYOUT)
         return

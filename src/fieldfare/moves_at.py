@@ -71,6 +71,7 @@ def spans_of(job: Job) -> dict[tuple[int, int], Span]:
     s, method = job.simulated, job.algorithm
     held = (job.data, job.model)
     told = (job.training, method.rounds, method.edges, method.cut, method.tail, method.homes, method.lanes, job.seed)
+    told += (method.width, method.rule, method.deadline_s)
     key = (*map(id, held), repr((told, s.links)), *_columns(s.fleet), *_columns(s.edges))
     if key not in _FOUND:
         _FOUND[key] = (*held, s.fleet, s.edges), _spans(job)

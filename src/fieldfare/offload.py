@@ -24,11 +24,11 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Cost, Output
 from fieldfare.data.federated import Federated
-from fieldfare.fleet.beside import beside, rate
+from fieldfare.fleet.beside import beside
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.fleet.mobility import NOWHERE, Mobility, Walk
 from fieldfare.job import Job
-from fieldfare.sim.carry import route_of
+from fieldfare.offload_sizes import PLANNED, Sizes, others_of, rates_of, sizes_of
 from fieldfare.sim.links import Links
 from fieldfare.sim.population import Population
 from fieldfare.work.adapt import is_net
@@ -37,12 +37,12 @@ from fieldfare.work.plan import passes_and_steps
 from fieldfare.work.split.asks import Side
 from fieldfare.work.split.cuts import Cut
 from fieldfare.work.split.net import SplitNet, split_net
-from fieldfare.work.split.planning import Rates, plan
+from fieldfare.work.split.planning import plan
 from fieldfare.work.split.works import split_works
+from fieldfare.work.submodel.family import Family
 from fieldfare.work.torch_resident import is_module
 
 I64 = NDArray[np.int64]
-_PLANNED = ("plan", "plan or whole")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +152,7 @@ class Offload:
     mobility: Mobility | None
     plans: Mapping[int, Cut]
     elsewhere: Mapping[int, Mapping[int, Cut]]
+    sizes: Sizes | None = None
 
     @property
     def method(self) -> FedFly:
@@ -187,7 +188,12 @@ class Offload:
 
     def bound(self) -> Any:
         """The algorithm with its cuts; tickets are signed with the run's seed, which does for a simulation."""
-        m = self.method
+        m, n = self.method, self.job.data.n_clients
+        secret = hashlib.blake2b(f"fedfly {self.job.seed}".encode(), digest_size=32).digest()
+        if self.sizes is not None:
+            return m.bound(
+                self.sizes.plans(), n, self.homes, secret, self.sizes.elsewhere(), self.sizes.view, self.sizes.whole()
+            )
         tail = None if m.tail is None else self.net.cut(m.tail)
 
         def told(cut: Cut) -> Plan:
@@ -196,8 +202,12 @@ class Offload:
 
         plans = {i: told(cut) for i, cut in self.plans.items()}
         elsewhere = {edge: {i: told(cut) for i, cut in cuts.items()} for edge, cuts in self.elsewhere.items()}
-        secret = hashlib.blake2b(f"fedfly {self.job.seed}".encode(), digest_size=32).digest()
-        return m.bound(plans, self.job.data.n_clients, self.homes, secret, elsewhere)
+        return m.bound(plans, n, self.homes, secret, elsewhere)
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row per device of a job with widths: its edge, level and cut, and what these take, as plain JSON."""
+        return [] if self.sizes is None else self.sizes.table()
 
     @property
     def homes(self) -> dict[int, int]:
@@ -208,19 +218,25 @@ class Offload:
 
     def works(self, train: bool) -> dict[str, Any]:
         """The parts of a batch, by name."""
-        found = split_works(self.net, self.job.training)
+        levels = () if self.sizes is None else self.sizes.widths.nets
+        found = split_works(self.net, self.job.training, levels=levels)
         return dict(found) if train else {name: StillPart(side) for name, side in found.items()}
 
 
-def net_of(job: Job) -> SplitNet:
-    """The job's model as a net that can be cut."""
+def net_of(job: Job) -> SplitNet | Family:
+    """The job's model as a net that can be cut, or a family of one."""
     example, name = {name: rows[:2] for name, rows in job.data.columns.items()}, type(job.algorithm).__name__
     model = job.model
     if not is_module(model) and not is_net(model) and callable(model) and not isinstance(model, type):
         return split_net(model, "cross_entropy" if job.loss is None else job.loss, example=example)
     if is_module(model):
         return split_net(model, "cross_entropy" if job.loss is None else job.loss, example=example)
-    if isinstance(model, SplitNet):
+    if isinstance(model, Family) and not isinstance(model.net, SplitNet):
+        raise UsageError(
+            f"{name} cuts a model in two, which the {type(model.net).__name__} of this family cannot be: make it of "
+            "one that can, ff.submodels(ff.split_net(module), levels)."
+        )
+    if isinstance(model, SplitNet | Family):
         if job.loss is not None:
             raise UsageError("Job(loss=...) is for an nn.Module; a split_net brings its own: give the loss there.")
         return model.with_example(example)
@@ -230,9 +246,10 @@ def net_of(job: Job) -> SplitNet:
     )
 
 
-def offload(job: Job, net: SplitNet) -> Offload:
+def offload(job: Job, model: SplitNet | Family) -> Offload:
     """Bind a job that offloads; errors: `UsageError` for what it asks and cannot have."""
     method, n = job.algorithm, job.data.n_clients
+    net = model.net if isinstance(model, Family) else model
     _check(job)
     split_works(net, job.training)
     fleet = job.simulated.fleet
@@ -250,17 +267,20 @@ def offload(job: Job, net: SplitNet) -> Offload:
     homes = {} if mobility is None else {i: int(one) for i, one in enumerate(mobility.homes()) if one != NOWHERE}
     if mobility is not None:
         _check_homes(method, homes, n)
+    begin = [homes.get(i, i % method.edges) if method.homes is None else method.homes[i] for i in range(n)]
+    if method.width is not None:
+        sizes = sizes_of(job, model, both, links, begin)
+        return Offload(job, net, population, links, mobility, sizes.cuts, sizes.cuts_elsewhere, sizes)
     plans, elsewhere = dict[int, Cut](), dict[int, dict[int, Cut]]()
     asks = method.cuts(n)
-    begin = [homes.get(i, i % method.edges) if method.homes is None else method.homes[i] for i in range(n)]
     there = {j: [i for i in range(n) if begin[i] == j and asks[i] is not None] for j in range(method.edges)}
     for i, asked in enumerate(asks):
-        cut = _cut(job, net, both, links, i, asked, begin[i], _others(there, begin[i], i))
+        cut = _cut(job, net, both, links, i, asked, begin[i], others_of(there, begin[i], i))
         if cut is not None:
             plans[i] = cut
-            if method.replan and asked in _PLANNED:
+            if method.replan and asked in PLANNED:
                 for j in range(method.edges):
-                    moved = _cut(job, net, both, links, i, _PLANNED[0], j, _others(there, j, i))
+                    moved = _cut(job, net, both, links, i, PLANNED[0], j, others_of(there, j, i))
                     if moved is not None:
                         elsewhere.setdefault(j, {})[i] = moved
     tail = None if method.tail is None else net.cut(method.tail)
@@ -313,32 +333,17 @@ def _check_homes(method: FedFly, known: Mapping[int, int], devices: int) -> None
             )
 
 
-def _others(there: Mapping[int, list[int]], edge: int, device: int) -> int:
-    """How many other devices begin at an edge, with a session there."""
-    return len([one for one in there[edge] if one != device])
-
-
 def _cut(
     job: Job, net: SplitNet, fleet: Fleet, links: Links, device: int, asked: Any, home: int, others: int
 ) -> Cut | None:
     """The cut of one device; None: it trains whole."""
     if asked is None:
         return None
-    if asked not in _PLANNED:
+    if asked not in PLANNED:
         return net.cut(asked)
     method, n = job.algorithm, job.data.n_clients
     cuts = net.cuts
     if method.tail is not None:
         cuts = tuple(cut for cut in cuts if cut.size < net.cut(method.tail).size)
     rates = rates_of(fleet, links, device, n, home, others, method.lanes)
-    return plan(cuts, job.training.batch_size, rates, asked != _PLANNED[0])
-
-
-def rates_of(fleet: Fleet, links: Links, device: int, devices: int, edge: int, others: int, lanes: int | None) -> Rates:
-    """What a device and an edge can do, as the planner asks: it and `others` take turns on the edge's `lanes`."""
-    place = {f"device/{device}": device, f"edge/{edge}": devices + edge}
-    ways = [route_of(links, place, fleet, *pair) for pair in (tuple(place), tuple(reversed(list(place))))]
-    up, down = (8.0 * min(way.up, way.down) for way in ways)  # type: ignore[type-var]
-    load = 0.0 if lanes is None else max(others + 1 - lanes, 0) / lanes
-    speeds = rate(fleet.flops_per_s, device), rate(fleet.flops_per_s, devices + edge)
-    return Rates(*speeds, up, down, load, ways[0].latency_s)
+    return plan(cuts, job.training.batch_size, rates, asked != PLANNED[0])

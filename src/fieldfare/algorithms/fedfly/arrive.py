@@ -140,9 +140,10 @@ def _decoded(edge: Edge, state: State, arrive: Arrive, device: str, epoch: int, 
         known.append(fields(arrive.copied, False))
     plan = state.plan.get(device)
     if wanted is not None and state.base is not None and plan is not None:
-        known.append(reference(state.base, plan.size, plan.stop or state.base.size))
+        base = serve.base_of(edge, state, plan.level)
+        known.append(reference(base, plan.size, plan.stop or base.size))
     against = next((one for one in known if tensors.digest(one) == wanted), None)
-    session = from_blob(blob, state.model.layout, against, edge.cap_bytes, arrive.src)
+    session = from_blob(blob, state.model.layout, against, edge.cap_bytes, arrive.src, edge.view)
     if (session.job, session.device, session.epoch) != (edge.job, device, epoch):
         raise PeerError(arrive.src, "session", f"it is of {session.device}, epoch {session.epoch}")
     return session
@@ -231,14 +232,14 @@ def _begin_replay(
         raise PeerError(arrive.src, "batches", "there is no copy to train them on")
     replay, expires_s = copies.batches_in(blob, arrive.copied, edge.cap_bytes, arrive.src)
     arrive = replace(arrive, replay=replay, expires_s=expires_s, digest=what, final=final)
-    return _replay(state, device, arrive, ctx)
+    return _replay(edge, state, device, arrive, ctx)
 
 
-def _replay(state: State, device: str, arrive: Arrive, ctx: Context) -> Out:
+def _replay(edge: Edge, state: State, device: str, arrive: Arrive, ctx: Context) -> Out:
     """Train the next of the batches that were sent instead of what they made."""
     session, serial = arrive.copied, state.serial + 1
     assert session is not None
-    run = serve.computation(state, session, arrive.replay[0], serial, ctx.me)
+    run = serve.computation(edge, state, session, arrive.replay[0], serial, ctx.me)
     arrive = replace(arrive, replaying=serial)
     running = {**state.running, serial: (device, session.round, arrive.epoch, session.next)}
     state = state.put(device, replace(state.of(device), arrive=arrive))
@@ -256,7 +257,7 @@ def replayed(edge: Edge, state: State, device: str, serial: int, event: Gathered
         session = serve.after(arrive.copied, arrive.replay[0], event, arrive.expires_s)
         arrive = replace(arrive, copied=session, replay=arrive.replay[1:], replaying=0)
         if arrive.replay:
-            return _replay(state, device, arrive, ctx)
+            return _replay(edge, state, device, arrive, ctx)
         same = digest(session) == arrive.digest
         if same and arrive.final:
             return _ready(edge, state, device, replace(arrive, ready=session), ctx)

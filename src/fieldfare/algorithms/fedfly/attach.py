@@ -73,8 +73,9 @@ def _restored(edge: Edge, state: State, device: str, ticket: Ticket, blob: bytes
     if blob and plan is not None and state.base is not None:
         try:
             wanted = tensors.reference_of(blob)
-            against = reference(state.base, plan.size, plan.stop or state.base.size)
-            kept.append(from_blob(blob, state.model.layout, against if wanted else None, edge.cap_bytes))
+            base = serve.base_of(edge, state, plan.level)
+            against = reference(base, plan.size, plan.stop or base.size) if wanted else None
+            kept.append(from_blob(blob, state.model.layout, against, edge.cap_bytes, view=edge.view))
         except PeerError:
             pass  # damaged, or of another round: go on from what is here
     session = _newest(ticket, kept, ctx.now)
@@ -100,7 +101,7 @@ def stored(edge: Edge, state: State, src: str, body: Stored, ctx: Context) -> Ou
     if not held.owner or ticket is None or body.epoch != held.epoch or src != ticket.src or held.attached:
         return state, ()
     try:
-        session = from_blob(body.blob, state.model.layout, None, edge.cap_bytes, src)
+        session = from_blob(body.blob, state.model.layout, None, edge.cap_bytes, src, edge.view)
     except PeerError:
         return state, ()
     if session.device != body.device or session.round != ticket.round:
@@ -145,7 +146,7 @@ def _carried(edge: Edge, state: State, device: str, body: Attach) -> State:
     try:
         about = f"{edge.job} {device} {ticket.epoch - 1}".encode()
         blob = unseal(body.carried, private_of(edge.key), about, device)
-        session = from_blob(blob, state.model.layout, None, edge.cap_bytes, device)
+        session = from_blob(blob, state.model.layout, None, edge.cap_bytes, device, edge.view)
     except PeerError:
         return state
     if session.device != device or digest(session, False) != ticket.digest:
@@ -209,9 +210,9 @@ def _answer(edge: Edge, state: State, device: str, body: Attach, session: Sessio
     """Tell the device from where to go on, or just go on where it has brought the next batch."""
     held, holds = state.of(device), _holds(body, session)
     if session.finished:
-        return state, (Send(device, Closed(session.round, held.epoch)), *serve.told(state, device))
+        return state, (Send(device, Closed(session.round, held.epoch)), *serve.told(edge, state, device))
     if not holds:
-        return state, (serve.begun(state, held, device),) if state.base is not None else ()
+        return state, (serve.begun(edge, state, held, device),) if state.base is not None else ()
     ahead = held.batch is not None and held.batch.is_of(session)
     if ahead and (body.round, body.applied) == (session.round, session.next):
         return serve.step(edge, state, device, ctx)

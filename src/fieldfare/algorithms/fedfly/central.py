@@ -15,11 +15,12 @@ from fieldfare.algorithms.fedfly.handover import Commit, Committed, Denied, Fetc
 from fieldfare.algorithms.fedfly.merge import merged
 from fieldfare.algorithms.fedfly.messages import Close, Plan, Round, Train, Update
 from fieldfare.algorithms.fedfly.tickets import Ticket, countersigned, is_signed, key_of, told
+from fieldfare.algorithms.fedfly.widths import layout_at, part_of, places_at
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Send, Stop, Wake
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Left, Received, Started, Woke
-from fieldfare.core.params import Params
+from fieldfare.core.params import Params, View
 
 _MOST_TRIES = 40
 
@@ -69,7 +70,8 @@ class Central:
     one is better there, from the round behind a move on. `secret`: the job's, from which the edges' keys are made.
     After `deadline_s` a round goes on without those who are missing: dropped, or with `late="half"` with the server
     half there is, by its samples. Every `patience_s` the edges are asked again; an edge that has not answered `tries`
-    times has its sessions given to others. `evaluate`: central evaluations of each mean.
+    times has its sessions given to others. `evaluate`: central evaluations of each mean. `view`: the sub-models that
+    the levels of plans, and `levels` of those in `whole`, name; the mean is then over those who cover a number.
     """
 
     rounds: int
@@ -85,6 +87,8 @@ class Central:
     ttl_s: float = 86400.0
     evaluate: tuple[str, ...] = ()
     elsewhere: Mapping[str, Mapping[str, Plan]] = field(default_factory=dict[str, Mapping[str, Plan]])
+    view: View | None = None
+    levels: Mapping[str, int] = field(default_factory=dict[str, int])
     messages: ClassVar[Message | None] = None
     """For those who store what is under way: the types of all that is said."""
 
@@ -100,6 +104,9 @@ class Central:
             raise UsageError(f"Central: {both[0]!r} is in plans and in whole: a device trains split or whole.")
         if self.deadline_s is not None and not self.deadline_s > 0.0:
             raise UsageError(f"Central(deadline_s={self.deadline_s}): use seconds above 0, or None.")
+        every = (self.plans, *self.elsewhere.values())
+        if self.view is None and (self.levels or any(p.level is not None for ps in every for p in ps.values())):
+            raise UsageError("Central(view=None): plans name levels of a model; give the view that has them.")
 
     def init(self, model: Params) -> State:
         return State(model)
@@ -140,7 +147,8 @@ class Central:
                 mine = src == device in self.whole or (
                     owner is not None and owner.epoch == epoch and (src == owner.edge or (nothing and src == device))
                 )
-                whole = body.vector.shape == state.model.vector.shape and (body.only is None or state.closing)
+                size = layout_at(self.view, self._level(state, device), state.model.layout).size
+                whole = body.vector.shape == (size,) and (body.only is None or state.closing)
                 fits = whole or nothing
                 if not mine or not fits or device in state.updates:
                     return state, ()
@@ -181,7 +189,7 @@ class Central:
         plan = {device: self._plan(device, state.owners[device].edge) for device in self.plans}
         state = replace(state, round=round_, plan=plan, updates={}, replicas={}, closing=False, tries=0)
         out: list[Effect] = [Send(edge, self._round(state, edge)) for edge in state.edges]
-        out += [Send(device, Train(round_, state.model, steps)) for device, steps in self.whole.items()]
+        out += [self._train(state, device) for device in self.whole]
         if self.deadline_s is not None:
             out.append(Wake(self.deadline_s, ("deadline", round_)))
         state, more = self._timed(state)
@@ -195,6 +203,16 @@ class Central:
         """How a device trains with an edge."""
         return self.elsewhere.get(edge, {}).get(device, self.plans[device])
 
+    def _level(self, state: State, device: str) -> int | None:
+        """The level of the model that a device has in this round."""
+        plan = state.plan.get(device)
+        return self.levels.get(device) if plan is None else plan.level
+
+    def _train(self, state: State, device: str) -> Send:
+        """What a device that trains without an edge is sent."""
+        model = part_of(self.view, self.levels.get(device), state.round, state.model)
+        return Send(device, Train(state.round, model, self.whole[device]))
+
     def _missing(self, state: State) -> list[str]:
         return [device for device in (*self.plans, *self.whole) if device not in state.updates]
 
@@ -203,7 +221,8 @@ class Central:
 
     def _over(self, state: State, ctx: Context) -> Out:
         away = tuple(sorted({*state.away, *self._missing(state)}))
-        model = merged(state.model, state.updates)
+        found = {d: places_at(self.view, self._level(state, d), state.round, state.model) for d in state.updates}
+        model = merged(state.model, state.updates, {d: one for d, one in found.items() if one is not None})
         state, out = self._open(replace(state, model=model, away=away), ctx)
         published = state.round - 1 if len(out) > 1 else state.round
         return state, (Publish(model, published, self.evaluate), *out)
@@ -230,8 +249,7 @@ class Central:
         out: list[Effect] = [Send(edge, self._round(state, edge)) for edge in edges]
         tickets = [(device, state.owners[device].ticket) for device in missing if device in state.owners]
         out += [Send(device, Committed(t, state.round)) for device, t in tickets if t is not None]
-        whole = [device for device in missing if device in self.whole]
-        out += [Send(device, Train(state.round, state.model, self.whole[device])) for device in whole]
+        out += [self._train(state, device) for device in missing if device in self.whole]
         silent = {edge: state.silent.get(edge, 0) + 1 for edge in edges}
         state, more = self._timed(replace(state, tries=state.tries + 1, silent=silent))
         for edge in edges:

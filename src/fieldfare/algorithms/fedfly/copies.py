@@ -11,17 +11,20 @@ stays large, while the batches are few.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fieldfare.algorithms.fedfly import tensors
+from fieldfare.algorithms.fedfly import serve, tensors
 from fieldfare.algorithms.fedfly.held import Batch, Leave, State, checksum
 from fieldfare.algorithms.fedfly.messages import Ends, Forward
 from fieldfare.algorithms.fedfly.policies import PreCopy, StopAndCopy
 from fieldfare.algorithms.fedfly.session import Session, fields, from_blob, reference, to_blob
 from fieldfare.algorithms.fedfly.tensors import Array
 from fieldfare.core.errors import PeerError
+
+if TYPE_CHECKING:
+    from fieldfare.algorithms.fedfly.edge import Edge
 
 MOST_PAGES = 1 << 16
 
@@ -31,34 +34,38 @@ def pages_of(blob: bytes, page_bytes: int) -> int:
     return max(1, -(-len(blob) // page_bytes))
 
 
-def base_of(state: State, leave: Leave, session: Session) -> dict[str, Array] | None:
+def base_of(edge: Edge, state: State, leave: Leave, session: Session) -> dict[str, Array] | None:
     """What a copy may be a difference from: the round's global model, where both edges hold it."""
     if leave.against != session.round or state.base is None or state.round != session.round:
         return None
-    return reference(state.base, session.size, session.stop)
+    return reference(serve.base_of(edge, state, session.level), session.size, session.stop)
 
 
-def copy_of(state: State, leave: Leave, session: Session) -> tuple[bytes, int]:
+def copy_of(edge: Edge, state: State, leave: Leave, session: Session) -> tuple[bytes, int]:
     """(a live copy, how many batches it is made of): a difference from the one before, or from the global model.
 
     Without the last gradient; 0 batches: the difference itself.
     """
-    against = base_of(state, leave, session) if leave.copied is None else fields(leave.copied, False)
+    against = base_of(edge, state, leave, session) if leave.copied is None else fields(leave.copied, False)
     blob, batches = to_blob(session, against, gradient=False), batches_of(leave, session)
     return (batches, len(leave.log)) if batches is not None and len(batches) < len(blob) else (blob, 0)
 
 
-def last_of(state: State, leave: Leave, session: Session, gradient: bool, alone: bool = False) -> tuple[bytes, Session]:
+def last_of(
+    edge: Edge, state: State, leave: Leave, session: Session, gradient: bool, alone: bool = False
+) -> tuple[bytes, Session]:
     """The frozen session as bytes, and as it will come out; `alone`: without anything the destination must hold."""
     policy, against = leave.policy, None
     packed = isinstance(policy, PreCopy) or (isinstance(policy, StopAndCopy) and policy.compress)
     if leave.copied is not None and leave.copied.round == session.round and not alone:
         against = fields(leave.copied, False)
     elif packed and not alone:
-        against = base_of(state, leave, session)
+        against = base_of(edge, state, leave, session)
     lossy = policy.lossy if isinstance(policy, PreCopy) else "none"
     blob = to_blob(session, against, lossy, gradient, 1 if packed else 0)
-    return blob, from_blob(blob, state.model.layout, against) if lossy != "none" else session
+    if lossy == "none":
+        return blob, session
+    return blob, from_blob(blob, state.model.layout, against, view=edge.view)
 
 
 def batches_of(leave: Leave, session: Session) -> bytes | None:

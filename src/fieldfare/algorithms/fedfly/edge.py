@@ -39,7 +39,7 @@ from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Send
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Moved, Received, Started, Woke
-from fieldfare.core.params import Params
+from fieldfare.core.params import Params, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Edge:
     deadlines; with `ingress_bytes_per_s` a session that cannot be here by its deadline is refused. `grant_s`: for how
     long a turn to send is kept. `relays`: through the centre where the other edge does not answer. `replica_every`
     batches the centre gets a copy (0: never). `ttl_s`: a parked session and a ticket are dropped after it. `seals`:
-    sealed sessions are taken, which needs `cryptography`.
+    sealed sessions are taken, which needs `cryptography`. `view`: the sub-models that the levels of plans name.
     """
 
     key: bytes = b""
@@ -72,6 +72,7 @@ class Edge:
     ttl_s: float = 86400.0
     cap_bytes: int = CAP_BYTES
     page_bytes: int = 1 << 17
+    view: View | None = None
     messages: ClassVar[Message | State | None] = None
     """For those who store what is under way: the types of all that is said and held."""
 
@@ -147,7 +148,7 @@ class Edge:
             case Round() if src == state.central:
                 return self._round(state, body, ctx)
             case Close(device, round_) if src == state.central and round_ == state.round:
-                return state, serve.part(state, device)
+                return state, serve.part(self, state, device)
             case Committed(ticket) if src == state.central and ticket.dst == ctx.me:
                 state, out = attach.committed(self, state, body, ctx)
                 return self._further(state, out, ticket.device, ctx)
@@ -207,9 +208,9 @@ class Edge:
 
     def _spoiled(self, state: State, device: str, ctx: Context) -> Out:
         """A step gave what is not finite, as it would again: the round is over for the session, and counts nothing."""
-        state, closed = serve.spoiled(state, device)
+        state, closed = serve.spoiled(self, state, device)
         if state.of(device).leave is None:
-            return state, (*closed, *serve.told(state, device))
+            return state, (*closed, *serve.told(self, state, device))
         state, out = give.cancel(self, state, device, ctx)
         return state, (*closed, *out)
 
@@ -241,7 +242,7 @@ class Edge:
         for device, held in state.held.items():
             if held.owner and not held.frozen and held.attached and not held.restore:
                 done = held.session is not None and held.session.round == state.round and held.session.finished
-                state, more = (state, serve.told(state, device)) if done else serve.begin(self, state, device)
+                state, more = (state, serve.told(self, state, device)) if done else serve.begin(self, state, device)
                 out += more
                 if not done and held.wants:
                     state, more = leave.start(self, state, device, ctx)

@@ -107,7 +107,7 @@ def final(edge: Edge, state: State, device: str, ctx: Context) -> Out:
     assert session is not None
     carried = leave.policy.route == "carry" and bool(leave.public)
     gradient = leave.withheld or held.last_s + edge.patience_s < ctx.now
-    blob, sent = copies.last_of(state, leave, session, gradient, carried)
+    blob, sent = copies.last_of(edge, state, leave, session, gradient, carried)
     kept = replace(sent, grad=session.grad, between=session.between)
     if carried:
         about = f"{edge.job} {device} {held.epoch}".encode()

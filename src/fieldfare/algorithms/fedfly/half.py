@@ -95,6 +95,7 @@ def _run(state: State, stage: Stage, leaves: tuple[str, ...], inputs: Mapping[st
     config: dict[str, Scalar] = {"seq": state.seq, "round": state.round, "cut": state.plan.cut}
     config |= {"tail": state.plan.tail} if state.plan.tail else {}
     config |= {"steps": state.plan.steps} if state.plan.steps else {}
+    config |= {} if state.plan.level is None else {"level": state.plan.level}
     serial, model, slots = state.serial + 1, state.lower, state.slots
     if state.pending is not None and model is not None:
         model, slots = model.replace(state.pending[0]), state.pending[1]

@@ -106,7 +106,7 @@ def _copy(edge: Edge, state: State, device: str, ctx: Context) -> Out:
     held, leave = under_way(state, device)
     session = held.session
     assert session is not None
-    blob, batches = copies.copy_of(state, leave, session)
+    blob, batches = copies.copy_of(edge, state, leave, session)
     leave = replace(
         leave, phase="pre", blob=blob, batches=batches, digest=digest(session) if batches else "", copied=session,
         log=(), page=0, acked=(),

@@ -27,7 +27,8 @@ Array = NDArray[Any]
 class Plan:
     """How a device trains in a round: cut at `cut`, behind `size` parameters; `steps` batches (0: as its data are).
 
-    In a U the device also has what is behind `tail`, from parameter `stop` on, so that labels stay with it.
+    In a U the device also has what is behind `tail`, from parameter `stop` on, so that labels stay with it. `level`: of
+    the view of the nodes, whose sub-model is cut (None: the whole model); `size` and `stop` are numbers of that.
     """
 
     cut: str
@@ -35,6 +36,7 @@ class Plan:
     steps: int = 0
     tail: str = ""
     stop: int = 0
+    level: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,9 +63,10 @@ class Train:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """To the centre: what `device` made of the round's model, `vector` float32 `[P]`, from `samples` examples.
+    """To the centre: what `device` made of its part of the round's model, `vector` float32 `[P]`, from `samples`
+    examples.
 
-    `only`: the range of parameters it has, where a device has vanished and the server half alone is known.
+    `only`: the range of those parameters it has, where a device has vanished and the server half alone is known.
     """
 
     device: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from fieldfare.algorithms.fedfly.central import Central
 from fieldfare.algorithms.fedfly.device import Device
@@ -19,9 +19,11 @@ from fieldfare.algorithms.fedfly.nodes import Nodes, nodes
 from fieldfare.algorithms.fedfly.policies import Policy, PreCopy
 from fieldfare.core.algorithm import LocalSteps
 from fieldfare.core.errors import UsageError
+from fieldfare.core.params import View
 from fieldfare.core.settings import settings
 
 Cut = str | int
+Width = Literal["plan"] | int
 _COUNTS = ("rounds", "edges", "lanes", "capacity", "arrivals", "replica_every")
 _PATIENCE = 30.0
 """How much more patient the centre is than edges and devices: it asks again with a whole model."""
@@ -40,6 +42,12 @@ class FedFly:
     `replan`: from the round after a move on, a planned cut is that for the new edge (a cut decides on bits).
     `policy`: how sessions follow: `Restart()` (SplitFed), `StopAndCopy()` (FedFly), `PreCopy()` (ours), `Cheapest(...)`
     (by the move). `homes`: the edge each device begins at (None: as the mobility says, or in turn).
+
+    `width`: of a model that is a family (`submodels(split_net(...), levels)`): the level that a device and its edge
+    train together, by its number in `levels`, or "plan": the largest that has a cut (of those `cut` allows) whose
+    layers fit the device's memory, whose rest fits the edge's, and which is done by the deadline; a tuple gives each
+    device its own; None: the whole model. `rule`: which channels a level has (`work.submodel.rules`; None: the first).
+    What a device does not have stays as others leave it. With `replan` a planned width is for the new edge, too.
 
     `deadline_s`: a round goes on without who is missing then: `late` "drop", or "half", with the server half there is.
     `patience_s`: after how long without an answer edges and devices ask again (longer than a batch and a session take).
@@ -62,6 +70,8 @@ class FedFly:
     capacity: int | None = None
     arrivals: int | None = None
     replica_every: int = 0
+    width: Width | tuple[Width, ...] | None = None
+    rule: Any = None
     name: ClassVar[str] = "fedfly"
 
     def __post_init__(self) -> None:
@@ -73,6 +83,8 @@ class FedFly:
             value = getattr(self, name)
             if value is not None and not value > 0.0:
                 raise UsageError(f"FedFly({name}={value}): use seconds above 0.")
+        if self.width is None and self.rule is not None:
+            raise UsageError("FedFly(rule=...) says which channels a level has: give width='plan', or levels, too.")
         self.nodes(max(len(self.cut) if isinstance(self.cut, tuple) else 1, len(self.homes or ()), 1))
 
     def cuts(self, devices: int) -> tuple[Cut | None, ...]:
@@ -82,15 +94,26 @@ class FedFly:
             raise UsageError(f"FedFly(cut=...) names {len(cuts)} cuts and the data has {devices} clients: one each.")
         return cuts
 
+    def widths(self, devices: int) -> tuple[Width | None, ...]:
+        """What is said of each device's width."""
+        widths = self.width if isinstance(self.width, tuple) else (self.width,) * devices
+        if len(widths) != devices:
+            raise UsageError(
+                f"FedFly(width=...) names {len(widths)} widths and the data has {devices} clients: one each."
+            )
+        return widths
+
     def bound(
         self, plans: Mapping[int, Plan], devices: int, homes: Mapping[int, int] | None = None, secret: bytes = b"",
-        elsewhere: Mapping[int, Mapping[int, Plan]] | None = None,
+        elsewhere: Mapping[int, Mapping[int, Plan]] | None = None, view: View | None = None,
+        levels: Mapping[int, int] | None = None,
     ) -> Bound:  # fmt: skip
         """With the cut of each device that is not to train whole, and the edge each begins at, where that is known.
 
-        `elsewhere`: `{edge: {device: cut}}`, for those to be planned again.
+        `elsewhere`: `{edge: {device: cut}}`, for those to be planned again. `view`: the sub-models that the levels of
+        cuts, and `levels` of devices that train whole, name.
         """
-        return Bound(self, dict(plans), devices, dict(homes or {}), secret, dict(elsewhere or {}))
+        return Bound(self, dict(plans), devices, dict(homes or {}), secret, dict(elsewhere or {}), view, levels or {})
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """The centre, the edges and `devices` devices, with plans that name no cut yet."""
@@ -112,6 +135,8 @@ class Bound:
     homes: Mapping[int, int]
     secret: bytes = b""
     elsewhere: Mapping[int, Mapping[int, Plan]] = field(default_factory=dict[int, Mapping[int, Plan]])
+    view: View | None = None
+    levels: Mapping[int, int] = field(default_factory=dict[int, int])
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """The centre, the edges and the devices."""
@@ -123,10 +148,11 @@ class Bound:
             elsewhere={
                 f"edge/{j}": {f"device/{i}": plan for i, plan in plans.items()} for j, plans in self.elsewhere.items()
             },
+            view=self.view, levels={f"device/{i}": level for i, level in self.levels.items()},
         )  # fmt: skip
         edge = Edge(
             policy=m.policy, patience_s=m.patience_s, retry_s=m.patience_s, lanes=m.lanes, capacity=m.capacity,
-            arrivals=m.arrivals, replica_every=m.replica_every,
+            arrivals=m.arrivals, replica_every=m.replica_every, view=self.view,
         )  # fmt: skip
         return nodes(central, edge, Device(m.patience_s, hint_s=m.hint_s), m.edges)
 

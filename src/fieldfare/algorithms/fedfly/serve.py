@@ -27,13 +27,26 @@ from fieldfare.algorithms.fedfly.messages import (
     Update,
 )
 from fieldfare.algorithms.fedfly.session import Session, device_half, joined, opened, reference, to_blob
+from fieldfare.algorithms.fedfly.widths import layout_at, part_of
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Run, Scalar, Send
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import Collect
+from fieldfare.core.params import Layout, Params
 
 if TYPE_CHECKING:
     from fieldfare.algorithms.fedfly.edge import Edge
+
+
+def base_of(edge: Edge, state: State, level: int | None) -> Params:
+    """What a session of that level began from in the edge's round, which is open: the global model, or its part."""
+    assert state.base is not None
+    return part_of(edge.view, level, state.round, state.base)
+
+
+def layout_of(edge: Edge, state: State, session: Session) -> Layout:
+    """The layout of both halves of a session."""
+    return layout_at(edge.view, session.level, state.model.layout)
 
 
 def begin(edge: Edge, state: State, device: str) -> Out:
@@ -43,21 +56,21 @@ def begin(edge: Edge, state: State, device: str) -> Out:
         return state, ()
     session = held.session
     if session is None or session.round < state.round:
-        session = opened(edge.job, device, state.round, held.epoch, state.base, plan)
+        session = opened(edge.job, device, state.round, held.epoch, base_of(edge, state, plan.level), plan)
         held = replace(held, session=session, busy=0, batch=None)
         state = state.put(device, held)
     elif session.round > state.round or session.next:
         return state, ()
-    return state, (begun(state, held, device),)
+    return state, (begun(edge, state, held, device),)
 
 
-def begun(state: State, held: Held, device: str) -> Effect:
+def begun(edge: Edge, state: State, held: Held, device: str) -> Effect:
     """What a device needs to train from the start of a round."""
     session = held.session
-    assert state.base is not None
     assert session is not None
-    lower = device_half(state.base, session.size, session.stop)
-    plan = state.plan.get(device) or Plan(session.cut, session.size, session.steps, session.tail, session.stop)
+    lower = device_half(base_of(edge, state, session.level), session.size, session.stop)
+    own = Plan(session.cut, session.size, session.steps, session.tail, session.stop, session.level)
+    plan = state.plan.get(device) or own
     return Send(device, Begin(session.round, held.epoch, lower, plan))
 
 
@@ -142,7 +155,7 @@ def redirect(held: Held, device: str, round_: int, epoch: int) -> Effect:
     return Send(device, Unknown(round_, epoch))
 
 
-def computation(state: State, session: Session, batch: Batch, serial: int, me: str) -> Run:
+def computation(edge: Edge, state: State, session: Session, batch: Batch, serial: int, me: str) -> Run:
     """The step of a batch; in a U, as long as its end is not there, what is before it."""
     up, middle = batch.forward, bool(session.tail) and batch.ends is None
     config: dict[str, Scalar] = {
@@ -150,13 +163,15 @@ def computation(state: State, session: Session, batch: Batch, serial: int, me: s
     }  # fmt: skip
     config |= {"tail": session.tail} if session.tail else {}
     config |= {"steps": up.steps} if up.steps else {}
+    config |= {} if session.level is None else {"level": session.level}
     inputs: dict[str, Any] = {"act": up.act}
     if not middle:
         inputs |= {"y": up.y} if batch.ends is None else {"g": batch.ends.grad}
         inputs |= {"slots": session.slots} if session.slots.size else {}
     work, leaves = ("middle", ("act",)) if middle else ("step", ("model", "slots", "g"))
     return Run(
-        f"split/{work}", (me,), ("fedfly", serial), session.model(state.model.layout), config=config, inputs=inputs,
+        f"split/{work}", (me,), ("fedfly", serial), session.model(layout_of(edge, state, session)), config=config,
+        inputs=inputs,
         reduce={leaf: Collect() for leaf in leaves}, key=session.words,
     )  # fmt: skip
 
@@ -187,7 +202,7 @@ def step(edge: Edge, state: State, device: str, ctx: Context) -> Out:
         queue = state.queue if device in state.queue else (*state.queue, device)
         return replace(state, queue=queue), ()
     serial = state.serial + 1
-    run = computation(state, session, batch, serial, ctx.me)
+    run = computation(edge, state, session, batch, serial, ctx.me)
     held = replace(held, busy=serial)
     running = {**state.running, serial: (device, session.round, held.epoch, session.next)}
     queue = tuple(one for one in state.queue if one != device)
@@ -217,12 +232,12 @@ def stepped(edge: Edge, state: State, serial: int, event: Gathered, ctx: Context
     return state.put(device, held), device
 
 
-def spoiled(state: State, device: str) -> Out:
+def spoiled(edge: Edge, state: State, device: str) -> Out:
     """The session is over with nothing to count, since what it trains is not finite; the device is told."""
     held = state.of(device)
     session = held.session
     assert session is not None
-    lower = np.zeros(state.model.size - len(session.upper), np.float32)
+    lower = np.zeros(layout_of(edge, state, session).size - len(session.upper), np.float32)
     over = replace(session, lower=lower, samples=0.0, loss=0.0, grad=None, between=None)
     state = state.put(device, replace(held, session=over, busy=0, batch=None))
     return state, (Send(device, Closed(session.round, held.epoch)),)
@@ -236,7 +251,8 @@ def down(edge: Edge, state: State, device: str) -> Out:
     assert session.grad is not None
     out: list[Effect] = [Send(device, Backward(session.round, held.epoch, session.next - 1, session.grad))]
     if edge.replica_every and session.next % edge.replica_every == 0 and state.base is not None:
-        blob = to_blob(session, reference(state.base, session.size, session.stop), gradient=False)
+        base = base_of(edge, state, session.level)
+        blob = to_blob(session, reference(base, session.size, session.stop), gradient=False)
         out.append(Send(state.central, Replica(device, session.round, held.epoch, session.next, blob)))
     return state, out
 
@@ -262,7 +278,7 @@ def finish(edge: Edge, state: State, device: str, body: Finish) -> Out:
     if (
         session.round < body.round
         or session.next != session.steps
-        or len(body.lower) + len(session.upper) != state.model.size
+        or len(body.lower) + len(session.upper) != layout_of(edge, state, session).size
     ):
         return state, (Send(device, Unknown(body.round, body.epoch)),)
     if held.frozen:
@@ -271,29 +287,29 @@ def finish(edge: Edge, state: State, device: str, body: Finish) -> Out:
         session = replace(session, lower=body.lower, grad=None, between=None)
         state = state.put(device, replace(held, session=session, attached=True))
     closed = Send(device, Closed(session.round, held.epoch))
-    return state, (closed, *told(state, device))
+    return state, (closed, *told(edge, state, device))
 
 
-def told(state: State, device: str) -> tuple[Effect, ...]:
+def told(edge: Edge, state: State, device: str) -> tuple[Effect, ...]:
     """A finished session of the edge's round, for the centre."""
     held = state.of(device)
     session = held.session
     if not held.owner or held.frozen or session is None or session.lower is None or session.round != state.round:
         return ()
-    vector = joined(session, state.model.size)
+    vector = joined(session, layout_of(edge, state, session).size)
     update = Update(device, session.round, held.epoch, vector, session.samples, session.loss)
     return (Send(state.central, update),)
 
 
-def part(state: State, device: str) -> tuple[Effect, ...]:
+def part(edge: Edge, state: State, device: str) -> tuple[Effect, ...]:
     """What there is of a session whose device is not waited for: the server half, with the examples it has seen."""
     held = state.of(device)
     session = held.session
     if not held.owner or session is None or session.round != state.round or not session.samples:
         return ()
     if session.finished:
-        return told(state, device)
-    vector, only = joined(session, state.model.size), (session.size, session.stop)
+        return told(edge, state, device)
+    vector, only = joined(session, layout_of(edge, state, session).size), (session.size, session.stop)
     update = Update(device, session.round, held.epoch, vector, session.samples, session.loss, only)
     return (Send(state.central, update),)
 
@@ -307,5 +323,5 @@ def go_on(edge: Edge, state: State, device: str, ctx: Context) -> Out:
     if session is None or session.round < state.round:
         return begin(edge, state, device)
     if session.finished:
-        return state, told(state, device)
+        return state, told(edge, state, device)
     return step(edge, state, device, ctx)

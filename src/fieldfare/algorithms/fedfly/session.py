@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from fieldfare.algorithms.fedfly import tensors
 from fieldfare.algorithms.fedfly.messages import Plan
 from fieldfare.algorithms.fedfly.tensors import CAP_BYTES, Array, Lossy
+from fieldfare.algorithms.fedfly.widths import layout_at
 from fieldfare.core.errors import PeerError, UsageError
-from fieldfare.core.params import Layout, Params
+from fieldfare.core.params import Layout, Params, View
 
 F32 = NDArray[np.float32]
 
@@ -32,8 +33,9 @@ _REAL = ("loss", "samples", "expires_s")
 class Session:
     """The server half of `device` in `round`, before batch number `next` of `steps`.
 
-    `model_hash`: of the layout of the whole model; `cut`: where it is cut, by name: the server has parameters `size` to
-    `stop`, in a U up to the `tail`. `steps` is 0 until the device has said. `upper` float32 `[stop - size]`; `slots`
+    `model_hash`: of the layout of the device's model, both halves; `cut`: where it is cut, by name: the server has
+    parameters `size` to `stop`, in a U up to the `tail`. `level`: of the nodes' view, where that model is a part of the
+    global one. `steps` is 0 until the device has said. `upper` float32 `[stop - size]`; `slots`
     float32 `[S]`, the optimiser's (empty: none yet); `position`: the round at which the schedule of the learning rate
     is; `key`: the randomness of the server half, of which every batch uses its own part. `grad`: gradient of batch
     `next - 1` as it went down, and in a U what came `between` (None: none, or left behind). `loss`: sum over the
@@ -62,6 +64,7 @@ class Session:
     samples: float = 0.0
     lower: F32 | None = None
     expires_s: float = float("inf")
+    level: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -73,7 +76,7 @@ class Session:
         return tuple(self.key.split("\x1f"))
 
     def model(self, layout: Layout) -> Params:
-        """The server half as a model."""
+        """The server half as a model; `layout` is that of both halves."""
         return Params(self.upper, halves(layout, self.size, self.stop)[1])
 
 
@@ -114,12 +117,15 @@ def joined(session: Session, total: int) -> F32:
 
 
 def opened(job: str, device: str, round_: int, epoch: int, base: Params, plan: Plan) -> Session:
-    """A session at the start of a round, from the global model; the optimiser begins anew."""
+    """A session at the start of a round, from `base`, the global model or the device's part of it.
+
+    The optimiser begins anew.
+    """
     key = "\x1f".join(("split", device, str(round_)))
     stop = plan.stop or base.size
     return Session(
         job, device, round_, epoch, layout_hash(base.layout), plan.cut, plan.tail, plan.size, stop, plan.steps, 0,
-        base.vector[plan.size : stop], NO_SLOTS, round_, key,
+        base.vector[plan.size : stop], NO_SLOTS, round_, key, level=plan.level,
     )  # fmt: skip
 
 
@@ -132,6 +138,8 @@ def fields(session: Session, gradient: bool = True) -> dict[str, Array]:
         out[name] = np.array(getattr(session, name), np.int64)
     for name in _REAL:
         out[name] = np.array(getattr(session, name), np.float64)
+    if session.level is not None:
+        out["level"] = np.array(session.level, np.int64)
     out["upper"], out["slots"] = session.upper, session.slots
     if session.lower is not None:
         out["lower"] = session.lower
@@ -141,7 +149,7 @@ def fields(session: Session, gradient: bool = True) -> dict[str, Array]:
 
 
 def reference(base: Params, size: int, stop: int) -> dict[str, Array]:
-    """What both edges know of every session of a round with that cut: the server half it started from."""
+    """What both edges know of every session of a round with that cut of `base`: the server half it started from."""
     return {"upper": base.vector[size:stop]}
 
 
@@ -154,9 +162,10 @@ def to_blob(
 
 
 def from_blob(
-    blob: bytes, layout: Layout, against: dict[str, Array] | None = None, cap_bytes: int = CAP_BYTES, src: str = "peer"
-) -> Session:
-    """The session behind `blob`, built from nothing else; `layout` is the job's whole model.
+    blob: bytes, layout: Layout, against: dict[str, Array] | None = None, cap_bytes: int = CAP_BYTES, src: str = "peer",
+    view: View | None = None,
+) -> Session:  # fmt: skip
+    """The session behind `blob`, built from nothing else; `layout` is the job's whole model, `view` its levels.
 
     Errors: `PeerError` for bytes that are no session, or not one of this model.
     """
@@ -167,14 +176,15 @@ def from_blob(
 
     named = (*_TEXTS, *_WHOLE, *_REAL, "upper", "slots")
     missing = [name for name in named if name not in found]
-    if missing or set(found) - {*named, "lower", "grad", "between"}:
+    if missing or set(found) - {*named, "lower", "grad", "between", *(("level",) if view is not None else ())}:
         raise wrong(f"fields {', '.join(missing) or 'unknown'} are missing or too many")
     values: dict[str, Any] = {}
     try:
         for name in _TEXTS:
             values[name] = _of(found[name], np.uint8, 1).tobytes().decode()
-        for name in _WHOLE:
-            values[name] = int(_of(found[name], np.int64, 0))
+        for name in (*_WHOLE, "level"):
+            if name in found:
+                values[name] = int(_of(found[name], np.int64, 0))
         for name in _REAL:
             values[name] = float(_of(found[name], np.float64, 0))
         for name in ("upper", "slots", "lower"):
@@ -186,6 +196,10 @@ def from_blob(
     except (UnicodeDecodeError, ValueError) as error:
         raise wrong(str(error)) from None
     session = Session(**values)
+    try:
+        layout = layout_at(view, session.level, layout)
+    except (IndexError, KeyError, ValueError):
+        raise wrong(f"there is no level {session.level}") from None
     if session.model_hash != layout_hash(layout):
         raise wrong(f"it is of another model ({session.model_hash} is not {layout_hash(layout)})")
     legal = session.size in layout.offsets[1:-1] and session.stop in layout.offsets[1:]

@@ -57,8 +57,9 @@ class Side(ABC):
     """What the works share. An ask says, in `each`, `inputs` or `config`, in that order of precedence:
 
     `seq`, the batch's number in the round, from 0; `round` (for the schedule; or `lr`), `steps`, `epochs`; `cut`, by
-    number or name (else the one of the model's size where least crosses); `tail`, likewise, for a U; `count`, examples
-    in the batch, where only the asker knows (cost of what a server does); and the tensors that each work names.
+    number or name (else the one of the model's size where least crosses); `tail`, likewise, for a U; `level`, the net
+    that is cut, by its number among `levels` (else `net`); `count`, examples in the batch, where only the asker knows
+    (cost of what a server does); and the tensors that each work names.
     The randomness of the ask (`Run.key`) must be that of the device's round: it fixes order and chance of all batches.
     Nothing travels for these works, since nodes ask themselves: bytes are those of messages.
 
@@ -71,6 +72,7 @@ class Side(ABC):
     training: Training = field(default_factory=Training)
     cut: int | None = None
     tail: int | None = None
+    levels: tuple[SplitNet, ...] = ()
     name: ClassVar[str] = ""
     server: ClassVar[bool] = False
     trains: ClassVar[bool] = False
@@ -118,14 +120,22 @@ class Side(ABC):
 
     def split_of(self, told: Mapping[str, Any], size: int) -> Split:
         """The split an ask names; where it names none, that of a side of `size` numbers."""
-        which, tail = told.get("cut", self.cut), told.get("tail", self.tail)
+        which, tail, net = told.get("cut", self.cut), told.get("tail", self.tail), self.net_of(told)
         if which is None and tail is not None:
             raise UsageError(f"{self.name}: tail={tail!r} without a cut: name both.")
-        if which is not None:
-            cut = self.net.cut(which)
-        else:
-            cut = self.net.cut_of_size(self.net.layout.size - size if self.server else size)
-        return Split(self.net, cut, self.training, None if tail is None else self.net.cut(tail))
+        own = net.layout.size - size if self.server else size
+        cut = net.cut_of_size(own) if which is None else net.cut(which)
+        return Split(net, cut, self.training, None if tail is None else net.cut(tail))
+
+    def net_of(self, told: Mapping[str, Any]) -> SplitNet:
+        """The net an ask names; a level's number goes around, as in the views that have others for each client."""
+        if told.get("level") is None:
+            return self.net
+        if not self.levels:
+            raise UsageError(
+                f"{self.name}: level={told['level']!r} of a net without levels: give split_works(levels=)."
+            )
+        return self.levels[int(told["level"]) % len(self.levels)]
 
     def given(self, told: Mapping[str, Any], name: str) -> Any:
         """An input by name."""
@@ -174,7 +184,7 @@ class Side(ABC):
 
     def costs_alike(self, config: Mapping[str, Scalar]) -> Any:
         """What of a config the cost of an ask depends on."""
-        return tuple(config.get(name) for name in ("seq", "cut", "tail", "count"))
+        return tuple(config.get(name) for name in ("seq", "cut", "tail", "level", "count"))
 
     def steps(self, examples: I64, config: Mapping[str, Scalar]) -> I64:
         """Batches applied by one ask, `[n]`: 1, or 0 where nothing is trained."""

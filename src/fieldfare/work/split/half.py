@@ -75,7 +75,7 @@ class Half:
     ) -> None:
         self.storage = Storage(module, layout, channels_last)
         self.storage.module.train()
-        self.layout, self._clone, self._turned = layout, clone, turned
+        self.layout, self.clones, self.turned = layout, clone, turned
 
     def forward(self, model: F32, inputs: Sequence[Tensor]) -> Tensor:
         """The value at the end of this side, without a graph; running statistics of this batch are forgotten."""
@@ -115,10 +115,10 @@ class Half:
     def _laid(self, value: Tensor) -> Tensor:
         import torch
 
-        return value.contiguous(memory_format=torch.channels_last) if self._turned else value
+        return value.contiguous(memory_format=torch.channels_last) if self.turned else value
 
     def _call(self, inputs: Sequence[Tensor]) -> Tensor:
-        return self.storage.module(*([one.clone() for one in inputs] if self._clone else inputs))
+        return self.storage.module(*([one.clone() for one in inputs] if self.clones else inputs))
 
     def _stepped(self, slots: F32, grads: Sequence[Tensor], training: Training, lr: float) -> tuple[F32, F32]:
         import torch

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core.errors import UsageError
-from fieldfare.core.params import Params
+from fieldfare.core.params import Layout, Params
 from fieldfare.work import torch_resident as resident_
 from fieldfare.work.split.cuts import Cut, count_cuts
 from fieldfare.work.split.graph import Traced, between, changes_input, places, tensors, trace
@@ -25,6 +25,7 @@ from fieldfare.work.torch_net import TorchNet
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fieldfare.work.submodel.axes import Axes
     from fieldfare.work.torch_loss import Column
 
 F32 = NDArray[np.float32]
@@ -71,14 +72,70 @@ class SplitNet(TorchNet):
         import copy
 
         self._factory = None if given is module else module
-        self._module = copy.deepcopy(given)
+        self._split(copy.deepcopy(given))
+
+    def _split(self, module: nn.Module) -> None:
+        """Become the net of `module`, which nobody else holds, in order of execution."""
+        self._module = module
         self._traced: Traced | None = None
         self._cuts: tuple[Cut, ...] | None = None
         self._halves: dict[tuple[int, int], Half] = {}
+        self._plain_axes: Axes | None = None
         self.layout = self.traced.layout
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_traced": None, "_halves": {}}
+
+    def axes(self) -> Axes:
+        """The channel groups of the module, running statistics with the layers they are of; on `example`, once."""
+        from fieldfare.work.submodel.axes import Axes
+
+        if self._axes is None:
+            found, fixed = self._trained_axes(), dict(self._trained_axes().fixed)
+            params = {n: found.params[n] if n in found.params else fixed.pop(n) for n in self.layout.names}
+            self._axes = Axes(self.layout, found.groups, params, fixed, found.sites)
+        return self._axes
+
+    def _trained_axes(self) -> Axes:
+        """The same of the parameters alone, in the order of the module."""
+        from fieldfare.work.submodel.modules import of_module
+
+        if self._plain_axes is None:
+            if self.example is None:
+                raise UsageError(
+                    "the channels of a net are found on examples: give split_net(..., example={'x': ...}), or "
+                    "submodels(..., example=...)."
+                )
+            with resident_.one_thread(), resident_.own_randomness() as reseed:
+                reseed(0)
+                self._plain_axes = of_module(self._module, tuple(self._example()))
+        return self._plain_axes
+
+    def of(self, layout: Layout) -> SplitNet:
+        """The net of a sub-model's layout, which can be cut at the same places."""
+        import copy
+
+        from fieldfare.work.submodel.modules import of_layout
+
+        if layout == self.layout:
+            return self
+        if layout not in self._smaller:
+            found, shapes = self._trained_axes(), dict(zip(layout.names, layout.shapes, strict=True))
+            plain = Layout.of({name: shapes[name] for name in found.layout.names if name in shapes})
+            module = of_layout(self._module, found, plain, tuple(self._example()))
+            smaller = copy.copy(self)
+            smaller._factory = None
+            smaller._take(_without_statistics(module))
+            smaller._split(module)
+            if smaller.layout != layout:
+                raise UsageError(
+                    f"a model of {layout.size} numbers came to a net of {self.layout.size} that has no such sub-model: "
+                    "use a view of this net."
+                )
+            self._smaller[layout] = smaller
+        found = self._smaller[layout]
+        assert isinstance(found, SplitNet)
+        return found
 
     @property
     def traced(self) -> Traced:
@@ -176,7 +233,7 @@ class SplitNet(TorchNet):
 
         return self._columns(Block(columns, np.empty(0, np.int64), np.zeros(1, np.int64)))
 
-    def batch(self, inputs: list[Column], rows: NDArray[np.int64]) -> list[Tensor]:
+    def rows(self, inputs: list[Column], rows: NDArray[np.int64]) -> list[Tensor]:
         """Rows `[B]` of the inputs, behind the transform, which may draw from torch's generator."""
         batch = [column.take(rows) for column in inputs]
         return [self._transform(batch[0])] if callable(self._transform) else batch
@@ -210,7 +267,7 @@ class SplitNet(TorchNet):
         out = super().with_example(example)
         assert isinstance(out, SplitNet)
         if out is not self:
-            out._cuts, out._halves = None, {}
+            out._cuts, out._halves, out._plain_axes = None, {}, None
         return out
 
     def describe(self) -> Mapping[str, Any]:
@@ -230,7 +287,7 @@ class SplitNet(TorchNet):
         assert self.example is not None
         inputs, _ = self.columns({**{self.y: np.zeros(2)}, **self.example})
         rows = np.arange(2) % len(self.example[self.x[0]])
-        return [tensor.clone() for tensor in self.batch(inputs, rows)]
+        return [tensor.clone() for tensor in self.rows(inputs, rows)]
 
 
 def legal_cuts(

@@ -29,9 +29,10 @@ _TAIL = np.uint64(rng.derive(0, "split", "tail"))
 
 
 def split_works(
-    net: SplitNet, training: Training, cut: int | str | Cut | None = None, tail: int | str | Cut | None = None
-) -> dict[str, Side]:
-    """The works by name; `cut` and `tail` where an ask names none.
+    net: SplitNet, training: Training, cut: int | str | Cut | None = None, tail: int | str | Cut | None = None,
+    levels: tuple[SplitNet, ...] = (),
+) -> dict[str, Side]:  # fmt: skip
+    """The works by name; `cut` and `tail` where an ask names none; `levels`: nets of sub-models, by number.
 
     Errors: `UsageError` for settings that need all sides at once.
     """
@@ -42,7 +43,7 @@ def split_works(
         )
     numbers = [None if one is None else net.cut(one).number for one in (cut, tail)]
     kinds = (Forward, Step, Backward, Middle, Tail)
-    return {kind.name: kind(net, training, *numbers) for kind in kinds}
+    return {kind.name: kind(net, training, *numbers, levels) for kind in kinds}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,10 @@ class Forward(Side):
 
     def compute(self, cohort: Cohort, part: Part) -> tuple[dict[str, Any], int, dict[str, float]]:
         at, steps = self.rows(cohort, part)
-        inputs, target = self.net.columns(cohort.data.columns)
+        net = part.split.net
+        inputs, target = net.columns(cohort.data.columns)
         with stepping(self, part.seq):
-            value = self.net.half(None, part.split.cut).forward(_head(part), self.net.batch(inputs, at))
+            value = net.half(None, part.split.cut).forward(_head(part), net.rows(inputs, at))
         leaves = {"act": value.contiguous().numpy()}
         if part.split.tail is None:
             leaves["y"] = target.take(at).numpy().copy()
@@ -89,7 +91,7 @@ class Step(Side):
         u = split.tail is not None
         end = self.tensor(part, "g", split.tail) if split.tail else labelled(self.net, self.given(part.told, "y"))
         with stepping(self, part.seq):
-            half = self.net.half(split.cut, split.tail)
+            half = split.net.half(split.cut, split.tail)
             done = half.step(part.model, slots, [value], end, part.training, part.lr, further=True)
         metrics = {} if u else {"loss": done.loss, "loss_sum": done.loss * len(value)}
         return {"model": done.model, "slots": done.slots, "g": done.gradient}, len(value), metrics
@@ -115,10 +117,11 @@ class Backward(Side):
         _check_batch(self, part, "gradient", len(gradient), len(at))
         sizes = part.split.cut.size, len(part.model) - part.split.cut.size
         own, rest = self.given_slots(part, *sizes) if part.split.tail else (*self.given_slots(part, sizes[0]), None)
-        inputs, _ = self.net.columns(cohort.data.columns)
+        net = part.split.net
+        inputs, _ = net.columns(cohort.data.columns)
         with stepping(self, part.seq):
-            half = self.net.half(None, part.split.cut)
-            done = half.step(_head(part), own, self.net.batch(inputs, at), gradient, part.training, part.lr)
+            half = net.half(None, part.split.cut)
+            done = half.step(_head(part), own, net.rows(inputs, at), gradient, part.training, part.lr)
         if rest is None:
             return {"model": done.model, "slots": done.slots}, len(at), {}
         model = np.concatenate([done.model, part.model[sizes[0] :]])
@@ -140,7 +143,7 @@ class Middle(Side):
         tail = _tail(self, part)
         value = self.tensor(part, "act", part.split.cut)
         with stepping(self, part.seq):
-            out = self.net.half(part.split.cut, tail).forward(part.model, [value])
+            out = part.split.net.half(part.split.cut, tail).forward(part.model, [value])
         return {"act": out.contiguous().numpy()}, len(value), {}
 
     def costs(self, split: Split, examples: F64) -> F64:
@@ -167,7 +170,7 @@ class Tail(Side):
         _, target = self.net.columns(cohort.data.columns)
         end = labelled(self.net, target.take(at).numpy())
         with stepping(self, part.seq):
-            half = self.net.half(tail, None)
+            half = part.split.net.half(tail, None)
             done = half.step(part.model[first:], rest, [value], end, part.training, part.lr, further=True)
         model, slots = np.concatenate([_head(part), done.model]), np.concatenate([own, done.slots])
         metrics = {"loss": done.loss, "loss_sum": done.loss * len(at)}
