@@ -66,12 +66,12 @@ def classes_last(output: Tensor, y: Tensor) -> bool:
 
 def counted(output: Tensor, y: Tensor) -> Tensor:
     """Logits `[m, C]` of the targets that count, of `[B, C]`, `[B, T, C]` or `[B, C, ...]`; of -100 none."""
+    if y.dim() == output.dim():  # probabilities: every row counts
+        return output if output.dim() == 2 else output.movedim(1, -1).flatten(0, -2)
     if classes_last(output, y):
         output = output.flatten(0, -2)
     elif output.dim() > 2:
         output = output.movedim(1, -1).flatten(0, -2)
-    if y.dim() == output.dim():
-        return output
     some = y.reshape(-1) >= 0
     return output if bool(some.all()) else output[some]
 
