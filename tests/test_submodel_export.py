@@ -7,6 +7,7 @@ import pytest
 
 import fieldfare as ff
 from fieldfare.core.errors import UsageError
+from fieldfare.core.params import Params
 from fieldfare.store.models import read_model, write_model
 from fieldfare.work.submodel import TopNorm, export, submodels
 
@@ -113,3 +114,19 @@ def test_statistics_where_there_are_none_are_refused_in_one_line():
     family = vgg("group")
     with pytest.raises(UsageError, match="has no batch norm"):
         export(family, family.init(0), 0.5, data=columns("vgg"))
+
+
+def test_a_family_of_another_rule_is_cut_and_measured_by_that_rule():
+    family = submodels(ff.mlp(4, 8, 3), (1.0, 0.5), rule=TopNorm())
+    model = family.init(0)
+    vector = model.vector.copy()
+    where = next(where for name, where, _ in model.layout.items() if name == "0.weight")
+    vector[where] = np.repeat(np.arange(8, dtype=np.float32), 4)
+    model = Params(vector, model.layout)
+    kept = family.cut(model, 0.5).tensor("0.weight")
+    assert sorted(kept[:, 0].tolist()) == [4.0, 5.0, 6.0, 7.0]
+    columns = {"x": np.eye(4, dtype=np.float32), "y": np.zeros(4, np.int64)}
+    found = family.central(columns)(model)
+    assert found["loss@1/2"] == pytest.approx(family.evaluate_levels(model, columns)["1/2"]["loss"])
+    assert found["loss@1/2"] != submodels(ff.mlp(4, 8, 3), (1.0, 0.5)).central(columns)(model)["loss@1/2"]
+    assert family.view().rule == TopNorm()

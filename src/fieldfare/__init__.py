@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Job": "job", "Evaluation": "job", "Links": "sim.links", "Simulated": "job", "StopAt": "job", "Study": "study",
-    "Panel": "study", "Curve": "study", "Handovers": "study",
+    "Panel": "study", "Curve": "study", "Handovers": "study", "EqualCost": "study",
     "Sweep": "sweep", "Result": "run", "resume_run": "resume", "UsageError": "core.errors", "PeerError": "core.errors",
     "Sample": "core.quorum", "Everyone": "core.quorum", "Quorum": "core.quorum", "Params": "core.params",
     "Training": "work.net", "mlp": "work.dense", "DenseNet": "work.dense", "torch_net": "work.torch_net",
@@ -133,6 +133,7 @@ if TYPE_CHECKING:
     from fieldfare.run import Result as Result
     from fieldfare.sim.links import Links as Links
     from fieldfare.study import Curve as Curve
+    from fieldfare.study import EqualCost as EqualCost
     from fieldfare.study import Handovers as Handovers
     from fieldfare.study import Panel as Panel
     from fieldfare.study import Study as Study

@@ -77,14 +77,30 @@ class Handovers:
 
 
 @settings
+@dataclass(frozen=True)
+class EqualCost:
+    """Arms when each has spent the same: `situations` are `{title: (point on axis, {label: arm})}`.
+
+    `axis`: "virtual_s", "bytes", or another that claims know. `metrics` `{heading: metric}`, or several of which a run
+    has one: the report gives the first for all situations in one table, and all of them for each situation.
+    """
+
+    title: str
+    axis: str
+    situations: Mapping[str, tuple[float, Mapping[str, str]]]
+    metrics: Mapping[str, str | Sequence[str]] = field(default_factory=lambda: {"accuracy": "accuracy"})
+    note: str = ""
+
+
+@settings
 @dataclass(frozen=True, eq=False)
 class Study:
     """`arms`: `{name: job}`, or `{name: {seed: job}}` for bands. `claims`: a TOML file of claims to be checked.
 
     `panels` and `curves` compare arms of several nodes at a target, in the report, `handovers` arms in which devices
-    move; `shown` `{heading: arm or arm/seed}` are runs told in full there. `quick`: with `--quick` every arm runs its
-    first so many seeds only, and claims that ask for more are marked preliminary. `processes`: how many arms run at the
-    same time, each in a process of its own; no number depends on it.
+    move, `costs` arms that have spent the same; `shown` `{heading: arm or arm/seed}` are runs told in full there.
+    `quick`: with `--quick` every arm runs its first so many seeds only, and claims that ask for more are marked
+    preliminary. `processes`: how many arms run at the same time, each in a process of its own; no number depends on it.
     """
 
     arms: Mapping[str, Job | Mapping[str | int, Job]]
@@ -93,6 +109,7 @@ class Study:
     panels: Sequence[Panel] = ()
     curves: Sequence[Curve] = ()
     handovers: Sequence[Handovers] = ()
+    costs: Sequence[EqualCost] = ()
     shown: Mapping[str, str] = field(default_factory=dict[str, str])
     quick: int | None = None
     processes: int = 1
@@ -112,10 +129,11 @@ class Study:
         named = [arm for panel in self.panels for arm in panel.arms.values()]
         named += [arm for curve in self.curves for _, *pair in curve.points for arm in pair]
         named += [arm for moved in self.handovers for arm in (moved.still, *(arm for _, _, arm in moved.points))]
+        named += [arm for cost in self.costs for _, arms in cost.situations.values() for arm in arms.values()]
         for arm in [*named, *(one.partition("/")[0] for one in self.shown.values())]:
             if arm not in self.arms:
                 raise UsageError(
-                    f"Study: a panel, curve, handover or `shown` names the arm {arm!r}, which there is not."
+                    f"Study: a panel, curve, handover, cost or `shown` names the arm {arm!r}, which there is not."
                 )
         for panel in self.panels:
             if panel.baseline is not None and panel.baseline not in panel.arms:
@@ -213,7 +231,7 @@ class Study:
     def _told(self) -> dict[str, Any]:
         """What the report needs to know of a study beside its arms."""
         told: dict[str, Any] = {"quick": True} if self.is_quick else {}
-        for name in ("panels", "curves", "handovers"):
+        for name in ("panels", "curves", "handovers", "costs"):
             if listed := [settings_of(one) for one in getattr(self, name)]:
                 told[name] = listed
         return told | ({"shown": dict(self.shown)} if self.shown else {})
@@ -247,8 +265,8 @@ class Study:
         folder.write_json("config.json", {**headline, **config})
 
 
-def settings_of(one: Panel | Curve | Handovers) -> dict[str, Any]:
-    """A panel, a curve or handovers as plain JSON."""
+def settings_of(one: Panel | Curve | Handovers | EqualCost) -> dict[str, Any]:
+    """A panel, a curve, handovers or costs as plain JSON."""
     told = {f.name: getattr(one, f.name) for f in fields(one)}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
 

@@ -23,6 +23,7 @@ from fieldfare.report import page, plots, plots_clients, plots_data, plots_time,
 from fieldfare.report.arms import Arm
 from fieldfare.report.arms_work import read_arms, task_sections, tasks_section
 from fieldfare.report.claims import compute_claims
+from fieldfare.report.costs import cost_sections
 from fieldfare.report.handovers import handover_sections
 from fieldfare.report.node_sections import node_sections
 from fieldfare.report.page import Section, Tile
@@ -142,7 +143,7 @@ def _study_page(run: Run, *, draw: bool) -> str:
         early = sum(bool(claim.get("preliminary")) for claim in told)
         under = f"{early} preliminary, from too few seeds" if early else "recomputed from the tables"
         tiles.insert(1, Tile("Claims that hold", f"{held} of {len(told)}", under))
-    compared = [*handover_sections(run, draw=draw), *speedup_sections(run, draw=draw)]
+    compared = [*cost_sections(run, draw=draw), *handover_sections(run, draw=draw), *speedup_sections(run, draw=draw)]
     sections = [_claims(told), *(compared or _arm_sections(arms, draw=draw, shown=run.config.get("shown")))]
     full = _shown(run, draw=draw)
     if not compared:

@@ -7,9 +7,9 @@ as the net it was made of; the levels measured beside it change no bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from fieldfare.work.net import Drift, Fit, Net, Plan, Training
 from fieldfare.work.submodel.axes import Axes, axes
 from fieldfare.work.submodel.rules import Level, Prefix, SubModels, as_levels, view_of
 
+if TYPE_CHECKING:
+    from fieldfare.work.submodel.fitting import Fitting
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
@@ -29,13 +32,13 @@ I64 = NDArray[np.int64]
 
 def submodels(
     model: Any, levels: Sequence[float | Level] = (1.0, 0.5, 0.25, 0.125), *, loss: Any = None,
-    metrics: Any = None, example: Mapping[str, NDArray[Any]] | None = None,
+    metrics: Any = None, example: Mapping[str, NDArray[Any]] | None = None, rule: Any = None,
 ) -> Family:  # fmt: skip
     """A model with the levels it can be cut to; give it to `Job(model=...)` to measure every level.
 
     `model`, `loss`, `metrics`: as for `torch_net`. `example`: at least two rows of the data's columns, with which a
-    torch module is looked at (where the net has none). `levels`: rates, or `Level`s. Errors: `UsageError` where layers
-    cannot be seen.
+    torch module is looked at (where the net has none). `levels`: rates, or `Level`s. `rule`: which channels a level
+    has where it is measured or cut (None: the first). Errors: `UsageError` where layers cannot be seen.
     """
     from fieldfare.work.adapt import as_net
 
@@ -43,7 +46,7 @@ def submodels(
     net = as_net(model, loss=loss, metrics=metrics, example=rows)
     if not hasattr(net, "of"):
         raise UsageError(f"sub-models of a {type(net).__name__}: use fieldfare.mlp(...) or an nn.Module.")
-    return Family(net, as_levels(levels))
+    return Family(net, as_levels(levels), rule or Prefix())
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ class Family:
 
     net: Any
     levels: tuple[Level, ...]
+    rule: Any = field(default_factory=Prefix)
 
     @cached_property
     def axes(self) -> Axes:
@@ -82,8 +86,21 @@ class Family:
         return self if net is self.net else replace(self, net=net)
 
     def view(self, rule: Any = None, assign: Sequence[int] | I64 | None = None) -> SubModels:
-        """The view in which client i has level `assign[i % len(assign)]` (None: the levels in turn), by `rule`."""
-        return view_of(self.axes, self.levels, rule or Prefix(), assign, self.stages)
+        """The view in which client i has level `assign[i % len(assign)]` (None: the levels in turn), by `rule` (None:
+        the family's)."""
+        return view_of(self.axes, self.levels, rule or self.rule, assign, self.stages)
+
+    def fitting(self, rule: Any = None, *, deadline_s: float | None = None, prove: bool = True) -> Fitting:
+        """The view in which a simulated job gives every device the largest level that fits it, and asks nobody else.
+
+        Levels are planned (see `plan`) from the fleet's memory, and with `deadline_s` its speeds and links, and are
+        planned again where memory (`Fleet.memory`) or speeds change: an ask goes by the time it is made. `prove`:
+        before the first round a step of each level in use is taken in the least memory of its devices (`dry_run`),
+        and where it fails they get the next. Who fits none is told, and is in the run's `summary["plan"]`.
+        """
+        from fieldfare.work.submodel.fitting import Fitting
+
+        return Fitting(self.view(rule), deadline_s, prove)
 
     def of(self, layout: Layout) -> Net:
         """The net of a sub-model's layout."""
@@ -94,12 +111,12 @@ class Family:
         return self.of(self._one(level).layout(0))
 
     def cut(self, model: Params, level: Level | float, rule: Any = None) -> Params:
-        """The model of a level, as one that stands alone; the first channels of each layer, or as `rule` says."""
+        """The model of a level, as one that stands alone; with the channels that `rule`, or the family's, keeps."""
         view = self._one(level, rule).at(1, model)
         return Params(model.vector[view.index(0)], view.layout(0))
 
     def _one(self, level: Level | float, rule: Any = None) -> SubModels:
-        return view_of(self.axes, (level,), rule or Prefix(), None, self.stages)
+        return view_of(self.axes, (level,), rule or self.rule, None, self.stages)
 
     def init(self, seed: int) -> Params:
         return self.net.init(seed)
@@ -139,7 +156,7 @@ class Family:
         def measure(model: Params) -> Mapping[str, float]:
             out = dict(whole(model.vector))
             for name, of_level, view in parts:
-                found = of_level(model.vector[view.index(0)])
+                found = of_level(model.vector[view.at(1, model).index(0)])
                 out |= {f"{metric}@{name}": value for metric, value in found.items()}
             return out
 
