@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -34,13 +34,17 @@ from fieldfare.work.evaluate import Evaluate as Measure
 from fieldfare.work.evaluate import FineTune, central_evaluation
 from fieldfare.work.train import Train
 
+if TYPE_CHECKING:
+    from fieldfare.work.submodel.fitting import Fitted
+
 
 @dataclass(frozen=True, eq=False)
 class Assembly:
     """A job bound to this machine: the world to simulate and the work to compute it with.
 
-    `measure`: the central evaluation, for a run of several nodes whose last version nobody has measured. `data`: what
-    the executor reads: the job's, and nothing for nodes behind its clients. `offload`: of a job that offloads.
+    `planned`: the levels, of a job that plans them from its fleet. `measure`: the central evaluation, for a run of
+    several nodes whose last version nobody has measured. `data`: what the executor reads: the job's, and nothing for
+    nodes behind its clients. `offload`: of a job that offloads.
     """
 
     world: World
@@ -50,6 +54,7 @@ class Assembly:
     measure: Callable[[Params], Mapping[str, float]] | None = None
     data: Any = None
     offload: Any = None
+    planned: Fitted | None = None
 
     @property
     def several(self) -> bool:
@@ -114,12 +119,30 @@ def assemble(job: Job) -> Assembly:
         fleet = job.simulated.fleet
         fleet = fleet if isinstance(fleet, Fleet) else fleet.build(job.data.n_clients, job.seed)
         population, more = Population.of(job.data, fleet), _links(job)
+    planned = _fitted(job, net, population)
+    if planned is not None:
+        population = replace(population, marks=planned.ids)
+        more = {**more, "refit": planned.seen}
     world = World(nodes, model, population, works, job.seed, evaluations, placement, **more)
     slots: dict[str, int] = {}
     for work in works.values():
         slots |= work.slots(model.layout)
     measure = evaluations["test"][0] if placement and evaluations else None
-    return Assembly(world, works, net, slots, measure, population.data, given)
+    return Assembly(world, works, net, slots, measure, population.data, given, planned)
+
+
+def _fitted(job: Job, net: Any, population: Population) -> Fitted | None:
+    """The plan of levels, of a job whose algorithm has a view `family.fitting()`."""
+    from fieldfare.work.submodel.fitting import Fitting, fitted
+
+    asked = getattr(innermost(job.algorithm), "view", None)
+    if not isinstance(asked, Fitting):
+        return None
+    rows = {name: column[:2] for name, column in job.data.columns.items()}
+    planned = fitted(asked, net, population.fleet, job.training, population.examples, rows)
+    if several(job.algorithm) and (told := planned.told()):
+        raise UsageError(f"{type(job.algorithm).__name__} trains on every device: {told[0]}")
+    return planned
 
 
 def _links(job: Job) -> dict[str, Any]:

@@ -169,10 +169,14 @@ def run(
                     saver(seen)
 
             simulator.observer = observe
+            if assembly.planned is not None and not resuming:
+                for line in assembly.planned.told():
+                    recorder.note(f"left out: {line}")
             simulator.run()
         if log is not None:
             log.write()
-        result = _finish(job, name, simulator, recorder, folder, report, shown)
+        planned = {} if assembly.planned is None else {"plan": assembly.planned.facts()}
+        result = _finish(job, name, simulator, recorder, folder, report, shown, planned)
     finally:
         slots.close()
         if folder is not None:
@@ -188,6 +192,7 @@ def _finish(
     folder: RunFolder | None,
     report: bool | str,
     shown: Display,
+    planned: Mapping[str, Any],
 ) -> Result:
     p, model = simulator.progress, recorder.model
     if model is None or not job.simulated.train:
@@ -204,7 +209,7 @@ def _finish(
         **{name: recorder.totals[name] for name in ("tasks", "device_s", "compute_s", "energy_j")},
         "running": running(p), "wall_s": wall,
         "clients_per_s": recorder.clients_done / wall if wall > 0 else 0.0,
-        "report": report if isinstance(report, str) else "report.html",
+        "report": report if isinstance(report, str) else "report.html", **planned,
     }  # fmt: skip
     if folder is not None:
         folder.write_model(model)

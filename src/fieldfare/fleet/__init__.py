@@ -9,11 +9,12 @@ from fieldfare.fleet.boards import board, boards
 from fieldfare.fleet.drift import Drift, DriftTable, drifting
 from fieldfare.fleet.fleet import Fleet, phones, uniform
 from fieldfare.fleet.generate import Generated, generate
+from fieldfare.fleet.memory import MemoryTable
 from fieldfare.fleet.network import Network
 from fieldfare.fleet.parquet import write_fleet
 from fieldfare.fleet.traces import from_file, phones_of, read_fleet
 
 __all__ = [
-    "Availability", "Drift", "DriftTable", "Fleet", "Generated", "Network", "board", "boards", "drifting", "from_file",
-    "generate", "phones", "phones_of", "read_fleet", "uniform", "write_fleet",
+    "Availability", "Drift", "DriftTable", "Fleet", "Generated", "MemoryTable", "Network", "board", "boards",
+    "drifting", "from_file", "generate", "phones", "phones_of", "read_fleet", "uniform", "write_fleet",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.drift import DriftTable
 from fieldfare.fleet.fleet import Fleet, take
+from fieldfare.fleet.memory import MemoryTable
 
 _COLUMNS = (
     "flops_per_s", "downlink_bytes_per_s", "uplink_bytes_per_s", "overhead_s", "memory_bytes", "latency_s", "compute_w",
@@ -57,8 +58,13 @@ def beside(fleet: Fleet, n: int, edges: Fleet, m: int) -> Fleet:
     if isinstance(drift, DriftTable):
         factors: Any = drift.factors
         drift = DriftTable(drift.times_s, np.concatenate([factors, np.ones((m, factors.shape[1]))]))
+    memory = fleet.memory
+    if memory is not None:
+        free: Any = memory.free_bytes
+        other = np.broadcast_to(np.asarray(edges.memory_bytes, np.float64), m)[:, None]
+        memory = MemoryTable(memory.times_s, np.concatenate([free, np.repeat(other, free.shape[1], axis=1)]))
     return replace(
-        fleet, **columns, kind=np.append(kind, np.full(m, len(kinds) - 1)), kinds=kinds, drift=drift,
+        fleet, **columns, memory=memory, kind=np.append(kind, np.full(m, len(kinds) - 1)), kinds=kinds, drift=drift,
         flags={**flags, "device": np.arange(n + m) < n}, availability=_there(fleet.availability, m),
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from fieldfare.core.settings import settings
 from fieldfare.core.work import Cost
 from fieldfare.fleet.availability import Availability
 from fieldfare.fleet.drift import Drift, DriftTable
+from fieldfare.fleet.memory import MemoryTable
 from fieldfare.fleet.network import SLOW_BYTES_PER_S, Network
 
 F32 = NDArray[np.float32]
@@ -47,6 +48,7 @@ class Fleet:
     work (None: always). `network`: links that change in time; where there is one, tasks go by it, and a link column
     that is one number becomes its mean rates `[n]`, by which estimates go.
     `note`: how the fleet was made. `drift`: what speeds are multiplied by as time goes by; estimates do not know of it.
+    `memory`: bytes free as time goes by, by which levels are planned (None: `memory_bytes` for good).
     `slow_links`: link columns with a median below 1 kB/s are meant so, and are no Mbit/s.
     """
 
@@ -70,6 +72,7 @@ class Fleet:
     note: str = ""
     drift: Drift | DriftTable | None = None
     slow_links: bool = False
+    memory: MemoryTable | None = None
 
     def __post_init__(self) -> None:
         if self.network is not None:
@@ -104,8 +107,9 @@ class Fleet:
         for name, part in (("availability", self.availability), ("network", self.network)):
             if part is not None and part.size != n:
                 raise UsageError(f"the fleet's {name} is about {part.size} devices, the job has {n} clients.")
-        if self.drift is not None:
-            self.drift.fit(n)
+        for part in (self.drift, self.memory):
+            if part is not None:
+                part.fit(n)
 
     def durations(self, devices: I64, cost: Cost) -> F64:
         """Seconds a whole task takes without noise, `[n]`: overhead + down / downlink + FLOPs / speed + up / uplink,
@@ -137,6 +141,8 @@ class Fleet:
                 out[name] = f"{len(traces.offsets) - 1} traces"
         if self.drift is not None:
             out["drift"] = self.drift.describe()
+        if self.memory is not None:
+            out["memory"] = self.memory.describe()
         if self.note:
             out["note"] = self.note
         return out

@@ -125,6 +125,10 @@ def write_fleet(
         raise UsageError(
             "write_fleet: no table holds a drift; write replace(fleet, drift=None), and add it after reading."
         )
+    if fleet.memory is not None:
+        raise UsageError(
+            "write_fleet: no table holds memory that changes; write replace(fleet, memory=None), and add it after."
+        )
     held = size_of(fleet)
     n = held if n is None else n
     fleet.fit(n)

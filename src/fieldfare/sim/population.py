@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,12 +33,16 @@ class Data(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Population:
-    """`size` clients: `examples` int64 `[size]` each, on the devices of `fleet`."""
+    """`size` clients: `examples` int64 `[size]` each, on the devices of `fleet`.
+
+    `marks`: the ids behind a name that is no flag of the fleet, ascending; None for a name it does not know.
+    """
 
     size: int
     examples: I64
     fleet: Fleet
     data: Data | None = None
+    marks: Callable[[str], I64 | None] | None = None
     _flagged: dict[str, I64] = field(default_factory=dict[str, I64], init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,10 +76,11 @@ class Population:
                     f"use a cohort of at most {self.size}."
                 )
             return None
-        if on.where not in self.fleet.flags:
+        marked = None if self.marks is None else self.marks(on.where)
+        if marked is None and on.where not in self.fleet.flags:
             known = ", ".join(self.fleet.flags) or "none"
             raise UsageError(f"Sample(where={on.where!r}): the fleet has no such column (it has: {known}).")
-        among = self._flagged.get(on.where)
+        among = self._flagged.get(on.where) if marked is None else marked
         if among is None:
             among = self._flagged[on.where] = np.flatnonzero(self.fleet.flags[on.where])
         if on.count > len(among):

@@ -212,6 +212,7 @@ class Simulator:
 
     def _ask(self, node: str, run: Run) -> None:
         p, world = self.progress, self.world
+        run = run if world.refit is None else world.refit(run, p.now)
         if isinstance(run.on, tuple) and run.on != (node,):
             self._ask_nodes(node, run)
             return

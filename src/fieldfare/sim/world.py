@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fieldfare.core.algorithm import Algorithm
+from fieldfare.core.effects import Run
 from fieldfare.core.events import Event
 from fieldfare.core.params import Params
 from fieldfare.core.work import Work
@@ -29,6 +30,7 @@ class World:
     computes what they run on themselves, its links carry their messages, and they are there in its sessions alone.
     `evaluations`: `{name: (function, seconds)}`. `happenings`: scripted fleet events `(time, event, nodes)`. `links`:
     between nodes; `Links()` are those of their devices. `mobility`: plain JSON for the records, where devices move.
+    `refit`: what a `Run` is at its moment, where levels of sub-models are planned from the fleet.
     """
 
     nodes: Mapping[str, tuple[str, Algorithm]]
@@ -41,6 +43,7 @@ class World:
     happenings: Sequence[tuple[float, Event, tuple[str, ...]]] = ()
     links: Links = FREE
     mobility: Mapping[str, Any] | None = None
+    refit: Callable[[Run, float], Run] | None = None
 
 
 @dataclass(slots=True, eq=False)

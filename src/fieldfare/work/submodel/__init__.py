@@ -24,6 +24,7 @@ from fieldfare.work.submodel.fit import needs as needs
 from fieldfare.work.submodel.fit import plan as plan
 from fieldfare.work.submodel.fit import replan as replan
 from fieldfare.work.submodel.fit import replanned as replanned
+from fieldfare.work.submodel.fitting import Fitting as Fitting
 from fieldfare.work.submodel.rules import Level as Level
 from fieldfare.work.submodel.rules import MultiRate as MultiRate
 from fieldfare.work.submodel.rules import Prefix as Prefix

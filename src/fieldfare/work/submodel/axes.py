@@ -28,24 +28,28 @@ _PLAIN = (
     "rows of an embedding, chosen by number", "repeated",
 )  # fmt: skip
 
+_ENDS = (INPUT, OUTPUT, "one channel", "rows of an embedding, chosen by number")
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Channels tied across layers: `size` of them, kept in multiples of `unit` (or fewer than one unit).
 
     `name`: the first parameter that has them, and its dimension. `whole`: why they cannot be cut; None if they can.
+    `least`: the fewest that are kept.
     """
 
     name: str
     size: int
     unit: int = 1
     whole: str | None = None
+    least: int = 1
 
     def keep(self, rate: float) -> int:
         """How many channels are kept at `rate`: ceil(rate * size), in whole units."""
         if self.whole is not None:
             return self.size
-        wanted = max(ceil(rate * self.size - 1e-9), 1)
+        wanted = max(ceil(rate * self.size - 1e-9), self.least)
         return wanted if wanted < self.unit else min(-(-wanted // self.unit) * self.unit, self.size)
 
 
@@ -67,12 +71,18 @@ class Axes:
     def whole(self) -> Mapping[str, str]:
         """Layers with a dimension that cannot be cut, and why: `{layer: reason}`."""
         found: dict[str, str] = {}
+        silent: dict[str, str | None] = {}
         for name, axes in self.params.items():
-            for axis in axes:
+            layer = name.rpartition(".")[0] or name
+            for d, axis in enumerate(axes):
                 reasons = [self.groups[g].whole for segment in axis for g in segment]
-                if None not in reasons and (why := [one for one in reasons if one not in _PLAIN]):
-                    found.setdefault(name.rpartition(".")[0] or name, str(why[0]))
-        return found
+                if None in reasons:
+                    silent[layer] = None
+                elif why := [one for one in reasons if one not in _PLAIN]:
+                    found.setdefault(layer, str(why[0]))
+                elif d < 2 and (why := [one for one in reasons if one not in _ENDS]):
+                    silent.setdefault(layer, why[0])
+        return found | {layer: why for layer, why in silent.items() if why is not None and layer not in found}
 
     @cached_property
     def cuttable(self) -> tuple[int, ...]:
@@ -234,7 +244,7 @@ def settled(
         g = groups.root(g)
         if g not in numbers:
             numbers[g] = len(found)
-            found.append(Group(name, groups.size(g), groups.unit(g), groups.why(g)))
+            found.append(Group(name, groups.size(g), groups.unit(g), groups.why(g), groups.least(g)))
         return numbers[g]
 
     def named(all_: Mapping[str, Sequence[Axis]]) -> dict[str, tuple[Axis, ...]]:

@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +62,35 @@ def declared(net: Any, training: Training | None = None, layout: Layout | None =
 
     training = training or Training()
     net = getattr(net, "net", net)
-    if layout is not None and layout != net.layout:
-        net = net.of(layout)
+    if not isinstance(net, DenseNet | TorchNet):
+        raise UsageError(f"declared({type(net).__name__}): memory is known of fieldfare.mlp(...) and of torch nets.")
+    known, key = _DECLARED.setdefault(net, {}), _key(training, net.layout if layout is None else layout)
+    if key not in known:
+        one = net if layout is None or layout == net.layout else net.of(layout)
+        known[key] = _of_dense(one, training) if isinstance(one, DenseNet) else _of_torch(one, training)
+    return known[key]
+
+
+def already_declared(net: Any, training: Training, layout: Layout) -> Declared | None:
+    """What `declared` says, where that is known already or takes no time: of declared layers; None elsewhere."""
+    from fieldfare.work.dense import DenseNet
+
+    net = getattr(net, "net", net)
     if isinstance(net, DenseNet):
-        return _of_dense(net, training)
-    if isinstance(net, TorchNet):
-        return _of_torch(net, training)
-    raise UsageError(f"declared({type(net).__name__}): memory is known of fieldfare.mlp(...) and of torch nets.")
+        return declared(net, training, layout)
+    try:
+        return _DECLARED.get(net, {}).get(_key(training, layout))
+    except TypeError:  # a net of the user's own that cannot be a key
+        return None
+
+
+_DECLARED: WeakKeyDictionary[Any, dict[Any, Declared]] = WeakKeyDictionary()
+"""What was computed before, as long as the net lives: by what of a training, and which layout."""
+
+
+def _key(training: Training, layout: Layout) -> tuple[Any, ...]:
+    """All that a step's memory depends on."""
+    return training.batch_size, training.moments, is_plain(training, Drift()), layout
 
 
 def _of_dense(net: DenseNet, training: Training) -> Declared:

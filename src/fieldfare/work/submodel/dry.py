@@ -10,8 +10,10 @@ import gc
 import re
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -87,28 +89,78 @@ def dry_run(
 def proved(planned: Planned, *, example: Any = None, spare: float = 0.1) -> tuple[Planned, tuple[Dry, ...]]:
     """A plan every level of which passes a dry run in the least memory of its devices, and the dry runs it took.
 
-    Where one fails, devices with that little memory get the next level that fits them. Cost: a dry run per level, and
-    one more for each that failed.
+    Where one fails, devices with that little memory get the next level that fits them; who fits none then has none.
+    What was proved of a net before, in no more memory, is not run again. Cost: a dry run per level, and one more for
+    each that failed.
     """
-    bars: dict[int, float] = {}
+    bars, runs = proofs((planned,), example=example, spare=spare)
+    return (barred(planned, bars) if bars else planned), runs
+
+
+def proofs(
+    plans: Sequence[Planned], *, every: bool = False, example: Any = None, spare: float = 0.1
+) -> tuple[dict[int, float], tuple[Dry, ...]]:
+    """(bars: level n needs more than `bars[n]` bytes, the dry runs) of plans of one family and training.
+
+    `every`: also of levels that no device has, but could have by its memory.
+    """
+    bars: dict[int, float] = dict(plans[0].bars)
     runs: list[Dry] = []
     passed: dict[int, float] = {}
     while True:
-        for number in sorted(set(planned.assign[planned.fits].tolist())):
-            least = float(planned.memory_bytes[planned.assign == number].min())
-            if least < passed.get(number, np.inf):
-                break
-        else:
-            return planned, tuple(runs)
-        need = planned.needs[number]
-        budget = least if np.isfinite(least) else need.cost.memory_bytes
-        done = dry_run(planned.family, need.level, budget, planned.training, example=example, spare=spare)
+        least = _least([barred(one, bars) for one in plans] if bars else plans, bars, every)
+        number = next((n for n in sorted(least) if least[n] < passed.get(n, np.inf)), None)
+        if number is None:
+            return bars, tuple(runs)
+        need = plans[0].needs[number]
+        budget = least[number] if np.isfinite(least[number]) else need.cost.memory_bytes
+        done = _tried(plans[0], need.level, budget, example, spare)
         runs.append(done)
         if done.ok:
-            passed[number] = least
+            passed[number] = least[number]
         else:
             bars[number] = max(budget, done.used_bytes / (1 + spare) - 1)
-            planned = barred(planned, bars)
+
+
+def _least(plans: Sequence[Planned], bars: Mapping[int, float], every: bool) -> dict[int, float]:
+    """The least memory of the devices of each level in use."""
+    least: dict[int, float] = {}
+    for one in plans:
+        memory = one.memory_bytes
+        for need in one.needs:
+            has = one.assign == need.number
+            if every:
+                has |= (need.cost.memory_bytes <= memory) & (memory > bars.get(need.number, -1.0))
+            if has.any():
+                least[need.number] = min(least.get(need.number, np.inf), float(memory[has].min()))
+    return least
+
+
+_TRIED: WeakKeyDictionary[Any, dict[Any, list[Dry]]] = WeakKeyDictionary()
+"""Dry runs of plans, as long as the net lives."""
+
+
+def _tried(planned: Planned, level: Level, budget: float, example: Any, spare: float) -> Dry:
+    """`dry_run`, or what one in no more memory (in no less, of one that failed) has shown before."""
+    net, training = planned.family.net, planned.training
+    key = (
+        level,
+        training.batch_size,
+        training.optimizer,
+        training.momentum,
+        training.weight_decay,
+        training.clip_norm,
+        spare,
+    )
+    before = _TRIED.setdefault(net, {}).setdefault(key, [])
+    small = budget < LEAST
+    for one in before:
+        alike = (one.budget_bytes < LEAST) == small
+        if alike and (one.budget_bytes <= budget if one.ok else one.budget_bytes >= budget):
+            return one
+    done = dry_run(planned.family, level, budget, training, example=example, spare=spare)
+    before.append(done)
+    return done
 
 
 def _in_child(

@@ -86,7 +86,8 @@ class Planned:
     """Levels of n devices: `assign` int64 `[n]`, -1 for who fits none.
 
     `seconds` `[levels, n]`: a round of each level, sending included; `memory_bytes` `[n]`: what each device has;
-    `taken`: examples of a round, `[n]` or one number.
+    `taken`: examples of a round, `[n]` or one number. `bars`: level n needs more than `bars[n]` bytes, as dry runs
+    found.
     """
 
     family: Family
@@ -97,6 +98,7 @@ class Planned:
     seconds: F64
     deadline_s: float | None = None
     taken: Any = 0
+    bars: Mapping[int, float] = field(default_factory=dict[int, float])
 
     @property
     def fits(self) -> NDArray[np.bool_]:
@@ -114,6 +116,11 @@ class Planned:
         found = np.bincount(self.assign[self.fits], minlength=len(self.needs)).tolist()
         return {need.level.name: count for need, count in zip(self.needs, found, strict=True)}
 
+    @cached_property
+    def given(self) -> I64:
+        """Levels for a view, `[n]`: the smallest stands for none."""
+        return np.where(self.fits, self.assign, _largest_first(self.needs)[-1].number)
+
     def view(self, rule: Any = None) -> SubModels:
         """The family's view with these levels.
 
@@ -122,8 +129,7 @@ class Planned:
         """
         if not self.fits.any():
             raise UsageError(self.why(0))
-        least = _largest_first(self.needs)[-1].number
-        return self.family.view(rule, np.where(self.fits, self.assign, least))
+        return self.family.view(rule, self.given)
 
     def marked(self, fleet: _F) -> _F:
         """`fleet` with the flag "fits" of who may be asked."""
@@ -189,14 +195,15 @@ class Planned:
 
 def plan(
     family: Family, devices: Devices, training: Training | None = None, *, examples: int | Sequence[int] | I64 = 0,
-    deadline_s: float | None = None, n: int | None = None, known: tuple[Need, ...] | None = None,
+    deadline_s: float | None = None, n: int | None = None, known: tuple[Need, ...] | None = None, at_s: float = 0.0,
 ) -> Planned:  # fmt: skip
     """The largest level (by parameters) that fits each device.
 
     A level fits where its step's memory is no more than `memory_bytes` (what is free above the process after import
     and a warm-up step), and a round of it, as `Fleet.durations` counts it, takes no more than `deadline_s` (None: as
     long as it likes). `examples`: what each device has, `[n]` or one number (0: one batch). `n` for columns that are
-    all numbers. `known`: what `needs` gave before, to plan again at no cost. Cost: one pass over the columns per level.
+    all numbers. `known`: what `needs` gave before, to plan again at no cost. `at_s`: when a fleet is looked at whose
+    memory (`Fleet.memory`) or speeds (`Fleet.drift`) change. Cost: one pass over the columns per level.
     Zhang & Kim, arXiv 2105.14675, propose local models compressed from the global one; the rule is ours.
     """
     training = training or Training()
@@ -206,24 +213,39 @@ def plan(
     sizes = np.asarray(examples, np.int64)
     once = training if sizes.any() else replace(training, steps=training.steps or 1)
     taken = passes_and_steps(np.where(sizes > 0, sizes, training.batch_size).reshape(-1), once)[2]
-    return _planned(family, training, found, devices, taken if sizes.ndim else taken[0], deadline_s, n)
+    taken = taken if sizes.ndim else taken[0]
+    return _planned(family, training, found, _columns(devices, at_s, n), taken, deadline_s, n, {})
 
 
-def replan(planned: Planned, devices: Devices) -> Planned:
-    """`planned` again for the same devices as they are now: the same family, training, examples and deadline.
+def replan(planned: Planned, devices: Devices, at_s: float = 0.0) -> Planned:
+    """`planned` again for the same devices as they are now (a fleet's: at `at_s`): with the same family, training,
+    examples and deadline, and what dry runs found.
 
     `changed` says whose level is another; a view for both is `replanned(planned, (round, this))`. Cost: as `plan`, with
     nothing computed anew about the levels.
     """
     p = planned
-    return _planned(p.family, p.training, p.needs, devices, p.taken, p.deadline_s, len(p.assign))
+    n = len(p.assign)
+    return _planned(p.family, p.training, p.needs, _columns(devices, at_s, n), p.taken, p.deadline_s, n, p.bars)
+
+
+def _columns(devices: Devices, at_s: float, n: int | None) -> dict[str, F64]:
+    """What a plan looks at, by name, as it is at `at_s` where it changes."""
+    columns = {name: np.asarray(getattr(devices, name), np.float64) for name in _NAMES}
+    if (memory := getattr(devices, "memory", None)) is not None:
+        columns["memory_bytes"] = memory.at(at_s)
+    if (drift := getattr(devices, "drift", None)) is not None:
+        n = n or max((len(one) for one in columns.values() if np.ndim(one)), default=len(getattr(drift, "factors", ())))
+        if n:
+            who = np.arange(n)
+            columns["flops_per_s"] = columns["flops_per_s"] * drift.factor(drift.step(np.full(n, at_s), who), who)
+    return columns
 
 
 def _planned(
-    family: Family, training: Training, found: tuple[Need, ...], devices: Devices, taken: Any,
-    deadline_s: float | None, n: int | None,
+    family: Family, training: Training, found: tuple[Need, ...], columns: Mapping[str, F64], taken: Any,
+    deadline_s: float | None, n: int | None, bars: Mapping[int, float],
 ) -> Planned:  # fmt: skip
-    columns = {name: np.asarray(getattr(devices, name), np.float64) for name in _NAMES}
     lengths = {len(one) for one in (*columns.values(), taken) if np.ndim(one)}
     if len(lengths | ({n} if n is not None else set())) > 1:
         about = sorted(lengths | ({n} if n is not None else set()))
@@ -235,14 +257,14 @@ def _planned(
     per_byte = 1.0 / columns["downlink_bytes_per_s"] + 1.0 / columns["uplink_bytes_per_s"]
     for at, need in enumerate(found):
         seconds[at] = fixed + need.cost.bytes * per_byte + need.cost.flops * taken / columns["flops_per_s"]
-    assign = _assign(found, memory, seconds, deadline_s, {})
-    return Planned(family, training, found, assign, memory, seconds, deadline_s, taken)
+    assign = _assign(found, memory, seconds, deadline_s, bars)
+    return Planned(family, training, found, assign, memory, seconds, deadline_s, taken, bars)
 
 
 def barred(planned: Planned, bars: Mapping[int, float]) -> Planned:
     """`planned` again, where level n also needs more than `bars[n]` bytes (as a dry run found)."""
     assign = _assign(planned.needs, planned.memory_bytes, planned.seconds, planned.deadline_s, bars)
-    return replace(planned, assign=assign)
+    return replace(planned, assign=assign, bars=dict(bars))
 
 
 def _assign(
@@ -283,11 +305,7 @@ class Replanned:
         """The view of round `round_` (from 1) on `model`."""
         past = [assign for first, assign in zip(self.since, self.assigns, strict=True) if first <= round_]
         view = self.view
-        if past:
-            known = view.known
-            view = replace(view, assign=past[-1])
-            view.__dict__["known"] = known
-        return view.at(round_, model)
+        return (view.assigned(past[-1]) if past else view).at(round_, model)
 
     def plan(self, clients: I64) -> I64:
         return self.view.plan(clients)

@@ -28,6 +28,7 @@ class Groups:
         self._size: list[int] = []
         self._why: list[str | None] = []
         self._unit: list[int] = []
+        self._solid: list[bool] = []
         self._parts: list[tuple[str, tuple[int, ...]] | None] = []
 
     def new(self, size: int, why: str | None = None) -> int:
@@ -36,6 +37,7 @@ class Groups:
         self._size.append(size)
         self._why.append(why if size > 1 else (why or "one channel"))
         self._unit.append(1)
+        self._solid.append(False)
         self._parts.append(None)
         return len(self._parent) - 1
 
@@ -55,6 +57,11 @@ class Groups:
     def unit(self, group: int) -> int:
         """Channels that a norm takes together: whole multiples of it are kept, or fewer than one."""
         return self._unit[self.root(group)]
+
+    def least(self, group: int) -> int:
+        """The fewest that may be kept: a unit, where a norm takes others together beside them."""
+        group = self.root(group)
+        return self._unit[group] if self._solid[group] else 1
 
     def why(self, group: int) -> str | None:
         """Why a group must stay whole; None where it may be cut."""
@@ -125,7 +132,7 @@ class Groups:
         why, unit = self._why[group], self._unit[group]
         a, b = self.new(outer, why), self.new(inner, why)
         if unit > 1 and unit % inner == 0:
-            self._unit[a] = unit // inner
+            self._unit[a], self._solid[a] = unit // inner, self._solid[group]
         elif unit > 1 and inner % unit:
             self.fix(a, "blocks across the groups of a norm")
             self.fix(b, "blocks across the groups of a norm")
@@ -212,10 +219,17 @@ class Groups:
         self._why[a] = self._why[a] if self._why[a] is not None else self._why[b]
         m, n = self._unit[a], self._unit[b]
         self._unit[a] = m * n // gcd(m, n)
+        self._solid[a] |= self._solid[b]
+        if self._size[a] % self._unit[a]:
+            self.fix(a, "blocks across the groups of a norm")
 
     def together(self, axis: Axis, unit: int) -> None:
         """A norm takes `unit` neighbouring channels of the axis together."""
-        for segment in self.leaves(axis):
+        leaves = self.leaves(axis)
+        if unit > 1 and any(self._length(segment) % unit for segment in leaves):
+            self.fix_axis(leaves, "parts that begin inside a group of a norm")
+            return
+        for segment in leaves:
             inner = self._length(segment[1:])
             if not segment or unit == 1:
                 continue
@@ -224,6 +238,9 @@ class Groups:
             elif unit > inner:
                 group, new = self.root(segment[0]), unit // inner
                 self._unit[group] = self._unit[group] * new // gcd(self._unit[group], new)
+                self._solid[group] |= len(leaves) > 1
+                if self._size[group] % self._unit[group]:
+                    self.fix(group, "blocks across the groups of a norm")
 
     def reshape(self, axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
         """The axes of a tensor seen in another `shape`, in row-major order."""

@@ -187,6 +187,12 @@ def of_layout(module: nn.Module, axes: Axes, layout: Layout, inputs: tuple[Any, 
             )
         module = module.shallow(layout.names)
     small = smaller(module, axes, sizes, inputs)
+    for name, part in small.named_modules():
+        if 0 < getattr(part, "proj_size", 0) >= getattr(part, "hidden_size", 0):
+            raise UsageError(
+                f"a level leaves {name or 'the LSTM'} a projection of {part.proj_size} of {part.hidden_size} hidden "
+                "channels, and torch wants fewer: use larger levels."
+            )
     if resident_.layout_of(small) != layout:
         raise UsageError(
             f"a model of {layout.size} parameters came to a net of {axes.layout.size} that has no such sub-model: send "

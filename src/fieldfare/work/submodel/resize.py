@@ -29,8 +29,8 @@ def resized(module: nn.Module, axes: Axes, sizes: Sequence[int], problem: Proble
     from torch import nn
 
     small = copy.deepcopy(module)
-    before = dict(module.named_modules())
-    owners = dict(small.named_modules())
+    before = dict(module.named_modules(remove_duplicate=False))
+    owners = dict(small.named_modules(remove_duplicate=False))
     seen: dict[int, nn.Parameter] = {}
     first = {id(t): name for name, t in (*small.named_parameters(), *small.named_buffers())}
     for table, is_buffer in ((dict(small.named_parameters(remove_duplicate=False)), False),
@@ -97,7 +97,7 @@ def _describe(part: nn.Module, old: nn.Module, name: str, axes: Axes, sizes: Seq
         elif name in axes.sites:
             last = axes.sites[name][-len(own.normalized_shape) :]
             own.normalized_shape = tuple(axes.length(axis, sizes) for axis in last)
-    elif isinstance(part, nn.Embedding):
+    elif isinstance(part, nn.Embedding | nn.EmbeddingBag):
         own.embedding_dim = own.weight.shape[1]
     elif isinstance(part, nn.RNNBase):
         gates = {"LSTM": 4, "GRU": 3}.get(own.mode, 1)
@@ -115,6 +115,9 @@ def _describe(part: nn.Module, old: nn.Module, name: str, axes: Axes, sizes: Seq
         own.vdim = own.embed_dim if packed else own.v_proj_weight.shape[1]
     elif isinstance(part, nn.PReLU):
         own.num_parameters = own.weight.shape[0]
+    elif isinstance(part, nn.Transformer) and hasattr(own.encoder, "layers"):
+        own.d_model = own.encoder.layers[0].linear1.weight.shape[1]
+        own.nhead = max(own.d_model // (was.d_model // was.nhead), 1)
 
 
 def _own_numbers(small: nn.Module, axes: Axes, sizes: Sequence[int], problem: Problem) -> nn.Module:

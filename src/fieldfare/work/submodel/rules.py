@@ -222,6 +222,12 @@ class SubModels:
             out.__dict__["known"] = self.known
         return out
 
+    def assigned(self, assign: I64) -> SubModels:
+        """This view with other levels for the clients; index sets made so far are kept."""
+        out = replace(self, assign=assign)
+        out.__dict__["known"] = self.known
+        return out
+
     def plan(self, clients: I64) -> I64:
         """Levels of the clients, int64 `[n]`."""
         clients = np.asarray(clients, np.int64)

@@ -87,6 +87,10 @@ class Trace(TorchDispatchMode):
     def fixed(self, shape: Sequence[int], why: str) -> list[Axis]:
         return [self.groups.axis(n, why) for n in shape]
 
+    def place(self) -> str:
+        """Why channels that an operation takes as places must stay whole."""
+        return f"taken as places in {self.where[-1] or 'the net'}"
+
     def tie(self, a: Axis, b: Axis) -> None:
         self.groups.tie(a, b, f"dimensions of different structure meet in {self.where[-1] or 'the net'}")
 
@@ -165,7 +169,8 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 _POINTWISE = frozenset((
     "native_dropout", "copy", "fill", "zero", "clone", "_to_copy", "detach", "lift_fresh", "alias", "dropout", "where",
     "masked_fill", "triu", "tril", "nan_to_num", "contiguous", "lerp", "bernoulli", "_prelu_kernel", "resize", "normal",
-    "uniform",
+    "uniform", "hardswish", "hardsigmoid", "hardtanh", "mish", "silu", "elu", "celu", "selu", "gelu", "softplus",
+    "softshrink", "hardshrink", "leaky_relu", "rrelu_with_noise", "threshold", "log_sigmoid_forward",
 ))  # fmt: skip
 
 
@@ -257,8 +262,10 @@ def _convolution(trace: Trace, call: Call) -> None:
         trace.tie(x[1], inside)
     if call["bias"] is not None:
         trace.tie(outside, call.axes("bias")[0])
-    for axis in (*w[2:], *x[2:]):
+    for axis in w[2:]:
         groups.fix_axis(axis, "places, not channels")
+    for axis in x[2:]:
+        groups.fix_axis(axis, trace.place())
     trace.put(call.out, [x[0], outside, *trace.fixed(call.out.shape[2:], "places, not channels")])
 
 
@@ -295,6 +302,58 @@ def _embedding(trace: Trace, call: Call) -> None:
     rows, width = call.axes("weight")
     trace.groups.fix_axis(rows, "rows of an embedding, chosen by number")
     trace.put(call.out, [*call.axes("indices"), width])
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(trace: Trace, call: Call) -> None:
+    rows, width = call.axes("weight")
+    trace.groups.fix_axis(rows, "rows of an embedding, chosen by number")
+    trace.put(call.outs[0], [*trace.fixed(call.outs[0].shape[:1], "bags"), width])
+    for out in call.outs[1:]:
+        trace.put(out, trace.fixed(out.shape, "bags"))
+
+
+@rule("glu")
+def _glu(trace: Trace, call: Call) -> None:
+    x, made = call.tensors[0], list(trace.axes(call.tensors[0]))
+    dim, half = (call["dim"] if call["dim"] is not None else -1) % x.dim(), 0
+    half = x.shape[dim] // 2
+    first, second = trace.groups.part(made[dim], 0, half), trace.groups.part(made[dim], half, 2 * half)
+    trace.tie(first, second)
+    made[dim] = first
+    trace.put(call.out, made)
+
+
+@rule("repeat")
+def _repeat(trace: Trace, call: Call) -> None:
+    axes, times = trace.axes(call.tensors[0]), list(call["repeats"])
+    made = [trace.groups.axis(n, "repeated") for n in call.out.shape[: len(times) - len(axes)]]
+    for axis, n in zip(axes, times[len(times) - len(axes) :], strict=True):
+        made.append(axis if n == 1 else trace.groups.times(trace.groups.axis(n, "repeated"), axis))
+    trace.put(call.out, made)
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
+def _pixels(trace: Trace, call: Call) -> None:
+    """Channels are (channels x places of a block) on one side of it."""
+    x, out, groups = call.tensors[0], call.out, trace.groups
+    axes = trace.axes(x)
+    if call.name == "pixel_shuffle":
+        channels, _ = groups.reshape([axes[-3]], (out.shape[-3], x.shape[-3] // out.shape[-3]))
+    else:
+        channels = groups.times(axes[-3], groups.axis(out.shape[-3] // x.shape[-3], "places, not channels"))
+    for axis in axes[-2:]:
+        groups.fix_axis(axis, trace.place())
+    trace.put(out, [*axes[:-3], channels, *trace.fixed(out.shape[-2:], "places, not channels")])
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def _weight_norm(trace: Trace, call: Call) -> None:
+    dim, (v, g) = call["dim"], (trace.axes(one) for one in call.tensors[:2])
+    trace.tie(v[dim], g[dim] if len(g) == len(v) else g[0])
+    trace.put(call.outs[0], v)
+    for out in call.outs[1:]:
+        trace.put(out, g)
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "as_strided", "squeeze", "unsqueeze", "flatten", "unflatten")
@@ -431,6 +490,9 @@ def _softmax(trace: Trace, call: Call) -> None:
 def _ordered(trace: Trace, call: Call) -> None:
     axes = trace.axes(call.tensors[0])
     dims = call["dims"] if call["dims"] is not None else call["dim"]
+    if call.name == "roll" and not dims:
+        trace._whole(call)
+        return
     for d in dims if isinstance(dims, list | tuple) else [dims]:
         trace.groups.fix_axis(axes[d], "its order counts")
     for out in call.outs:
@@ -459,6 +521,6 @@ def _places(trace: Trace, call: Call) -> None:
             if d < 2 and size == x.shape[d] and x.dim() > 2:
                 made.append(axis)
             else:
-                trace.groups.fix_axis(axis, "places, not channels")
+                trace.groups.fix_axis(axis, trace.place())
                 made.append(trace.groups.axis(size, "places, not channels"))
         trace.put(out, made)
