@@ -293,6 +293,66 @@ def test_sequences_learn_from_one_another_where_targets_count():
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def pictures():
+    """The same clients, their features as pictures of 4 x 4, and a convolutional net with group norms."""
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+        nn.GroupNorm(2, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5),
+    )  # fmt: skip
+    columns, test = (
+        {"x": one["x"].reshape(-1, 1, 4, 4), "y": one["y"]} for one in (DATA.columns, DATA.test)
+    )  # fmt: skip
+    return body, replace(DATA, columns=columns, test=test)
+
+
+@every
+def test_a_convolutional_net_with_group_norms_learns_with_each(name):
+    body, data = pictures()
+    net = ff.torch_net(body, example=data.columns)
+    first, found = run(name, net, 0.0, data), run(name, net, 0.2, data)
+    assert first.model.vector.tobytes() == net.init(0).vector.tobytes()
+    assert found.final["loss"] < first.final["loss"]
+
+
+def test_nets_with_exits_learn_from_widths_inside_at_every_exit():
+    from fieldfare.work.submodel import Level
+    from fieldfare.work.submodel.exits import exit_loss, exits
+
+    body = twin()._module
+    net = exits(body, ("1", "3"), torch.as_tensor(EXAMPLE["x"]))
+    levels = [Level(), Level(0.5), Level(depth=2), Level(0.5, 2)]
+    family = submodels(net, levels, loss=exit_loss(), metrics=("accuracy",), example=DATA.columns)
+    view = family.view()
+    data, keys = block([8], 16, 5), rng.keys(0, ("test",), np.arange(1))
+    training = Training(lr=0.1, batch_size=8, epochs=1)
+    start = family.init(0).vector
+    for level in (0, 2):
+        own, inside = view.layout(level), view.layout(level + 1)
+        cohort = Cohort(start[None, view.index(level)], np.zeros(1, np.int64), own, np.arange(1), keys, data)
+        local = Nested((1.0, 0.5), 0.5, 2.0, 1.0, "turn", 0.4)
+        found = Train(family, training, (local,))(cohort).leaves["delta"][0]
+        changed = family.net.of(own).changed(family.net, (local,))
+        assert [one.layout for one in changed._within.nets] == [inside]
+        # by hand
+        whole, small = family.at(levels[level]).module(cohort.models[0]).train(), family.at(levels[level + 1])
+        small = small.module(start[view.index(level + 1)]).train()
+        x, y = (torch.from_numpy(data.columns[name][data.rows]) for name in ("x", "y"))
+        a, b = whole(x), small(x)
+
+        def apart(teacher, student):
+            p, q = (teacher.detach() / 2).softmax(-1), (student / 2).softmax(-1)
+            return 4 * (p * (p.log() - q.log())).sum(-1).mean()
+
+        (0.6 * exit_loss()(a, y) + 0.4 * apart(b, a)).backward()
+        (0.5 * exit_loss()(b, y) + 0.5 * apart(a, b)).backward()
+        wanted = np.zeros(len(start), np.float32)
+        for part, at in ((whole, level), (small, level + 1)):
+            grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in part.parameters()]
+            wanted[view.index(at)] -= 0.1 * torch.cat([g.reshape(-1) for g in grads]).numpy()
+        np.testing.assert_allclose(found, wanted[view.index(level)], atol=1e-6)
+
+
 def test_costs_are_those_of_what_is_trained():
     net, _, training = case(CONV)
     sizes, low = np.array([10]), net.factored(2)

@@ -3,7 +3,7 @@
 A client trains prefixes of unlike width, none wider than it can hold; smaller ones learn from its widest
 (self-distillation, section 3.3). Departures: widths of a client's steps come in turn, where the paper draws each with
 equal chance, and a distilled step trains the widest prefix beside the smaller one, as its teacher must learn too (our
-reading). For nets that are not declared (`nn.Module`s), widths are drawn once a round, by a view of `MultiRate()`.
+reading). Nets that cannot train others inside them have widths drawn once a round, by a view of `MultiRate()`.
 """
 
 from __future__ import annotations

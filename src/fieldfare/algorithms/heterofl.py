@@ -27,9 +27,10 @@ def HeteroFL(
 ) -> FedAvg:
     """FedAvg of nested sub-models: `view=family.view()`, the first channels; without a view it is FedAvg itself.
 
-    `scaled`: in training, outputs of a layer are divided by the share of it that a client has (section 3, "scaler"),
-    for declared nets such as `mlp`; the whole net's are left as they are. In ours that helps while someone has the
-    whole net, and harms where nobody has.
+    `scaled`: in training, outputs of a layer are divided by the share of it that a client has (section 3, "scaler"):
+    of linear layers, convolutions (before the norm) and embeddings; of recurrent and attention layers as wholes is our
+    reading. The whole net's are left as they are. In ours that helps while someone has the whole net, and harms where
+    nobody has.
     """
     steady("HeteroFL", common.get("view"), True, "family.view(), which keeps the first channels")
     local = (Scaled(),) if scaled and common.get("view") is not None else ()

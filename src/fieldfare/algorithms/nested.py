@@ -32,8 +32,8 @@ def NestedFL(
     """FedAvg of nested sub-models that teach one another: `view=family.view()`, `shares` all widths there are.
 
     `back`: the part of an own net's loss that is what the smaller one says; `distil`: the other way round;
-    `temperature`, `weight`: see `core.local.Nested`. Without `shares` clients train their own width alone (for nets
-    that are not declared, such as `nn.Module`s). `beta`, `power`: the server's momentum, see `patient`; `lr`: its step;
+    `temperature`, `weight`: see `core.local.Nested`. Without `shares` clients train their own width alone.
+    `beta`, `power`: the server's momentum, see `patient`; `lr`: its step;
     `average`: see `FedAvg`.
     """
     steady("NestedFL", common.get("view"), True, "family.view(), which keeps the first channels")

@@ -65,7 +65,13 @@ def classes_last(output: Tensor, y: Tensor) -> bool:
 
 
 def counted(output: Tensor, y: Tensor) -> Tensor:
-    """Logits `[m, C]` of the targets that count, of `[B, C]`, `[B, T, C]` or `[B, C, ...]`; of -100 none."""
+    """Logits `[m, C]` of the targets that count (all but -100), of any that `cross_entropy` takes.
+
+    Of several exits, logits `[B, exits, C]` for labels `[B]`, all count.
+    """
+    if output.dim() == y.dim() + 2:
+        y = y.repeat_interleave(output.shape[1])
+        output = output.flatten(0, 1)
     if y.dim() == output.dim():  # probabilities: every row counts
         return output if output.dim() == 2 else output.movedim(1, -1).flatten(0, -2)
     if classes_last(output, y):

@@ -155,8 +155,8 @@ class TorchNet:
 
     @property
     def of_labels(self) -> bool:
-        """Whether the loss is a softmax's of labels."""
-        return self.loss in ("cross_entropy", "masked_cross_entropy")
+        """Whether the loss is a softmax's of labels, be it of one exit or of several."""
+        return self.loss in ("cross_entropy", "masked_cross_entropy", "exit_cross_entropy")
 
     @property
     def is_changed(self) -> bool:
