@@ -66,7 +66,7 @@ def test_a_compressor_that_leaves_all_as_it_is_is_fedavg_bit_for_bit(idle):
     assert trained(idle).model.vector.tobytes() == trained(ff.FedAvg(3, 8)).model.vector.tobytes()
 
 
-def test_int8_and_top_k_work_under_sub_models_without_feedback():
+def test_int8_and_top_k_work_under_sub_models():
     family = submodels(NET, (1, 0.5))
     for algorithm in (ff.HeteroFL(3, 8, view=family.view()), ff.NestedFL(3, 8, view=family.view(), shares=(1, 0.5))):
         plain = trained(algorithm, model=family)
@@ -74,8 +74,6 @@ def test_int8_and_top_k_work_under_sub_models_without_feedback():
             found = trained(wrapped(algorithm)[name], model=family)
             assert np.isfinite(found.final["loss"])
             assert found.model.vector.tobytes() != plain.model.vector.tobytes()
-    with pytest.raises(UsageError, match="cannot be combined with sub-models"):
-        trained(ff.compress(ff.HeteroFL(3, 8, view=family.view()), share=0.1, feedback=True), model=family)
 
 
 @given(st.integers(0, 999), st.sampled_from([1.0, 0.5, 0.1]), st.sampled_from([32, 8, 4, 2]))
@@ -223,12 +221,9 @@ def test_what_has_no_meaning_is_refused_in_one_line():
     with pytest.raises(UsageError, match="wrap it once"):
         ff.quantise(ff.quantise(ff.FedAvg(2, 4)))
     with pytest.raises(UsageError, match="give FedAvg"):
-        ff.prune(ff.FedBuff(2, 4, buffer=2), share=0.5)
+        ff.prune(ff.FedAsync(2, 4), share=0.5)
     for bad, said in ((Sent(0.0), "a share in"), (Rounded(1), "use 2 to 16"), (LowRank(0), "a rank >= 1")):
         with pytest.raises(UsageError, match=said):
             Train(NET, local=(bad,))
     with pytest.raises(UsageError, match="no parameter is called"):
         Train(NET, local=(Frozen(("9",)),))
-    family = submodels(NET, (1, 0.5))
-    with pytest.raises(UsageError, match="chooses weights itself"):
-        trained(ff.prune(ff.HeteroFL(2, 8, view=family.view()), share=0.5), model=family)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core.errors import UsageError
-from fieldfare.core.folds import Collect, Coverage, Fold, Folded, Mean, ModSum, Stack, Total
+from fieldfare.core.folds import COVERED, Collect, Coverage, Fold, Folded, Mean, ModSum, Stack, Total
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -79,7 +79,7 @@ FACTOR_STEPS = (2.0**-16, 2.0**-10)
 """A factor on the weights (of stale replies) is rounded to multiples of these: where replies count once, by weight."""
 
 
-def _integers(fold: Mean | Coverage, weight: F64, factor: F64 | None) -> I64:
+def integers(fold: Mean | Coverage, weight: F64, factor: F64 | None) -> I64:
     """The weight of every row in the fold's units, `[n]`; with a `factor` `[n]`, in units finer by `FACTOR_STEPS`."""
     if factor is None:
         return integer_weights(weight, fold.weighted, fold.weight_step)
@@ -180,10 +180,10 @@ class Gather:
             if leaf not in leaves:
                 raise _bad_leaf(leaf, self.reduce)
             if isinstance(fold, Mean | Coverage):
-                rows = _before(fold.before, _rows(leaves[leaf]))
+                rows, _ = _had(fold, leaves[leaf], leaves)
                 if fold.weighted:
                     bad |= ~(weight <= 2.0**62 / max(self.cohort, 1) * fold.weight_step)
-                w = _integers(fold, np.where(bad, 0.0, weight), factor)
+                w = integers(fold, np.where(bad, 0.0, weight), factor)
                 bad |= refused(rows, w, fold.step, self.cohort)
             elif isinstance(fold, Stack):
                 bad |= ~np.isfinite(_before(fold.before, _rows(leaves[leaf]))).all(axis=1)
@@ -224,7 +224,7 @@ class Gather:
             rows, part = _rows(leaves[leaf]), self.partials[leaf]
             if fold.weighted:
                 bad |= ~(weight <= 2.0**62 / max(self.cohort, 1) * fold.weight_step)
-            w = _integers(fold, np.where(bad, 0.0, weight), factor)
+            w = integers(fold, np.where(bad, 0.0, weight), factor)
             if part.sum is None:
                 part.sum = Sum(_zeros(rows.shape[1]))
             norm2 = add_rows(part.sum, rows, w, fold.step)
@@ -247,8 +247,8 @@ class Gather:
             value = leaves[leaf]
             match fold:
                 case Mean() | Coverage():
-                    rows, w = _before(fold.before, _rows(value)), _integers(fold, weight, factor)
-                    self._add_sum(part, fold, rows, w, index, size)
+                    (rows, covered), w = _had(fold, value, leaves), integers(fold, weight, factor)
+                    self._add_sum(part, fold, rows, w, index, size, covered)
                 case Stack():
                     rows = _before(fold.before, _rows(value))
                     self._hold(leaf, fold, rows.nbytes)
@@ -277,18 +277,20 @@ class Gather:
             )
 
     def _add_sum(
-        self, part: Partial, fold: Mean | Coverage, rows: F32, w: I64, index: I64 | None, size: int | None
-    ) -> None:
+        self, part: Partial, fold: Mean | Coverage, rows: F32, w: I64, index: I64 | None, size: int | None,
+        covered: NDArray[np.bool_] | None = None,
+    ) -> None:  # fmt: skip
+        behind = int(w.sum()) if covered is None else _behind(w, covered)
         if isinstance(fold, Mean) or index is None:
             if index is not None:
                 raise UsageError("Mean() cannot fold sub-models: use Coverage() for a Run with a view.")
             if part.sum is None:
                 part.sum = Sum(_zeros(rows.shape[1]))
             add_rows(part.sum, rows, w, fold.step)
-            if part.sum.coverage is not None:
-                part.sum.coverage += int(w.sum())
-            elif isinstance(fold, Coverage):
-                part.sum.coverage = np.full(rows.shape[1], int(w.sum()), np.int64)
+            if isinstance(fold, Coverage):
+                if part.sum.coverage is None:
+                    part.sum.coverage = _zeros(rows.shape[1])
+                part.sum.coverage += behind
             return
         if part.sum is None:
             assert size is not None
@@ -298,7 +300,7 @@ class Gather:
         part.sum.total[index] += small.settled()
         part.sum.weight += small.weight
         assert part.sum.coverage is not None
-        part.sum.coverage[index] += small.weight
+        part.sum.coverage[index] += behind
 
     def fits(self, leaf: str, total: Total) -> bool:
         """Whether the exact sum a node answered is one of this fold, and cannot overflow beside the others'."""
@@ -400,6 +402,33 @@ def _zeros(size: int) -> I64:
 def _width(value: Any) -> int:
     shape = np.shape(value) if isinstance(value, np.ndarray) else (0,)  # type: ignore[reportUnknownArgumentType]
     return int(np.prod(shape[1:], dtype=np.int64)) if shape[0] else 0
+
+
+def _had(
+    fold: Mean | Coverage, value: Any, leaves: Mapping[str, Any]
+) -> tuple[F32, NDArray[np.bool_] | None]:  # fmt: skip
+    """(rows `[n, p]` behind the row maps, zero where a client has not trained; where each has, None: everywhere)."""
+    rows = _rows(value)
+    if not isinstance(fold, Coverage) or COVERED not in leaves:
+        return _before(fold.before, rows), None
+    covered = np.asarray(leaves[COVERED])
+    if covered.dtype != np.bool_ or covered.shape != rows.shape:
+        raise UsageError(
+            f"leaf {COVERED!r} has shape {covered.shape} of {covered.dtype} beside rows of {rows.shape}: send a bool "
+            "for each number of the leaf that is folded."
+        )
+    rows = _before(fold.before, np.where(covered, rows, np.float32(0)))
+    return (np.where(covered, rows, np.float32(0)) if fold.before else rows), covered
+
+
+def _behind(w: I64, covered: NDArray[np.bool_]) -> I64:
+    """The weight behind each coordinate, int64 `[p]`: the sum of `w` `[n]` over who covered it, exactly."""
+    if len(w) and not covered.strides[0]:
+        return covered[0] * int(w.sum())
+    out = _zeros(covered.shape[1])
+    for one, where in zip(w, covered, strict=True):
+        np.add(out, one, out=out, where=where)
+    return out
 
 
 def _rows(value: Any) -> F32:

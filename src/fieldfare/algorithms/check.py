@@ -26,6 +26,7 @@ from fieldfare.core.local import (
     Dynamic,
     Fair,
     Frozen,
+    Heads,
     Keep,
     LowRank,
     Nested,
@@ -77,6 +78,7 @@ DEMANDS: dict[type[Any], Demand] = {
     Twin: Demand("Ditto", "twin"),
     Keep: Demand("keep_optimizer", "optimizer", moments=True),
     **{kind: Demand(kind.__name__) for kind in (Scaled, Nested, Rounded, LowRank, Pruned, Frozen)},
+    Heads: Demand("masked_heads"),
     Sent: Demand("compress"),
 }
 
@@ -100,6 +102,7 @@ def check(
     _check_cohort(inner, clients)
     _check_local(inner)
     _check_view(inner)
+    _check_heads(inner)
     if training is not None:
         _check_optimizer(inner, training)
     if layout is not None:
@@ -158,13 +161,24 @@ def _check_view(algorithm: FedAvg) -> None:
     if not isinstance(algorithm.server.fold, Coverage):
         fold = type(algorithm.server.fold).__name__
         raise UsageError(f"{algorithm.name}: {fold} cannot fold sub-models; use server=chain(coverage(), ...).")
-    if algorithm.slot is not None or not isinstance(algorithm.rule, Plain):
+    if algorithm.slot not in (None, "residual") or not isinstance(algorithm.rule, Plain):
         raise UsageError(f"{algorithm.name} keeps vectors of the whole model; it cannot be combined with sub-models.")
-    for local in algorithm.local:
-        if isinstance(local, Frozen | Pruned | LowRank):
-            raise UsageError(
-                f"{type(local).__name__} chooses weights itself and {algorithm.name} has sub-models: use one of them."
-            )
+
+
+def _check_heads(algorithm: FedAvg) -> None:
+    if not any(isinstance(local, Heads) for local in algorithm.local):
+        return
+    if not isinstance(algorithm.server.fold, Coverage):
+        fold = type(algorithm.server.fold).__name__
+        raise UsageError(
+            f"masked_heads({algorithm.name}): {fold} cannot leave out who lacks a class; use "
+            "server=chain(coverage(), ...)."
+        )
+    if not isinstance(algorithm.rule, Plain):
+        raise UsageError(
+            f"masked_heads({algorithm.name}): its replies carry more than a delta, of all classes; use it with FedAvg, "
+            "or one made of it without such leaves."
+        )
 
 
 def _check_optimizer(algorithm: FedAvg, training: LocalTraining) -> None:

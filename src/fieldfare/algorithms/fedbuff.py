@@ -15,18 +15,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fieldfare.aggregate.chain import Chain, chain, mean
+from fieldfare.aggregate.gather import FACTOR_STEPS, integers
 from fieldfare.algorithms.rule import at_round
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, Publish, Run, Scalar, Stop
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Started
-from fieldfare.core.folds import Coverage, Fold, Folded, Mean
-from fieldfare.core.local import Local, Nested, Proximal, Rounded, Scaled, Sent
+from fieldfare.core.folds import Coverage, Fold, Folded, Mean, Stack
+from fieldfare.core.local import Frozen, Heads, Local, LowRank, Nested, Proximal, Pruned, Rounded, Scaled, Sent
 from fieldfare.core.params import Params, View
 from fieldfare.core.quorum import Quorum, Sample, Staleness
 from fieldfare.core.settings import settings
 
-_STATELESS = (Proximal, Nested, Scaled, Rounded, Sent)
+_STATELESS = (Proximal, Nested, Scaled, Rounded, LowRank, Pruned, Frozen, Heads, Sent)
 STALE, _MEAN = Staleness(), chain(mean(weighted=False))
 
 
@@ -69,6 +70,11 @@ class FedBuff:
 
     def __post_init__(self) -> None:
         check_stream(self.name, self.rounds, self.on, self.buffer, self.local, _STATELESS)
+        if not isinstance(self.server.fold, Coverage) and any(isinstance(one, Pruned | Heads) for one in self.local):
+            raise UsageError(
+                f"{self.name}: clients of a buffer train different weights, which a mean cannot tell; use "
+                "server=chain(coverage(weighted=False), ...), as prune(...) and masked_heads(...) do."
+            )
         if self.view is not None and not isinstance(self.server.fold, Coverage):
             fold = type(self.server.fold).__name__
             raise UsageError(
@@ -122,15 +128,23 @@ class FedBuff:
         delta = event.output.get("delta")
         if delta is None or not len(event.clients):
             return replace(state, version=state.asked)
-        weighted = isinstance(self.server.fold, Mean | Coverage) and self.server.fold.weighted
-        whole = event.weight if weighted else float(len(event.clients))
-        share = float(np.max(delta.weight)) / whole if whole > 0 else 0.0
+        share = self._counted(event)
         if share != 1.0:
             delta = Folded(delta.value * type(delta.value[0])(share), delta.weight)
         update, server = self.server.update(delta, state.server)
         return replace(
             state, model=state.model.replace(state.model.vector + update), server=server, version=state.asked
         )
+
+    def _counted(self, event: Gathered) -> float:
+        """S, the mean of s(tau) over the buffer by weight: rounded as the fold rounds it."""
+        fold, tau = self.server.fold, event.metrics.get("staleness")
+        factor = None if tau is None else self.stale.factor(tau.astype(np.int64))
+        if isinstance(fold, Stack) or factor is None or (factor == 1.0).all():
+            return 1.0
+        whole = event.weight if fold.weighted else float(len(event.clients))
+        units = FACTOR_STEPS[fold.weighted] * (fold.weight_step if fold.weighted else 1.0)
+        return float(integers(fold, event.weights, factor).sum() * units) / whole if whole > 0 else 0.0
 
 
 def stream_run(

@@ -17,6 +17,9 @@ from fieldfare.core.errors import UsageError
 
 Rows = NDArray[np.float32]
 
+COVERED = "covered"
+"""The leaf, bool `[n, P]`, in which replies say which coordinates of their rows they trained; `Coverage` reads it."""
+
 
 class RowMap(Protocol):
     """A stateless function on the rows `[n, P]` of a leaf, applied before the fold (a clip, a rounding)."""
@@ -52,7 +55,11 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """`Mean` with a weight per coordinate, for sub-models: each coordinate is averaged over those who had it."""
+    """`Mean` with a weight per coordinate, for sub-models: each coordinate is averaged over those who had it.
+
+    A client has the coordinates of its sub-model, or of these the ones that leaf `COVERED` tells where the work sends
+    it; what stands in its row elsewhere is not read.
+    """
 
     weighted: bool = True
     step: float = 2.0**-32

@@ -117,6 +117,16 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True)
+class Heads:
+    """Cover a row of the head only where the client has its class among the examples it takes (HeteroFL's masked loss).
+
+    `names`: the head's tensors, a row per class (all layers that end in the net's outputs, where none is named).
+    """
+
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Sent:
     """How the delta travels: the `share` of numbers that are largest, in `bits` bits each (32: as they are).
 
@@ -130,5 +140,5 @@ class Sent:
 
 Local: TypeAlias = (
     Proximal | ControlVariate | Dynamic | Normalised | Fair | Personal | Twin | Keep
-    | Scaled | Nested | Rounded | LowRank | Pruned | Frozen | Sent
+    | Scaled | Nested | Rounded | LowRank | Pruned | Frozen | Heads | Sent
 )  # fmt: skip

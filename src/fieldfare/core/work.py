@@ -31,7 +31,8 @@ class Cohort:
     `inputs` for all; `each` `{position: {name: value}}`; `config` small scalars. `held`: the held-out rows, for a
     work that declares `needs_held = True`. `steps` int64 `[n]`: the most local steps of each client, for a work with a
     method `steps`, where the ask's budget of time limits them. `sides`: the side arrays of the model sent, by name and
-    in their own dtypes, the same for all n; not to be written to.
+    in their own dtypes, the same for all n; not to be written to. `index` int64 `[P]`, where the model is a sub-model:
+    the places of its parameters in the whole vector, whose client state a slot of P floats is.
     """
 
     models: F32
@@ -49,6 +50,7 @@ class Cohort:
     held: Block | None = None
     steps: I64 | None = None
     sides: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    index: I64 | None = None
 
     @property
     def n(self) -> int:
@@ -67,6 +69,7 @@ class Cohort:
             None if self.held is None else self.held.part(start, stop),
             None if self.steps is None else self.steps[pick],
             self.sides,
+            self.index,
         )  # fmt: skip
 
 

@@ -103,6 +103,11 @@ class Request:
     def n(self) -> int:
         return len(self.clients)
 
+    @property
+    def index(self) -> I64 | None:
+        """The places of a sub-model in the whole vector: who shares one is of one level, and so of one segment."""
+        return self.segments[0].index if self.segments else None
+
 
 @dataclass(slots=True, eq=False)
 class Piece:
@@ -168,7 +173,7 @@ class Tally:
                 request.opaque,
                 self.data.held_block(clients) if getattr(self.work, "needs_held", False) else None,
                 None if request.steps is None else request.steps[pick],
-                sides=request.sides,
+                sides=request.sides, index=request.index,
             )
         )  # fmt: skip
         if len(out.weight) != len(clients):

@@ -185,12 +185,13 @@ class Devices:
 
     def _compute(self, gather: Gathering, at: int) -> Output:
         run, world = gather.run, self.world
-        vector, layout = np.empty(0, np.float32), Layout((), ())
+        vector, layout, index = np.empty(0, np.float32), Layout((), ()), None
         if run.model is not None:
             vector, layout = run.model.vector, run.model.layout
             if run.view is not None and gather.levels is not None:
                 level = int(gather.levels[at])
-                vector, layout = vector[run.view.index(level)], run.view.layout(level)
+                index = run.view.index(level)
+                vector, layout = vector[index], run.view.layout(level)
         me, data, work = gather.clients[[at]], world.population.data, world.works[run.work]
         state, fresh = self.slots.get(run.state, me) if run.state else (None, None)
         held = getattr(data, "held_block", None) if getattr(work, "needs_held", False) else None
@@ -202,6 +203,6 @@ class Devices:
                 {} if each is None else {0: each}, state, fresh,
                 run.model.opaque if run.model is not None else b"", None if held is None else held(me),
                 None if gather.steps is None else gather.steps[[at]],
-                sides={} if run.model is None else run.model.sides,
+                sides={} if run.model is None else run.model.sides, index=index,
             )
         )  # fmt: skip

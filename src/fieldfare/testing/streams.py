@@ -94,5 +94,6 @@ class Streams:
                 Block.empty(1) if data is None else data.block(me), run.config,
                 opaque=b"" if model is None else model.opaque,
                 steps=None if ask.steps is None else ask.steps[[at]], sides={} if model is None else model.sides,
+                index=index,
             )
         )  # fmt: skip

@@ -18,14 +18,31 @@ from numpy.typing import NDArray
 
 from fieldfare.core import rng
 from fieldfare.core.errors import UsageError
-from fieldfare.core.local import Frozen, Local, LowRank, Nested, Personal, Pruned, Rounded, Scaled, Sent
+from fieldfare.core.local import (
+    ControlVariate,
+    Dynamic,
+    Frozen,
+    Heads,
+    Keep,
+    Local,
+    LowRank,
+    Nested,
+    Personal,
+    Pruned,
+    Rounded,
+    Scaled,
+    Sent,
+    Twin,
+)
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Output
 from fieldfare.work.dense import DenseNet, Linear, linear
+from fieldfare.work.heads import head_of, named, told_bits
 from fieldfare.work.inner import rounded
 from fieldfare.work.layers import Inner
 from fieldfare.work.net import Net
 from fieldfare.work.torch_factors import factors as torch_factors
+from fieldfare.work.torch_factors import in_factors as torch_in_factors
 from fieldfare.work.torch_factors import product as torch_product
 from fieldfare.work.torch_net import TorchNet
 
@@ -34,9 +51,15 @@ I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 Bools = NDArray[np.bool_]
 
+_BELOW_ONE = np.float32(1 - 2.0**-24)
 _COIN = np.uint64(rng.derive(0, "uplink"))
 _IN_THE_NET = Scaled | Nested | Rounded
 _DECLARED = Scaled | Nested | Rounded | LowRank
+_STATEFUL = (ControlVariate, Dynamic, Personal, Twin, Keep)
+_APART: tuple[tuple[type[Any], type[Any]], ...] = (
+    (Scaled, Nested), (Pruned, Personal), (Frozen, Personal), (Heads, Personal), (LowRank, Nested), (LowRank, Pruned),
+    *((LowRank, kind) for kind in _STATEFUL),
+)  # fmt: skip
 
 
 def check(local: tuple[Local, ...], net: Net) -> None:
@@ -49,7 +72,7 @@ def check(local: tuple[Local, ...], net: Net) -> None:
             f"nets: leave it out for a {type(inside).__name__}."
         )
     kinds = {type(one) for one in local}
-    for one, other in ((Scaled, Nested), (Pruned, Personal), (Frozen, Personal), (LowRank, Nested), (LowRank, Pruned)):
+    for one, other in _APART:
         if one in kinds and other in kinds:
             raise UsageError(f"{one.__name__} and {other.__name__} say different things of the same weights: use one.")
     for one in local:
@@ -75,6 +98,8 @@ def check(local: tuple[Local, ...], net: Net) -> None:
                 raise UsageError(f"Sent(share={share}, bits={bits}): use a share in (0, 1] and 2 to 32 bits.")
             case Frozen(names):
                 net.layout.mask(names)
+            case Heads(names):
+                head_of(net, names)
             case _:
                 pass
 
@@ -121,6 +146,26 @@ def smaller_start(local: tuple[Local, ...]) -> bool:
     return any(isinstance(one, Rounded | Pruned | Frozen) for one in local)
 
 
+def of_sub_model(work: Callable[[Cohort], Output], cohort: Cohort, local: tuple[Local, ...]) -> Output:
+    """`work` of a sub-model, whose client state is of the whole model: taken out at its places, and put back there.
+
+    Coordinates that the client does not have this time keep what they had.
+    """
+    if cohort.state is None or not any(isinstance(one, Sent) and one.feedback for one in local):
+        return work(cohort)
+    if cohort.index is None or cohort.fresh is None:
+        raise UsageError(
+            "compress(feedback=True) with sub-models needs to know which weights each client has: use a driver that "
+            "tells Cohort.index, or feedback=False."
+        )
+    whole = np.where(cohort.fresh[:, None], np.float32(0), cohort.state)
+    out = work(replace(cohort, state=whole[:, cohort.index]))
+    if out.state is None:
+        return out
+    whole[:, cohort.index] = out.state
+    return replace(out, state=whole)
+
+
 def sent_smaller(
     local: tuple[Local, ...], train: Callable[[Cohort, Bools | None], Output], cohort: Cohort, layout: Layout
 ) -> Output:
@@ -136,10 +181,11 @@ def sent_smaller(
     for one in local:
         match one:
             case Pruned(share):
-                mask = pruned(model[0], share)
-                model = np.where(mask, model, np.float32(0))
+                largest = pruned(model[0], share)
+                model = np.where(largest, model, np.float32(0))
+                mask = largest if mask is None else mask & largest
             case Frozen(names):
-                mask = ~layout.mask(names)
+                mask = ~layout.mask(names) if mask is None else mask & ~layout.mask(names)
             case _:
                 pass
     for one in local:
@@ -175,26 +221,33 @@ def pruned(model: F32, share: float) -> Bools:
     return keep
 
 
-def encoded(sent: Sent, delta: F32, seen: F32 | None, keys: U64) -> tuple[F32, F32]:
+def encoded(
+    sent: Sent, delta: F32, seen: F32 | None, keys: U64, covered: Bools | None = None
+) -> tuple[F32, F32]:  # fmt: skip
     """The deltas `[n, P]` as the server reads them, and what was left out, `[n, P]`.
 
+    `covered` `[n, P]`: only there numbers travel, and are counted for the share; elsewhere what was `seen` is left.
     Top-k with memory (Stich et al., NeurIPS 2018, alg. 1); rounding up or down by chance, so that the mean is right
     (Alistarh et al., NeurIPS 2017, section 3.1, with the largest number as the scale: our reading).
     """
     wanted = delta if seen is None else delta + seen
+    if covered is not None:
+        wanted = np.where(covered, wanted, np.float32(0))
     out = wanted.copy()
     size = wanted.shape[1]
-    count = ceil(sent.share * size - 1e-9)
-    if count < size:
-        for row in out:
+    numbers = [size] * len(out) if covered is None else covered.sum(axis=1).tolist()
+    for row, many in zip(out, numbers, strict=True):
+        if (count := ceil(sent.share * many - 1e-9)) < many:
             row[np.argsort(-np.abs(row), kind="stable")[count:]] = 0
     if sent.bits < 32:
         most = np.float32(2 ** (sent.bits - 1) - 1)
         step: F32 = np.abs(out).max(axis=1, keepdims=True, initial=0) / most
         step[~(step > 0)] = 1
         coin = rng.uniforms((keys ^ _COIN)[:, None], np.arange(size))
-        out = np.clip(np.floor(out / step + coin.astype(np.float32)), -most, most) * step
-    return out, wanted - out
+        coin32 = np.minimum(coin.astype(np.float32), _BELOW_ONE)  # or nothing, rounded up, would be something
+        out = np.clip(np.floor(out / step + coin32), -most, most) * step
+    left = wanted - out
+    return out, left if covered is None or seen is None else np.where(covered, left, seen)
 
 
 def travelling(local: tuple[Local, ...], net: Any, layout: Layout) -> tuple[float, float, Any]:
@@ -204,18 +257,23 @@ def travelling(local: tuple[Local, ...], net: Any, layout: Layout) -> tuple[floa
     for every number, whichever is less.
     """
     size, down, up = layout.size, 32.0 * layout.size, 32.0 * layout.size
-    for one in local:
+    told = told_bits(local, net)
+    short = any(isinstance(one, Sent) and (one.share < 1 or one.bits < 32) for one in local)
+    for one in sorted(local, key=lambda one: isinstance(one, LowRank)):
         match one:
             case Rounded(bits):
                 down = size * bits + 32.0 * len(layout.names)
             case Pruned(share):
                 count = ceil(share * size - 1e-9)
-                down, up = 32.0 * count + _places(count, size), 32.0 * count
-            case LowRank(rank) if isinstance(getattr(net, "net", net), DenseNet | TorchNet):
-                net = factored(getattr(net, "net", net), rank)
-                down = up = 32.0 * net.layout.size
+                down, up = 32.0 * count + _places(count, size), min(up, 32.0 * count)
             case Frozen(names):
-                up = 32.0 * int((~layout.mask(names)).sum())
+                up = min(up, 32.0 * int((~layout.mask(names)).sum()))
+            case LowRank(rank) if isinstance(inside := getattr(net, "net", net), DenseNet | TorchNet):
+                net = factored(inside, rank)
+                down = 32.0 * net.layout.size
+                if not short:  # else the largest numbers of the product travel, or all of them in few bits
+                    still = in_factors(inside, net, frozen(local))
+                    up = 32.0 * int((~net.layout.mask(still)).sum())
             case _:
                 pass
     for one in local:
@@ -224,7 +282,12 @@ def travelling(local: tuple[Local, ...], net: Any, layout: Layout) -> tuple[floa
             count = ceil(one.share * numbers - 1e-9)
             up = count * one.bits + (32.0 if one.bits < 32 else 0.0)
             up += _places(count, int(numbers)) if count < numbers else 0.0
-    return down / 8, up / 8, net
+    return down / 8, (up + told) / 8, net
+
+
+def frozen(local: tuple[Local, ...]) -> tuple[str, ...]:
+    """The names of what `local` leaves as it is."""
+    return tuple(name for one in local if isinstance(one, Frozen) for name in one.names)
 
 
 def _places(count: int, size: int) -> float:
@@ -241,12 +304,39 @@ def factored(net: Any, rank: int) -> Any:
 @lru_cache(maxsize=64)
 def _factored(net: DenseNet, rank: int) -> DenseNet:
     layers: list[Any] = []
+    scales: list[float] = []
+    own = iter(net.scales)
     for layer in net.layers:
-        if isinstance(layer, Linear) and _splits(layer, rank):
-            layers += [linear(layer.inputs, rank, False), linear(rank, layer.outputs, layer.bias)]
+        if isinstance(layer, Linear):
+            scale = next(own, 1.0)
+            split = _splits(layer, rank)
+            layers += [linear(layer.inputs, rank, False), linear(rank, layer.outputs, layer.bias)] if split else [layer]
+            scales += [1.0, scale] if split else [scale]
         else:
             layers.append(layer)
-    return DenseNet(tuple(layers), net.loss, net.x, net.y)
+    return DenseNet(tuple(layers), net.loss, net.x, net.y, scales=tuple(scales) if net.scales else (), bits=net.bits)
+
+
+def in_factors(net: Any, small: DenseNet, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The tensors of a factored net in which those called `names` of the whole one are: both factors of a matrix."""
+    if not names:
+        return ()
+    inside: Any = getattr(net, "net", net)
+    if isinstance(inside, TorchNet):
+        return torch_in_factors(inside.layout, small.layout, set(named(inside.layout, names)))
+    chosen, own = set(named(inside.layout, names)), iter(small.layout.names)
+    out: list[str] = []
+    ranks = [one.outputs for one in small.program.layers]
+    at, wholes = 0, iter(inside.layout.names)
+    for one in inside.program.layers:
+        split = ranks[at] != one.outputs
+        at += 2 if split else 1
+        parts = [next(own) for _ in range(1 + split)]
+        out += parts if next(wholes) in chosen else []
+        if one.bias is not None:
+            part = next(own)
+            out += [part] if next(wholes) in chosen else []
+    return tuple(out)
 
 
 def _splits(layer: Linear, rank: int) -> bool:

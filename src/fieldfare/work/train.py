@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from fieldfare.core import rng
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
+from fieldfare.core.folds import COVERED
 from fieldfare.core.local import (
     ControlVariate,
     Dynamic,
     Fair,
+    Frozen,
+    Heads,
     Keep,
     Local,
     LowRank,
@@ -33,6 +36,7 @@ from fieldfare.core.local import (
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Cost, Output
 from fieldfare.work import compress
+from fieldfare.work.heads import covered, of_level
 from fieldfare.work.net import Drift, Fit, Net, Training, moments_size, naming
 from fieldfare.work.plan import make_plan, passes_and_steps
 
@@ -49,6 +53,14 @@ _TWIN = np.uint64(rng.derive(0, "twin"))
 def find(local: tuple[Local, ...], kind: type[L]) -> L | None:
     """The declaration of type `kind` among `local`, or None."""
     return next((one for one in local if isinstance(one, kind)), None)
+
+
+def _step_of(net: Net, training: Training, layout: Layout) -> int | None:
+    """Bytes at the peak of a plain step, where that is known without work; None where not."""
+    from fieldfare.work.submodel.cost import already_declared
+
+    found = already_declared(net, training, layout) if len(layout.names) else None
+    return None if found is None else found.memory_bytes
 
 
 def smaller_net(net: Net, layout: Layout) -> Net | None:
@@ -166,7 +178,8 @@ class Train:
     `tau` `[n, 1]` (`Normalised`), `h` `[n, 1]` (`Fair`). Metric `loss` `[n]`: mean training loss over steps, not finite
     where training diverged; such rows are left as they are, and the fold refuses them. Config: `round` (for the
     schedule), `steps`, `epochs`, `lr`; `reply="model"`: leaf `model` `[n, P]`, the end itself, is all that is sent.
-    Of the declarations that keep client state only one may be given.
+    Of the declarations that keep client state only one may be given. `Frozen`, `Pruned` and `Heads` add leaf `covered`,
+    bool `[n, P]`: what each client has trained.
     """
 
     net: Net
@@ -206,6 +219,8 @@ class Train:
         if (personal := find(self.local, Personal)) is not None:
             self.net.layout.mask(personal.names)
         compress.check(self.local, self.net)
+        if find(self.local, Heads) is not None:  # found once, by the whole net
+            object.__setattr__(self, "local", of_level(self.local, self.net, self.net.layout))
 
     def _check_keep(self, normalised: bool) -> None:
         """Refuse to keep an optimiser's moments where there are none, or where they cannot be taken out."""
@@ -224,7 +239,9 @@ class Train:
     def __call__(self, cohort: Cohort) -> Output:
         """Train every client of `cohort`; see the class for the leaves."""
         if cohort.layout != self.net.layout and (smaller := smaller_net(self.net, cohort.layout)) is not None:
-            return replace(self, net=compress.trained(smaller, self.net, self.local))(cohort)
+            local = of_level(self.local, self.net, cohort.layout)
+            work = replace(self, net=compress.trained(smaller, self.net, self.local), local=local)
+            return compress.of_sub_model(work, cohort, local)
         if (net := compress.trained(self.net, self.net, self.local)) is not self.net:
             return replace(self, net=net)(cohort)
         if (factors := find(self.local, LowRank)) is not None:
@@ -237,20 +254,35 @@ class Train:
         """Train the factors of every large matrix in its place."""
         small = compress.factored(self.net, rank)
         start = np.stack([compress.factors(self.net, small, model) for model in cohort.models])
-        inner = replace(self, net=small, local=tuple(one for one in self.local if not isinstance(one, LowRank | Sent)))
+        still = compress.in_factors(self.net, small, compress.frozen(self.local))
+        local = tuple(one for one in self.local if not isinstance(one, LowRank | Sent | Frozen | Heads))
+        inner = replace(self, net=small, local=(*local, Frozen(still)) if still else local)
         out = inner(replace(cohort, models=start, layout=small.layout, state=None, fresh=None))
         ends = out.leaves["delta"] + start[cohort.row]
         whole = [compress.product(self.net, small, start[row]) for row in range(len(start))]
         delta = np.stack([compress.product(self.net, small, end) - whole[r]
                           for end, r in zip(ends, cohort.row, strict=True)])  # fmt: skip
-        return self._reply(cohort, replace(out, leaves={**out.leaves, "delta": delta}))
+        still = compress.frozen(self.local)
+        mask = ~self.net.layout.mask(still) if still else None
+        covered = self._covered(cohort, settings(self.training, cohort.config)[0], mask, delta)
+        return self._reply(cohort, replace(out, leaves={**out.leaves, **covered, "delta": delta}))
+
+    def _covered(
+        self, cohort: Cohort, training: Training, mask: NDArray[np.bool_] | None, delta: F32
+    ) -> dict[str, NDArray[np.bool_]]:  # fmt: skip
+        """The leaf that tells what each client trained, where that is not all; `delta` becomes zero elsewhere."""
+        found = covered(self.local, self.net, cohort, training, mask)
+        if found is None:
+            return {}
+        np.copyto(delta, np.float32(0), where=~found)
+        return {COVERED: found}
 
     def _reply(self, cohort: Cohort, out: Output) -> Output:
         """The output as it travels: fewer numbers, of fewer bits, where `local` says so."""
         if (sent := find(self.local, Sent)) is None or "delta" not in out.leaves:
             return out
         seen = kept(cohort, self.local, self.net.layout, self.training)
-        delta, left = compress.encoded(sent, out.leaves["delta"], seen, cohort.keys)
+        delta, left = compress.encoded(sent, out.leaves["delta"], seen, cohort.keys, out.leaves.get(COVERED))
         return replace(out, leaves={**out.leaves, "delta": delta}, state=left if sent.feedback else out.state)
 
     def _train(self, cohort: Cohort, mask: NDArray[np.bool_] | None = None) -> Output:
@@ -290,7 +322,7 @@ class Train:
         _subtract(delta, cohort.models, cohort.row)
         if mask is not None:
             delta[:, mask] = 0.0
-        leaves: dict[str, Any] = {"delta": delta}
+        leaves: dict[str, Any] = {"delta": delta, **self._covered(cohort, training, fixed, delta)}
         if (twin := find(self.local, Twin)) is not None:
             own, row = own_models(cohort, seen, None)
             pull = _anchored(Drift(mu=twin.lam), cohort, row)
@@ -363,8 +395,10 @@ class Train:
         return (q * loss ** (q - 1) * square + lipschitz * loss**q).astype(np.float32)[:, None]
 
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
-        """FLOPs of the examples really taken, bytes of the vectors that travel each way, memory of model and slots.
+        """FLOPs of the examples really taken, bytes of the vectors that travel each way, memory of a training step.
 
+        Memory is the peak that `work.submodel.declared` computes, and what declarations keep beside it: of declared
+        layers, and of torch nets of which it was asked before (a plan asks); of others, the vectors alone.
         Whole vectors travel, also the personal part (as zeros on the way up), as the drivers send them.
         """
         training, _ = settings(self.training, config)
@@ -393,9 +427,13 @@ class Train:
                 case _:
                     pass
         vector = 4.0 * layout.size
-        sent, back, net = compress.travelling(self.local, net, layout)
+        memory = vector * held
+        if (step := _step_of(self.net, training, layout)) is not None:
+            memory = step + vector * (held - 2 - training.moments)
+        local = self.local if layout == self.net.layout else of_level(self.local, self.net, layout)
+        sent, back, net = compress.travelling(local, net, layout)
         more_down, more_up = vector * (down - 1), vector * (up - 1) + extra
-        return Cost(net.flops() * taken, sent + more_down, back + more_up, vector * held)
+        return Cost(net.flops() * taken, sent + more_down, back + more_up, memory)
 
     def steps(self, examples: I64, config: Mapping[str, Scalar]) -> I64:
         """Local steps of clients with that many `examples`, `[n]`, when nothing limits them."""
