@@ -1,0 +1,219 @@
+"""A trace from a log: looked over, counted, drawn, computed in parts, written as one artefact.
+
+Here: `build_trace`, the whole pipeline, on this machine or on Ray. Not here: what a part does (`part`) and what is
+told of it (`stats`). Invariant: the artefact depends on the log, the criteria and the seed alone, to the bit: not on
+the number of parts, the threads or where they ran.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldfare.assess.artefact import Artefact, Draft, Value, cite_file, read_artefact, words
+from fieldfare.assess.trace import stats
+from fieldfare.assess.trace.criteria import Criteria, TraceConfig
+from fieldfare.assess.trace.joint import joint_of
+from fieldfare.assess.trace.part import Done, Plan, count_part, finish_part, merged
+from fieldfare.assess.trace.sessions import BIN_MS, WEEK_MS, Log, open_log
+from fieldfare.assess.trace.sql import connected
+from fieldfare.core import rng
+from fieldfare.core.errors import UsageError
+from fieldfare.fleet.columns import Text
+
+ROWS_A_PART = 10_000_000
+Tell = Callable[[str], None]
+
+
+def build_trace(
+    log: str | Path | Sequence[str | Path], out: str | Path, config: TraceConfig | None = None, seed: int = 0,
+    tell: Tell = lambda _: None,
+) -> Artefact:  # fmt: skip
+    """The artefact `trace` of a session log (Parquet or CSV, files or folders), written to the folder `out`.
+
+    FLINT's recipe (Wang et al., MLSys 2023, section 3.2) in SQL: see `gaps`, `joint`, `part`. `tell` is called with
+    what is being done. Memory: what DuckDB is allowed, about 100 bytes a session of a part, and 50 bytes a session that
+    meets the criteria. Raises `UsageError` in one line for a log or criteria that do not fit each other.
+    """
+    config = TraceConfig() if config is None else config
+    paths = [log] if isinstance(log, (str, Path)) else list(log)
+    criteria, inputs = config.criteria, []
+    with connected(config.memory_bytes, config.threads, config.spill_folder) as con:
+        tell("looking over the log")
+        key = f"{rng.derive(seed, 'assess', 'trace', 'client'):016x}"
+        seen = open_log(con, paths, config.columns, key, config.weeks, config.from_s, config.to_s)
+    inputs += [cite_file(one, "session log") for one in seen.paths]
+    _check(seen, criteria)
+    allow: tuple[tuple[str, str, str], ...] = ()
+    if criteria.device_allow:
+        bench = read_artefact(criteria.device_allow, "bench")
+        allow = allowed_devices(bench)
+        inputs.append(bench)
+    parts = config.partitions or max(1, -(-seen.rows // ROWS_A_PART))
+    plan = Plan(seen, criteria, seed, parts, allow, None, config.memory_bytes, config.threads, config.spill_folder)
+    plan, done = (_here if config.on == "local" else _on_ray)(plan, config.on, tell)
+    tell("writing the artefact")
+    return _draft(plan, config, done, inputs).write(out)
+
+
+def allowed_devices(bench: Artefact) -> tuple[tuple[str, str, str], ...]:
+    """(model, system, version) in lower case of the devices a `bench` artefact calls eligible; "" is any."""
+    table = bench.table("eligible")
+    rows = zip(words(table["device_model"]), words(table["os"]), words(table["os_version"]),
+               np.asarray(table["eligible"]).tolist(), strict=True)  # fmt: skip
+    found = tuple(sorted({(m.lower(), o.lower(), v.lower()) for m, o, v, able in rows if able}))
+    if not found:
+        raise UsageError(f"{bench.path} calls no device eligible: raise its limits, or leave device_allow out.")
+    return found
+
+
+def _check(log: Log, criteria: Criteria) -> None:
+    needs = {
+        "wifi": ("wifi",), "battery": ("battery",), "charging": ("charging",), "os_released": ("os_release_date",),
+        "device_allow": ("device_model",), "account_age": ("account_age_days",), "reputation": ("reputation",),
+    }  # fmt: skip
+    for one in criteria.asked():
+        log.need(one, *needs.get(one, ()))
+
+
+def _here(plan: Plan, _: str, tell: Tell) -> tuple[Plan, list[Done]]:
+    with ExitStack() as stack:
+        spill = stack.enter_context(tempfile.TemporaryDirectory(prefix="fieldfare-trace-", dir=plan.folder or None))
+        if plan.criteria.states():
+            plan = replace(plan, spill=spill)
+            counts = []
+            for part in range(plan.parts):
+                tell(f"sessions and what they tell, part {part + 1} of {plan.parts}")
+                counts.append(count_part(plan, part))
+            plan = replace(plan, joint=joint_of(plan.criteria.states(), merged(counts)["states"]))
+        done = []
+        for part in range(plan.parts):
+            tell(f"coins and criteria, part {part + 1} of {plan.parts}")
+            done.append(finish_part(plan, part))
+            (Path(spill) / f"sessions-{part}.parquet").unlink(missing_ok=True)
+    return replace(plan, spill=""), done
+
+
+def _on_ray(plan: Plan, on: str, tell: Tell) -> tuple[Plan, list[Done]]:
+    """Parts as tasks of a Ray cluster, one thread of DuckDB each; all machines must see the log under its path."""
+    from fieldfare.sim.cluster import address_of, join, leave, library, ready
+
+    ready(on)
+    ray = library()
+    paths = tuple(os.path.abspath(one) for one in plan.log.paths)
+    select = plan.log.select
+    for old, new in zip(plan.log.paths, paths, strict=True):
+        select = select.replace("'" + old.replace("'", "''") + "'", "'" + new.replace("'", "''") + "'")
+    plan = replace(plan, log=replace(plan.log, select=select), threads=1)
+    joined = join(ray, address_of(on), None)
+    try:
+        if plan.criteria.states():
+            tell(f"sessions and what they tell, {plan.parts} parts on Ray")
+            counts = ray.get([ray.remote(count_part).remote(plan, part) for part in range(plan.parts)])
+            plan = replace(plan, joint=joint_of(plan.criteria.states(), merged(counts)["states"]))
+        tell(f"coins and criteria, {plan.parts} parts on Ray")
+        shared = ray.put(plan)
+        done = ray.get([ray.remote(finish_part).remote(shared, part) for part in range(plan.parts)])
+    except UsageError:
+        raise
+    except Exception as error:
+        from fieldfare.sim.cluster import one_line
+
+        raise UsageError(f"a part of the trace failed on Ray: {one_line(error)}") from None
+    finally:
+        if joined:
+            leave(ray)
+    return plan, done
+
+
+def _draft(plan: Plan, config: TraceConfig, done: Sequence[Done], inputs: list[Any]) -> Draft:
+    counts = merged(one.counts for one in done)
+    log, criteria = plan.log, plan.criteria
+    shares = stats.Shares(criteria.asked(), counts)
+    if not shares.clients:
+        raise UsageError(f"{log.paths[0]}: no session lies in the window of the trace; give other --from-s and --to-s.")
+    first = (log.from_ms - log.origin_ms) // BIN_MS
+    week = stats.folded(stats.curve(counts["starts"], counts["ends"], log.bins), first)
+    every = stats.folded(stats.curve(counts["all starts"], counts["all ends"], log.bins), first)
+    lengths = stats.Lengths(counts["lengths"])
+    period_s = (log.to_ms - log.from_ms) / 1000.0
+    told = asdict(criteria) | {"device_allow": "given" if criteria.device_allow else ""}
+    params = {
+        "criteria": told, "columns": dict(config.columns), "durations_s": dict(config.durations_s),
+        "from_s": log.from_ms / 1000.0, "to_s": log.to_ms / 1000.0, "origin_s": log.origin_ms / 1000.0,
+        "period_s": period_s, "unknown": "a criterion other than Wi-Fi, battery and charging is not met where unknown",
+    }  # fmt: skip
+    draft = Draft("trace", plan.seed, params, inputs)
+    kept = counts["usable"]
+    values = stats.eligible_values(shares, counts, plan.joint)
+    persons = sum(counts["participations"].values())
+    values |= {
+        "trough_over_peak": Value(stats.trough_over_peak(week), "share", note="hourly means of the mean week"),
+        "sessions": Value(kept["sessions"], "", note="that meet the criteria"),
+        "clients": Value(persons, "", note="with a session that meets the criteria"),
+        "median_usable_s": Value(_known(lengths.quantile(0.5)), "s"),
+        "supply_per_s": Value(kept["sessions"] / period_s, "1/s", note="sessions that begin"),
+        "weeks": Value((log.to_ms - log.from_ms) / WEEK_MS, ""),
+        "logged_sessions": Value(shares.sessions, ""), "logged_clients": Value(shares.clients, ""),
+        "logged_device_s": Value(shares.ms / 1000.0, "s"), "eligible_device_s": Value(kept["usable_ms"] / 1000.0, "s"),
+        "available_mean": Value(_known(float(np.nanmean(week))), "", note="clients at once"),
+        "available_peak": Value(_known(float(np.nanmax(week))), "", note="clients at once, five minutes"),
+        "participations_mean": Value(kept["sessions"] / persons if persons else None, "", note="sessions a client"),
+        "drawn_sessions": Value(plan.joint.unknown if plan.joint else 0, "", note="whose states were drawn"),
+        "thin_cells": Value(plan.joint.thin if plan.joint else 0, "", note="hours of the week and platforms with fewer "
+                            "than 10 sessions to estimate from"),
+    }  # fmt: skip
+    for name, seconds in config.durations_s.items():
+        values[f"p_usable.{name}"] = Value(
+            _known(lengths.at_least(float(seconds))), "share", note=f"P(usable >= {seconds:g} s)"
+        )
+    draft.values |= values
+    draft.table("sessions", _joined(done))
+    draft.table("criteria", stats.criteria_table(shares, counts))
+    draft.table("intersections", stats.intersections_table(shares))
+    draft.table("weekly", stats.weekly_table(week, every))
+    draft.table("heat", stats.heat_table(week))
+    draft.table("lengths", lengths.table())
+    draft.table("ccdf", lengths.ccdf())
+    draft.table("participations", _pairs(counts["participations"], "sessions", "clients"))
+    fairness = stats.fairness_table(shares)
+    draft.table("fairness", fairness)
+    draft.values["flagged_groups"] = Value(sum(fairness["flagged"]), "", note="groups and filters under 0.8 of before")
+    return draft
+
+
+def _joined(done: Sequence[Done]) -> dict[str, Any]:
+    """The sessions of all parts, by (start, client)."""
+    columns = {name: [one.columns[name] for one in done] for name in done[0].columns}
+    client, start = np.concatenate(columns["client"]), np.concatenate(columns["start_ms"])
+    order = np.lexsort((client, start))
+    return {
+        "client": client[order].astype(np.int64), "start_s": start[order] / 1000.0,
+        "end_s": np.concatenate(columns["end_ms"])[order] / 1000.0,
+        "usable_s": np.concatenate(columns["usable_ms"])[order] / 1000.0,
+        "device_class": _one_text(columns["tier"], order), "os": _one_text(columns["os"], order),
+        "bw_class": _one_text(columns["bw_class"], order),
+    }  # fmt: skip
+
+
+def _one_text(parts: Sequence[Text], order: Any) -> Text:
+    names = tuple(sorted({name for one in parts for name in one.names}))
+    place = {name: i for i, name in enumerate(names)}
+    codes = [np.array([place[name] for name in one.names] or [0], np.int32)[one.codes] for one in parts]
+    return Text(np.concatenate(codes)[order], names)
+
+
+def _pairs(counted: Any, key: str, count: str) -> dict[str, Any]:
+    keys = sorted(counted)
+    return {key: np.array(keys, np.int64), count: np.array([counted[one] for one in keys], np.int64)}
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None

@@ -1,0 +1,245 @@
+"""What the counts say: shares, intersections, fairness, the weekly curve, lengths.
+
+Here: tables (columns by name) and values from `part`'s merged counts. Not here: counting, and pictures. Invariant:
+shares are of all clients, or of all device-seconds, of the log's window; a client meets a set of criteria if one of its
+sessions meets them all (the paper does not say whether its Table 1 counts devices or sessions: both are told).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fieldfare.assess.artefact import Value
+from fieldfare.assess.trace.joint import Joint
+from fieldfare.assess.trace.part import DEVICES, GROUPS, Counts
+from fieldfare.assess.trace.sessions import BIN_MS, WEEK_MS
+
+F64 = NDArray[np.float64]
+Table = dict[str, Any]
+
+UNFAIR = 0.8
+"""A group whose share of the devices falls below this times what it was is flagged."""
+
+MOST_GROUPS = 30
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+_Z90 = 1.6448536269514722
+_WEEK_BINS = WEEK_MS // BIN_MS
+
+
+class Shares:
+    """Shares of clients and of device-seconds that meet any set of the criteria `asked`."""
+
+    def __init__(self, asked: Sequence[str], counts: Counts) -> None:
+        self.asked = tuple(asked)
+        self._ms = {mask: n for (what, mask), n in counts["masks"].items() if what == "usable_ms"}
+        self._sessions = {mask: n for (what, mask), n in counts["masks"].items() if what == "sessions"}
+        self.groups: dict[str, dict[str, Counter[int]]] = {by: {} for by in GROUPS}
+        for (by, who, low, high), n in counts["persons"].items():
+            self.groups[by].setdefault(who, Counter())[int(low) + (int(high) << 128)] += n
+        self._all: Counter[int] = sum(self.groups["tier"].values(), Counter())
+        self.clients, self.ms = sum(self._all.values()), sum(self._ms.values())
+        self.sessions = sum(self._sessions.values())
+
+    def devices(self, names: Sequence[str]) -> float:
+        """Share of clients with a session that meets all of `names`."""
+        return self.count(self._all, names) / self.clients
+
+    def seconds(self, names: Sequence[str]) -> float:
+        """Share of device-seconds that meet all of `names`."""
+        wanted = self._bits(names)
+        return sum(n for mask, n in self._ms.items() if mask & wanted == wanted) / self.ms
+
+    def count(self, held: Counter[int], names: Sequence[str]) -> int:
+        """How many of the clients in `held` have a session that meets all of `names`."""
+        wanted = self._bits(names)
+        pattern = sum(1 << mask for mask in range(1 << len(self.asked)) if mask & wanted == wanted)
+        return sum(n for sets, n in held.items() if sets & pattern)
+
+    def _bits(self, names: Sequence[str]) -> int:
+        return sum(1 << self.asked.index(one) for one in names)
+
+
+def criteria_table(shares: Shares, counts: Counts) -> Table:
+    """A row a criterion, alone, and `all`; `leave_one_out_gain`: what the share of devices gains without it."""
+    asked, total = shares.asked, shares.sessions
+    names = [*asked, "all"]
+    sets = [[one] for one in asked] + [list(asked)]
+    without = [[other for other in asked if other != one] for one in asked]
+    devices, seconds = shares.devices(asked), shares.seconds(asked)
+    gain = [shares.devices(rest) - devices for rest in without]
+    gain_s = [shares.seconds(rest) - seconds for rest in without]
+    table = {
+        "criterion": names, "share_devices": [shares.devices(one) for one in sets],
+        "share_device_s": [shares.seconds(one) for one in sets], "leave_one_out_gain": [*gain, 0.0],
+        "leave_one_out_gain_s": [*gain_s, 0.0],
+        "unknown_sessions": [counts["heads"][f"unknown {one}"] / total for one in asked] + [0.0],
+    }  # fmt: skip
+    if "thin every" in counts:
+        every, kept = counts["thin every"], counts["thin kept"]
+        row = ("min_gap", every["clients"] / shares.clients, every["usable_ms"] / shares.ms,
+               devices - kept["clients"] / shares.clients, seconds - kept["usable_ms"] / shares.ms, 0.0)  # fmt: skip
+        for column, value in zip(table.values(), row, strict=True):
+            column.insert(len(asked), value)
+    return table
+
+
+def intersections_table(shares: Shares) -> Table:
+    """Every set of criteria: `criteria` joined by "+", how many, and shares of devices and of device-seconds."""
+    sets = [one for k in range(1, len(shares.asked) + 1) for one in combinations(shares.asked, k)]
+    return {
+        "criteria": ["+".join(one) for one in sets], "n": [len(one) for one in sets],
+        "share_devices": [shares.devices(one) for one in sets],
+        "share_device_s": [shares.seconds(one) for one in sets],
+    }  # fmt: skip
+
+
+def fairness_table(shares: Shares) -> Table:
+    """Each group's share of the devices left, before and after each filter in their order, and (`all`) of them all.
+
+    Groups: device classes (the 30 most frequent, the rest as "other"), systems, regions; `ratio` below 0.8 is flagged.
+    """
+    out: Table = {name: [] for name in
+                  ("filter", "by", "group", "share_before", "share_after", "ratio", "flagged")}  # fmt: skip
+    for by in GROUPS:
+        groups = _top(shares.groups[by])
+        if set(groups) == {"unknown"}:
+            continue
+        steps = [(one, shares.asked[:i], shares.asked[: i + 1]) for i, one in enumerate(shares.asked)]
+        for name, before, after in [*steps, ("all", (), shares.asked)]:
+            was = {who: shares.count(held, before) for who, held in groups.items()}
+            now = {who: shares.count(held, after) for who, held in groups.items()}
+            for who in groups:
+                first = was[who] / max(1, sum(was.values()))
+                then = now[who] / max(1, sum(now.values()))
+                ratio = then / first if first and sum(now.values()) else float("nan")
+                row = (name, by, who, first, then, ratio, int(ratio < UNFAIR))
+                for column, value in zip(out.values(), row, strict=True):
+                    column.append(value)
+    return out
+
+
+def _top(groups: Mapping[str, Counter[int]]) -> dict[str, Counter[int]]:
+    order = sorted(groups, key=lambda who: (-sum(groups[who].values()), who))
+    kept = {who: groups[who] for who in order[:MOST_GROUPS]}
+    if rest := order[MOST_GROUPS:]:
+        kept["other"] = kept.get("other", Counter()) + sum((groups[who] for who in rest), Counter[int]())
+    return kept
+
+
+def curve(starts: Counter[Any], ends: Counter[Any], bins: int) -> F64:
+    """Mean number of clients in a session in each of `bins` spans of five minutes; exact."""
+    alive, part = np.zeros(bins + 1, np.int64), np.zeros(bins + 1, np.int64)
+    for sign, counted in ((1, starts), (-1, ends)):
+        for (what, at), n in counted.items():
+            if at < bins:
+                (alive if what == "n" else part)[at + (what == "n")] += sign * n
+    return (np.cumsum(alive)[:bins] * BIN_MS + part[:bins]) / BIN_MS
+
+
+def folded(values: F64, first: int) -> F64:
+    """A curve by five minutes as one mean week, `[2016]`, from Monday 0 h; `first`: its first span's place in the week.
+
+    NaN where the log has nothing of that time of the week.
+    """
+    at = (first + np.arange(len(values))) % _WEEK_BINS
+    times = np.bincount(at, minlength=_WEEK_BINS)
+    with np.errstate(invalid="ignore"):
+        return np.bincount(at, values, _WEEK_BINS) / np.where(times, times, np.nan)
+
+
+def trough_over_peak(week: F64, hour: int = 12) -> float | None:
+    """Smallest over largest of a weekly curve, each a mean of an hour (our choice: five minutes of few are noise)."""
+    around = np.concatenate([week[-hour:], week, week[:hour]])
+    smooth = np.convolve(around, np.ones(hour) / hour, "same")[hour:-hour]
+    known = smooth[np.isfinite(smooth)]
+    return float(known.min() / known.max()) if len(known) and known.max() > 0 else None
+
+
+def weekly_table(week: F64, every: F64) -> Table:
+    """`available` of each five minutes of the mean week, `share_of_peak`, and `logged`, whatever the criteria."""
+    return {"t_s": np.arange(_WEEK_BINS) * (BIN_MS / 1000), "available": week, "share_of_peak": _of_peak(week),
+            "logged": every}  # fmt: skip
+
+
+def heat_table(week: F64) -> Table:
+    """`share` of the peak, and mean `available`, by hour and weekday (0: Monday)."""
+    mean = _means(week.reshape(168, -1))
+    hours = np.arange(168)
+    return {"hour": hours % 24, "weekday": hours // 24, "share": _of_peak(mean), "available": mean}
+
+
+def _means(rows: F64) -> F64:
+    known = np.isfinite(rows)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, rows, 0.0).sum(1) / np.where(known.any(1), known.sum(1), np.nan)
+
+
+def _of_peak(values: F64) -> F64:
+    peak = np.nanmax(values) if np.isfinite(values).any() else 0.0
+    return values / peak if peak > 0 else np.where(np.isfinite(values), 0.0, np.nan)
+
+
+class Lengths:
+    """Usable time of the sessions kept, in tenths of a second."""
+
+    def __init__(self, counted: Counter[Any]) -> None:
+        self.tenths = np.array(sorted(counted), np.int64)
+        self.counts = np.array([counted[one] for one in self.tenths.tolist()], np.int64)
+        self.total = int(self.counts.sum())
+
+    def quantile(self, q: float) -> float:
+        """The smallest length that a share `q` of the sessions does not exceed; NaN where there is none."""
+        if not self.total:
+            return float("nan")
+        at = int(np.searchsorted(np.cumsum(self.counts), np.ceil(q * self.total)))
+        return float(self.tenths[min(at, len(self.tenths) - 1)]) / 10.0
+
+    def at_least(self, seconds: float) -> float:
+        """P(usable >= seconds); NaN where there is none."""
+        above = int(self.counts[self.tenths >= int(np.ceil(round(seconds * 10, 6)))].sum())
+        return above / self.total if self.total else float("nan")
+
+    def table(self) -> Table:
+        """`quantile`, `usable_s`."""
+        return {"quantile": list(QUANTILES), "usable_s": [self.quantile(q) for q in QUANTILES]}
+
+    def ccdf(self) -> Table:
+        """`usable_s`, `share` of sessions at least so long: 61 lengths, a second to 100,000 s, even in the logarithm."""
+        seconds = np.round(10.0 ** np.linspace(0, 5, 61), 1)
+        return {"usable_s": seconds, "share": [self.at_least(one) for one in seconds.tolist()]}
+
+
+def eligible_values(shares: Shares, counts: Counts, joint: Joint | None) -> dict[str, Value]:
+    """Shares that meet all criteria, with what the coins leave uncertain.
+
+    Device-seconds: `closed` is the expectation over coins, the range holds 90 % of the posterior of the chances (normal
+    approximation, chances independent). Devices: the range is that of all chances at their 5th and at their 95th
+    percentile at once, which is wider than 90 %.
+    """
+    asked = shares.asked
+    devices, seconds = shares.devices(asked), shares.seconds(asked)
+    if joint is None or not joint.unknown:
+        return {"eligible_share_devices": Value(devices, "share"), "eligible_share_device_s": Value(seconds, "share")}
+    mean, variance = counts["heads"]["sure_ms"] / shares.ms, 0.0
+    for where, ms in sorted(counts["cells"].items()):
+        chance = joint.chances[where]
+        mean += ms / shares.ms * chance.mean
+        variance += (ms / shares.ms) ** 2 * chance.variance
+    wide = _Z90 * sqrt(variance)
+    expected = {one: counts["expected"][one] / DEVICES / shares.clients for one in ("mean", "low", "high")}
+    note = f"states of {joint.unknown / (joint.known + joint.unknown):.1%} of sessions are drawn"
+    return {
+        "eligible_share_devices": Value(
+            devices, "share", expected["low"], expected["high"], closed=expected["mean"], note=note
+        ),
+        "eligible_share_device_s": Value(
+            seconds, "share", max(0.0, mean - wide), min(1.0, mean + wide), closed=mean, note=note
+        ),
+    }
