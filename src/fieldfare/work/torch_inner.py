@@ -219,7 +219,7 @@ class Inside:
         loss, shown = self.loss, None
         if (of := getattr(loss, "of", None)) is not None:
             labels = batches.target.array[plan.rows[plan.start[i] : plan.start[i + 1]]]
-            loss, shown = of(labels), self.loss.shown(labels)  # type: ignore[attr-defined]
+            loss, shown = of(labels), getattr(loss, "shown", lambda _: None)(labels)
         for one in self.smaller:
             one.renew()
         total, k = 0.0, 0
@@ -241,29 +241,41 @@ class Inside:
         """Write the gradient of step number `taken`; the own net's loss."""
         import torch
 
-        resident, within, transform = self.resident, self.within, self.batches.transform
-        learns, drawn = within.drawn(taken)
-        for number in drawn:
-            for value, into, part in zip(
-                resident.values, self.smaller[number].values, within.parts[number], strict=True
-            ):
-                into.copy_(value[part])
+        resident, nested, transform = self.resident, self.within.nested, self.batches.transform
+        learns, drawn = self.within.drawn(taken)
+        back, distil = (0.0, 0.0) if nested is None else (nested.back, nested.distil)
+        resident.grad.zero_()
         with torch.enable_grad():
             batch = batch if transform is None else [transform(batch[0])]
-            with torch.set_grad_enabled(learns):
-                own = resident.module(*batch)
-                lost = loss(own, y)
-            outs = [self.smaller[number].module(*batch) for number in drawn]
+        outs: list[Any] = []
+        for number in drawn if back else ():  # the first to go is done before the second comes: less memory
+            outs.append(self._forward(number, batch))
+            if not distil:
+                self._one(number, outs[-1], None, y, loss, shown)
+                outs[-1] = outs[-1].detach()
+        with torch.set_grad_enabled(learns):
+            own = resident.module(*batch)
+            lost = loss(own, y)
         if learns:
             self._own(own, lost, outs, y, shown)
-        else:
-            resident.grad.zero_()
-        for number, out in zip(drawn, outs, strict=True):
-            self._one(number, out, own, y, loss, shown)
-        return float(lost.item())
+        own, lost = own.detach(), float(lost.item())
+        for at, number in enumerate(drawn):
+            if not back or distil:
+                self._one(number, outs[at] if back else self._forward(number, batch), own, y, loss, shown)
+        return lost
+
+    def _forward(self, number: int, batch: list[Any]) -> Any:
+        """What one net inside gives, from the weights that the own net has now."""
+        import torch
+
+        held = self.smaller[number]
+        for value, into, part in zip(self.resident.values, held.values, self.within.parts[number], strict=True):
+            into.copy_(value[part])
+        with torch.enable_grad():
+            return held.module(*batch)
 
     def _own(self, own: Any, lost: Any, outs: list[Any], y: Tensor, shown: Any) -> None:
-        """The gradient of the own net's loss: of labels, and of what those inside say."""
+        """Add the gradient of the own net's loss: of labels, and of what those inside say."""
         import torch
 
         resident, nested = self.resident, self.within.nested
@@ -275,7 +287,7 @@ class Inside:
                 lost = (1 - nested.back) * lost + nested.back * apart
             grads = torch.autograd.grad(lost, resident.params, materialize_grads=True)
         for into, grad in zip(resident.grads, grads, strict=True):
-            into.copy_(grad)
+            into.add_(grad)
 
     def _one(self, number: int, out: Any, own: Any, y: Tensor, loss: Loss, shown: Any) -> None:
         """Add the gradient of one net inside."""
@@ -288,7 +300,7 @@ class Inside:
             lost = loss(out, y)
             if nested.distil:
                 t = nested.temperature
-                teacher = (logits(own.detach(), y, shown) / t).softmax(-1)
+                teacher = (logits(own, y, shown) / t).softmax(-1)
                 apart = divergence(teacher, logits(out, y, shown), t)
                 lost = (1 - nested.distil) * lost + nested.distil * apart
             grads = torch.autograd.grad(factor * lost, held.params, materialize_grads=True)
