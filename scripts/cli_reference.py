@@ -18,12 +18,11 @@ DOCS = Path(__file__).parent.parent / "docs"
 def commands(command: Any, words: str) -> list[str]:
     """Markdown of a command and of its sub-commands."""
     lines: list[str] = []
-    subcommands = getattr(command, "commands", None)
-    if subcommands:
-        for name, inside in subcommands.items():
-            lines += commands(inside, f"{words} {name}")
-        return lines
     context = click.Context(command, info_name=words)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            lines += commands(command.get_command(context, name), f"{words} {name}")
+        return lines
     usage = " ".join(command.collect_usage_pieces(context))
     lines += [f"## `{words}`", "", (command.help or "").strip(), "", f"    {words} {usage}", ""]
     rows = [p.get_help_record(context) for p in command.get_params(context) if p.name != "help"]

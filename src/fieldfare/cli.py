@@ -20,6 +20,7 @@ from typing import Any, cast
 import click
 
 from fieldfare import __version__
+from fieldfare.cli_assess import assess
 from fieldfare.cli_fit import fit
 from fieldfare.cli_fleet import fleet
 from fieldfare.cli_sweep import sweep
@@ -218,6 +219,7 @@ def data_describe(job: Path, picture: Path | None, name: str | None, as_json: bo
 
 app.add_command(fleet)
 app.add_command(fit)
+app.add_command(assess)
 
 
 @app.command()

@@ -55,7 +55,8 @@ def words_of(column: Text) -> list[str]:
 def read_columns(path: str | Path, max_bytes: float = MAX_BYTES) -> dict[str, Array | Text]:
     """All columns of a Parquet file (needs the extra `parquet`) or of a CSV file with a header.
 
-    Missing numbers are NaN. Raises `UsageError` before reading a table larger than `max_bytes` in memory.
+    Missing numbers are NaN; points in time become seconds of the UTC epoch. Raises `UsageError` before reading a table
+    larger than `max_bytes` in memory.
     """
     place = Path(path)
     if not place.is_file():
@@ -145,6 +146,9 @@ def _from_arrow(place: Path, name: str, column: Any) -> Array | Text:
         return Text(codes, tuple(str(value) for value in one.dictionary.to_pylist()))
     if pa.types.is_boolean(kind) and not column.null_count:
         return column.to_numpy()
+    if pa.types.is_timestamp(kind):
+        whole = column.cast(pa.timestamp("us", kind.tz)).cast(pa.int64())
+        return np.asarray(whole.to_numpy(), np.float64) * 1e-6
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return np.asarray(column.to_numpy())
     raise UsageError(f"{place}: column {name!r} is {kind}; make it numbers or text without missing values.")

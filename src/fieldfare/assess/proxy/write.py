@@ -21,6 +21,7 @@ from fieldfare.assess.proxy import statistics
 from fieldfare.assess.proxy.presets import PRESETS, preset
 from fieldfare.assess.proxy.share import DAY_S, Shared, Skew, by_field, made_up, numbers, recent, sampled
 from fieldfare.core.errors import MissingExtra, UsageError
+from fieldfare.core.settings import settings
 from fieldfare.data.federated import Federated
 from fieldfare.fleet.columns import Columns, Text, words_of
 
@@ -29,6 +30,7 @@ I64 = NDArray[np.int64]
 GROUP_ROWS = 1 << 16
 
 
+@settings
 @dataclass(frozen=True)
 class Config:
     """What to make: `partition_field` or made-up `clients` with a skew; see `share`, `presets`.

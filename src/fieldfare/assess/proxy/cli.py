@@ -1,0 +1,41 @@
+"""The command `fieldfare assess proxy`: a central table becomes federated data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fieldfare.assess.options import artefact_at, common, made, settings_of, tell
+
+SHOWN = (
+    "clients", "records", "records_mean", "records_std", "records_max", "gini", "top_1pct_share", "effective_clients",
+    "label_ratio", "label_skew", "labels_per_client", "below_batch", "duplicates", "lookback_days",
+)  # fmt: skip
+
+
+@click.command("proxy")
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--label", help="The label's column.")
+@click.option("--by", "partition_field", metavar="FIELD", help="Clients are this column's values (kept under a hash).")
+@click.option("--preset", type=click.Choice(["A", "B", "C"]), help="Made-up clients of these sizes (FLINT, table 2).")
+@click.option("--clients", type=int, help="How many made-up clients, without --by.")
+@click.option("--key", metavar="TEXT", help="The hash's key, for the same numbers again (default: random, forgotten).")
+@common
+def command(table: Path, key: str | None, as_json: bool, out: Path | None, config: Path | None, **given: Any) -> None:
+    """Share the rows of a Parquet or CSV TABLE out to clients: by a field, or made up with a wanted skew."""
+    from fieldfare.assess.artefact import cite_file
+    from fieldfare.assess.proxy.write import Config, build
+    from fieldfare.core.errors import UsageError
+    from fieldfare.fleet.columns import read_columns
+
+    given.pop("quiet")
+    told = settings_of(config, given.pop("set_"), **given)
+    if "label" not in told:
+        raise UsageError("proxy needs the label's column: give --label NAME, or label = ... in the file.")
+    columns = read_columns(table)
+    made_of = [cite_file(table, "table")]
+    secret = None if key is None else key.encode()
+    artefact = build(columns, made(Config, told), artefact_at(out or "", "proxy"), inputs=made_of, key=secret)
+    tell(artefact, as_json, shown=SHOWN)
