@@ -23,7 +23,8 @@ _WHERE = {
     "TiFL": "algorithms.deadline", "CutOff": "algorithms.deadline", "Staleness": "core.quorum",
     "keep_optimizer": "algorithms.keep", "FedAvgM": "algorithms.fedopt", "FedAdam": "algorithms.fedopt",
     "FedYogi": "algorithms.fedopt", "FedAdagrad": "algorithms.fedopt", "FedProx": "algorithms.fedprox",
-    "Scaffold": "algorithms.scaffold", "FedNova": "algorithms.fednova", "FedDyn": "algorithms.feddyn",
+    "Scaffold": "algorithms.scaffold", "SecureSum": "algorithms.secure_sum",
+    "FedNova": "algorithms.fednova", "FedDyn": "algorithms.feddyn",
     "QFedAvg": "algorithms.qfedavg", "Ditto": "algorithms.personal", "FedPer": "algorithms.personal",
     "FedRep": "algorithms.personal", "FedBN": "algorithms.personal", "FedMedian": "algorithms.robust",
     "FedTrimmedMean": "algorithms.robust", "Krum": "algorithms.robust", "Bagging": "algorithms.bagging",
@@ -36,7 +37,7 @@ _WHERE = {
     "HeteroFL": "algorithms.heterofl", "FedRolex": "algorithms.heterofl", "FjORD": "algorithms.fjord",
     "DepthFL": "algorithms.depthfl", "NestedFL": "algorithms.nested", "compress": "algorithms.compress",
     "quantise": "algorithms.compress", "low_rank": "algorithms.compress", "prune": "algorithms.compress",
-    "freeze": "algorithms.compress",
+    "freeze": "algorithms.compress", "masked_heads": "algorithms.compress",
     "submodels": "work.submodel", "Level": "work.submodel", "exits": "work.submodel.exits",
     "Federated": "data", "federate": "data", "digits": "data", "synthetic": "data", "iid": "data", "dirichlet": "data",
     "shards": "data", "labels_per_client": "data", "lognormal_quantity": "data", "dirichlet_quantity": "data",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from fieldfare.algorithms.compress import compress as compress
     from fieldfare.algorithms.compress import freeze as freeze
     from fieldfare.algorithms.compress import low_rank as low_rank
+    from fieldfare.algorithms.compress import masked_heads as masked_heads
     from fieldfare.algorithms.compress import prune as prune
     from fieldfare.algorithms.compress import quantise as quantise
     from fieldfare.algorithms.deadline import CutOff as CutOff
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
     from fieldfare.algorithms.robust import FedTrimmedMean as FedTrimmedMean
     from fieldfare.algorithms.robust import Krum as Krum
     from fieldfare.algorithms.scaffold import Scaffold as Scaffold
+    from fieldfare.algorithms.secure_sum import SecureSum as SecureSum
     from fieldfare.core.errors import PeerError as PeerError
     from fieldfare.core.errors import UsageError as UsageError
     from fieldfare.core.params import Params as Params

@@ -32,6 +32,7 @@ from fieldfare.store.models import read_model
 from fieldfare.work.adapt import as_net
 from fieldfare.work.evaluate import Evaluate as Measure
 from fieldfare.work.evaluate import FineTune, central_evaluation
+from fieldfare.work.masked import secured
 from fieldfare.work.train import Train
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def assemble(job: Job) -> Assembly:
     model = net.init(job.seed)
     if job.start_from is not None:
         model = read_model(job.start_from, layout=model.layout)
-    works = works_of(net, job, local)
+    works: dict[str, Work] = secured(job.algorithm, works_of(net, job, local), model.size)
     check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
     if not job.simulated.train and job.stop_at is not None:
         raise UsageError("Job(stop_at=...) needs a trained model, and Simulated(train=False) trains none.")

@@ -3,7 +3,7 @@
 from fieldfare.algorithms.bagging import Bagging
 from fieldfare.algorithms.catalogue import ALGORITHMS, DECENTRALISED, OFFLOADING, Entry, RolesEntry, build, entry
 from fieldfare.algorithms.check import check
-from fieldfare.algorithms.compress import compress, freeze, low_rank, prune, quantise
+from fieldfare.algorithms.compress import compress, freeze, low_rank, masked_heads, prune, quantise
 from fieldfare.algorithms.deadline import CutOff, SemiSync, TiFL
 from fieldfare.algorithms.depthfl import DepthFL
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, StopAt, innermost
@@ -30,6 +30,7 @@ from fieldfare.algorithms.personal import Ditto, FedBN, FedPer, FedRep
 from fieldfare.algorithms.qfedavg import QFedAvg
 from fieldfare.algorithms.robust import FedMedian, FedTrimmedMean, Krum
 from fieldfare.algorithms.scaffold import Scaffold
+from fieldfare.algorithms.secure_sum import SecureSum
 
 __all__ = [
     "ALGORITHMS",
@@ -71,6 +72,7 @@ __all__ = [
     "QFedAvg",
     "RolesEntry",
     "Scaffold",
+    "SecureSum",
     "SemiSync",
     "State",
     "StopAt",
@@ -83,6 +85,7 @@ __all__ = [
     "innermost",
     "keep_optimizer",
     "low_rank",
+    "masked_heads",
     "prune",
     "quantise",
 ]  # fmt: skip
