@@ -57,6 +57,9 @@ def methods(view):
         "fjord distilled": ff.FjORD(3, 8, view=view, shares=WIDTHS, **nested),
         "nestedfl": ff.NestedFL(3, 8, view=view, shares=WIDTHS),
         "quantised heterofl": ff.quantise(ff.HeteroFL(3, 8, view=view), bits=5),
+        "low rank heterofl": ff.low_rank(ff.HeteroFL(3, 8, view=view), rank=2),
+        "quantised low rank": ff.quantise(ff.low_rank(ff.FedAvg(3, 8), rank=2), bits=6),
+        "frozen low rank": ff.freeze(ff.low_rank(ff.FedAvg(3, 8), rank=2), names=("0",)),
         "quantised nestedfl": ff.quantise(ff.NestedFL(3, 8, view=view, shares=WIDTHS), bits=5),
     }
 
