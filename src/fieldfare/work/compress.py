@@ -146,8 +146,8 @@ def smaller_start(local: tuple[Local, ...]) -> bool:
     return any(isinstance(one, Rounded | Pruned | Frozen) for one in local)
 
 
-def of_sub_model(work: Callable[[Cohort], Output], cohort: Cohort, local: tuple[Local, ...]) -> Output:
-    """`work` of a sub-model, whose client state is of the whole model: taken out at its places, and put back there.
+def of_sub_model(work: Callable[[Cohort], Output], cohort: Cohort, local: tuple[Local, ...], size: int) -> Output:
+    """`work` of a sub-model, whose client state is of the whole model of `size`: taken out, and put back, at its places.
 
     Coordinates that the client does not have this time keep what they had.
     """
@@ -158,7 +158,15 @@ def of_sub_model(work: Callable[[Cohort], Output], cohort: Cohort, local: tuple[
             "compress(feedback=True) with sub-models needs to know which weights each client has: use a driver that "
             "tells Cohort.index, or feedback=False."
         )
-    whole = np.where(cohort.fresh[:, None], np.float32(0), cohort.state)
+    if cohort.fresh.all():
+        whole = np.zeros((cohort.n, size), np.float32)
+    elif cohort.state.shape[1] == size:
+        whole = np.where(cohort.fresh[:, None], np.float32(0), cohort.state)
+    else:
+        raise UsageError(
+            f"client state has {cohort.state.shape[1]} numbers per client, slot 'residual' of this model has {size}: "
+            "start the run again, or use the model the state was made with."
+        )
     out = work(replace(cohort, state=whole[:, cohort.index]))
     if out.state is None:
         return out

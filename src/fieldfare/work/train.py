@@ -241,7 +241,7 @@ class Train:
         if cohort.layout != self.net.layout and (smaller := smaller_net(self.net, cohort.layout)) is not None:
             local = of_level(self.local, self.net, cohort.layout)
             work = replace(self, net=compress.trained(smaller, self.net, self.local), local=local)
-            return compress.of_sub_model(work, cohort, local)
+            return compress.of_sub_model(work, cohort, local, self.net.layout.size)
         if (net := compress.trained(self.net, self.net, self.local)) is not self.net:
             return replace(self, net=net)(cohort)
         if (factors := find(self.local, LowRank)) is not None:
