@@ -12,6 +12,7 @@ import click
 TOOLS = {
     "proxy": "fieldfare.assess.proxy.cli",
     "features": "fieldfare.assess.features.cli",
+    "forecast": "fieldfare.assess.forecast.cli",
 }
 """Each tool's command, and the module whose `command` it is; in the order of the workflow."""
 
