@@ -147,7 +147,7 @@ def smaller_start(local: tuple[Local, ...]) -> bool:
 
 
 def of_sub_model(work: Callable[[Cohort], Output], cohort: Cohort, local: tuple[Local, ...], size: int) -> Output:
-    """`work` of a sub-model, whose client state is of the whole model of `size`: taken out, and put back, at its places.
+    """`work` of a sub-model, whose client state is of the whole model of `size`: taken out and put back at its places.
 
     Coordinates that the client does not have this time keep what they had.
     """
