@@ -33,7 +33,7 @@ if __name__ == "__main__":
 """
 
 EXTRAS = ("sklearn", "matplotlib", "torch", "jax", "jaxlib", "optax", "xgboost", "pyarrow", "PIL", "datasets", "pandas",
-          "scipy", "tensorboardX", "mlflow", "ray")  # fmt: skip
+          "scipy", "tensorboardX", "mlflow", "ray", "duckdb")  # fmt: skip
 
 
 @dataclass(frozen=True)

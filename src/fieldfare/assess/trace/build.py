@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ import numpy as np
 from fieldfare.assess.artefact import Artefact, Draft, Value, cite_file, read_artefact, words
 from fieldfare.assess.trace import stats
 from fieldfare.assess.trace.criteria import Criteria, TraceConfig
+from fieldfare.assess.trace.generate import Recipe, generate_log
+from fieldfare.assess.trace.importers import import_log, is_foreign
 from fieldfare.assess.trace.joint import joint_of
-from fieldfare.assess.trace.part import Done, Plan, count_part, finish_part, merged
+from fieldfare.assess.trace.part import Counts, Done, Plan, count_part, finish_part, merged
 from fieldfare.assess.trace.sessions import BIN_MS, WEEK_MS, Log, open_log
 from fieldfare.assess.trace.sql import connected
 from fieldfare.core import rng
@@ -33,34 +36,53 @@ Tell = Callable[[str], None]
 
 
 def build_trace(
-    log: str | Path | Sequence[str | Path], out: str | Path, config: TraceConfig | None = None, seed: int = 0,
-    tell: Tell = lambda _: None,
+    log: Recipe | str | Path | Sequence[str | Path], out: str | Path, config: TraceConfig | None = None, seed: int = 0,
+    variant: str = "charging_wifi", tell: Tell = lambda _: None,
 ) -> Artefact:  # fmt: skip
-    """The artefact `trace` of a session log (Parquet or CSV, files or folders), written to the folder `out`.
+    """The artefact `trace` of a session log, written to the folder `out`.
 
-    FLINT's recipe (Wang et al., MLSys 2023, section 3.2) in SQL: see `gaps`, `joint`, `part`. `tell` is called with
-    what is being done. Memory: what DuckDB is allowed, about 100 bytes a session of a part, and 50 bytes a session that
-    meets the criteria. Raises `UsageError` in one line for a log or criteria that do not fit each other.
+    `log`: Parquet or CSV (files or folders), one file of another maker (see `importers`; `variant` of FLASH's
+    intervals), or a `Recipe` of a log to make up. FLINT's recipe (Wang et al., MLSys 2023, section 3.2) in SQL: see
+    `gaps`, `joint`, `part`. `tell` is called with what is being done. Memory: what DuckDB is allowed, about 100 bytes a
+    session of a part, and 50 bytes a session that meets the criteria. Raises `UsageError` in one line for a log or
+    criteria that do not fit each other.
     """
     config = TraceConfig() if config is None else config
-    paths = [log] if isinstance(log, (str, Path)) else list(log)
-    criteria, inputs = config.criteria, []
-    with connected(config.memory_bytes, config.threads, config.spill_folder) as con:
-        tell("looking over the log")
-        key = f"{rng.derive(seed, 'assess', 'trace', 'client'):016x}"
-        seen = open_log(con, paths, config.columns, key, config.weeks, config.from_s, config.to_s)
-    inputs += [cite_file(one, "session log") for one in seen.paths]
-    _check(seen, criteria)
-    allow: tuple[tuple[str, str, str], ...] = ()
-    if criteria.device_allow:
-        bench = read_artefact(criteria.device_allow, "bench")
-        allow = allowed_devices(bench)
-        inputs.append(bench)
-    parts = config.partitions or max(1, -(-seen.rows // ROWS_A_PART))
-    plan = Plan(seen, criteria, seed, parts, allow, None, config.memory_bytes, config.threads, config.spill_folder)
-    plan, done = (_here if config.on == "local" else _on_ray)(plan, config.on, tell)
+    criteria = config.criteria
+    with tempfile.TemporaryDirectory(prefix="fieldfare-trace-", dir=config.spill_folder or None) as folder:
+        paths, inputs = _paths(log, Path(folder), config, seed, variant, tell)
+        with connected(config.memory_bytes, config.threads, config.spill_folder) as con:
+            tell("looking over the log")
+            key = f"{rng.derive(seed, 'assess', 'trace', 'client'):016x}"
+            seen = open_log(con, paths, config.columns, key, config.weeks, config.from_s, config.to_s)
+        inputs = [cite_file(one, "session log") for one in seen.paths] if inputs is None else inputs
+        _check(seen, criteria)
+        allow: tuple[tuple[str, str, str], ...] = ()
+        if criteria.device_allow:
+            bench = read_artefact(criteria.device_allow, "bench")
+            allow = allowed_devices(bench)
+            inputs.append(bench)
+        parts = config.partitions or max(1, -(-seen.rows // ROWS_A_PART))
+        plan = Plan(seen, criteria, seed, parts, allow, None, config.memory_bytes, config.threads, config.spill_folder)
+        plan, done = (_here if config.on == "local" else _on_ray)(plan, config.on, tell)
     tell("writing the artefact")
-    return _draft(plan, config, done, inputs).write(out)
+    made_up = {"made_up": asdict(log)} if isinstance(log, Recipe) else {}
+    return _draft(plan, config, done, inputs, made_up).write(out)
+
+
+def _paths(
+    log: Any, folder: Path, config: TraceConfig, seed: int, variant: str, tell: Tell
+) -> tuple[list[str | Path], list[Any] | None]:
+    """(files of the session log, inputs to cite; None: the files themselves)."""
+    end = ".parquet" if find_spec("pyarrow") else ".csv"
+    if isinstance(log, Recipe):
+        tell(f"making up a log of {log.clients:,} clients")
+        return [generate_log(folder / f"{log.preset}{end}", log, seed)], []
+    paths = [log] if isinstance(log, (str, Path)) else list(log)
+    if len(paths) == 1 and is_foreign(paths[0]):
+        tell(f"importing {paths[0]}")
+        return [import_log(paths[0], folder / f"imported{end}", variant)], [cite_file(paths[0], "availability log")]
+    return paths, None
 
 
 def allowed_devices(bench: Artefact) -> tuple[tuple[str, str, str], ...]:
@@ -92,7 +114,7 @@ def _here(plan: Plan, _: str, tell: Tell) -> tuple[Plan, list[Done]]:
             for part in range(plan.parts):
                 tell(f"sessions and what they tell, part {part + 1} of {plan.parts}")
                 counts.append(count_part(plan, part))
-            plan = replace(plan, joint=joint_of(plan.criteria.states(), merged(counts)["states"]))
+            plan = _with_chances(plan, counts)
         done = []
         for part in range(plan.parts):
             tell(f"coins and criteria, part {part + 1} of {plan.parts}")
@@ -117,7 +139,7 @@ def _on_ray(plan: Plan, on: str, tell: Tell) -> tuple[Plan, list[Done]]:
         if plan.criteria.states():
             tell(f"sessions and what they tell, {plan.parts} parts on Ray")
             counts = ray.get([ray.remote(count_part).remote(plan, part) for part in range(plan.parts)])
-            plan = replace(plan, joint=joint_of(plan.criteria.states(), merged(counts)["states"]))
+            plan = _with_chances(plan, counts)
         tell(f"coins and criteria, {plan.parts} parts on Ray")
         shared = ray.put(plan)
         done = ray.get([ray.remote(finish_part).remote(shared, part) for part in range(plan.parts)])
@@ -133,7 +155,14 @@ def _on_ray(plan: Plan, on: str, tell: Tell) -> tuple[Plan, list[Done]]:
     return plan, done
 
 
-def _draft(plan: Plan, config: TraceConfig, done: Sequence[Done], inputs: list[Any]) -> Draft:
+def _with_chances(plan: Plan, counts: Sequence[Counts]) -> Plan:
+    held = merged(counts)
+    return replace(plan, joint=joint_of(plan.criteria.states(), held["states"], held["alike"]))
+
+
+def _draft(
+    plan: Plan, config: TraceConfig, done: Sequence[Done], inputs: list[Any], made_up: Mapping[str, Any]
+) -> Draft:
     counts = merged(one.counts for one in done)
     log, criteria = plan.log, plan.criteria
     shares = stats.Shares(criteria.asked(), counts)
@@ -149,6 +178,7 @@ def _draft(plan: Plan, config: TraceConfig, done: Sequence[Done], inputs: list[A
         "criteria": told, "columns": dict(config.columns), "durations_s": dict(config.durations_s),
         "from_s": log.from_ms / 1000.0, "to_s": log.to_ms / 1000.0, "origin_s": log.origin_ms / 1000.0,
         "period_s": period_s, "unknown": "a criterion other than Wi-Fi, battery and charging is not met where unknown",
+        **made_up,
     }  # fmt: skip
     draft = Draft("trace", plan.seed, params, inputs)
     kept = counts["usable"]

@@ -131,7 +131,11 @@ def read_config(place: str | Path | None, changes: Sequence[str] = ()) -> TraceC
 
     The file's table [criteria] holds `Criteria`, its other keys `TraceConfig`; "any" asks nothing; a date may be one.
     """
-    config = TraceConfig() if place is None else _of_toml(Path(place))
+    return with_changes(TraceConfig() if place is None else _of_toml(Path(place)), changes)
+
+
+def with_changes(config: TraceConfig, changes: Sequence[str]) -> TraceConfig:
+    """Settings with KEY=VALUE texts applied, e.g. "criteria.battery_min=0.8" or "battery_min=any"."""
     for pair in changes:
         key, equals, value = pair.partition("=")
         if not equals or not key:

@@ -51,8 +51,8 @@ def sessions_of(pieces: str, criteria: Criteria) -> str:
         f"(before IS NULL OR s - before > {gap} OR code <> code_before) AS fresh FROM ({seen})"
     )
     numbered = (
-        "SELECT *, sum(fresh::BIGINT) OVER (PARTITION BY client ORDER BY s, e, code ROWS UNBOUNDED PRECEDING) AS island "
-        f"FROM ({fresh})"
+        "SELECT *, sum(fresh::BIGINT) OVER (PARTITION BY client ORDER BY s, e, code ROWS UNBOUNDED PRECEDING) "
+        f"AS island FROM ({fresh})"
     )
     firsts = ", ".join(f"any_value({one}) FILTER (WHERE fresh) AS {one}" for one in KEPT)
     grouped = (

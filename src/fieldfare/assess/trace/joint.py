@@ -19,6 +19,9 @@ from fieldfare.core.errors import UsageError
 SCALE = 1 << 20
 """Logarithms of chances are counted in these parts, so that their sums are exact."""
 
+DEVICES = 1 << 30
+"""Expected numbers of devices are counted in these parts."""
+
 _Z90 = 1.6448536269514722
 Counted = Mapping[tuple[Any, ...], int]
 
@@ -42,25 +45,35 @@ class Chance:
 
 @dataclass(frozen=True)
 class Joint:
-    """Chances by (hour of the week, platform, code), and how many sessions told everything they rest on."""
+    """Chances by (hour of the week, platform, code), and what they rest on.
+
+    `known` sessions told all that is asked, `unknown` did not; `thin`: hours and platforms with fewer than 10 known.
+    `clustered`: variance of the share of known sessions that meet all, between clients: one's sessions are alike, so
+    that it is far above that of so many tosses.
+    """
 
     states: tuple[str, ...]
     chances: Mapping[tuple[int, str, int], Chance]
     known: int
     unknown: int
     thin: int
+    clustered: float = 0.0
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """As rows of a table: hour, platform, code, seven steps (2 beyond the last), packed, and -log(1 - chance) for
-        the mean, low and high in parts of `SCALE`."""
+        """As rows of a table: hour, platform, code, seven steps (2 beyond the last), packed; -log(1 - mean) in parts of
+        `SCALE`, low in parts of `DEVICES`, -log(1 - high) in parts of `SCALE`."""
         return [
-            (*key, *one.steps, *(2.0,) * (7 - len(one.steps)), one.packed, _parts(one.mean), _parts(one.low), _parts(one.high))
+            (*key, *one.steps, *(2.0,) * (7 - len(one.steps)), one.packed, _parts(one.mean),
+             round(one.low * DEVICES), _parts(one.high))
             for key, one in self.chances.items()
         ]  # fmt: skip
 
 
-def joint_of(states: tuple[str, ...], counted: Counted) -> Joint:
-    """From the number of sessions by (hour, platform, code); `UsageError` where no session tells all that is asked."""
+def joint_of(states: tuple[str, ...], counted: Counted, alike: Mapping[str, int] | None = None) -> Joint:
+    """From the number of sessions by (hour, platform, code) and `alike`, sums over clients (see `part`).
+
+    Raises `UsageError` where sessions leave states open and none tells all that is asked.
+    """
     known = sum(n for (*_, code), n in counted.items() if 2 not in digits(code, len(states)))
     unknown = sum(counted.values()) - known
     if unknown and not known:
@@ -83,7 +96,16 @@ def joint_of(states: tuple[str, ...], counted: Counted) -> Joint:
         for code in sorted(held)
     }
     thin = sum(sum(cells[where].values()) < 10 for where in codes)
-    return Joint(states, chances, known, unknown, thin)
+    return Joint(states, chances, known, unknown, thin, _clustered(alike or {}))
+
+
+def _clustered(sums: Mapping[str, int]) -> float:
+    """Variance of the ratio of sums k / n over clients: sum (k - p n)^2 / (sum n)^2."""
+    n = sums.get("n", 0)
+    if not n:
+        return 0.0
+    p = sums["k"] / n
+    return max(0.0, (sums["kk"] - 2.0 * p * sums["nk"] + p * p * sums["nn"]) / float(n) ** 2)
 
 
 def digits(code: int, k: int) -> tuple[int, ...]:
@@ -96,7 +118,7 @@ def digits(code: int, k: int) -> tuple[int, ...]:
 
 
 def _chance(cell: Mapping[tuple[int, ...], int], held: tuple[int, ...]) -> Chance:
-    """A Dirichlet posterior over all outcomes: 1 for the one where all hold, 1 shared by the others, plus the counts."""
+    """A Dirichlet posterior over all outcomes: 1 where all hold, 1 shared by the others, plus the counts."""
     k = len(held)
     prior = {out: 1.0 if all(out) else 1.0 / (2**k - 1) for out in product((0, 1), repeat=k)}
     able = [out for out in prior if all(h in (2, o) for h, o in zip(held, out, strict=True))]

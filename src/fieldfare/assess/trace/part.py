@@ -17,15 +17,13 @@ import numpy as np
 
 from fieldfare.assess.trace.criteria import Criteria
 from fieldfare.assess.trace.gaps import pieces_of, sessions_of
-from fieldfare.assess.trace.joint import SCALE, Joint
+from fieldfare.assess.trace.joint import DEVICES, SCALE, Joint
 from fieldfare.assess.trace.sessions import BIN_MS, HOUR_MS, WEEK_MS, Log
 from fieldfare.assess.trace.sql import connected, text, told, with_coin
 from fieldfare.fleet.columns import Text
 
 Counts = dict[str, Counter[Any]]
 GROUPS = ("tier", "os", "region")
-DEVICES = 1 << 30
-"""Expected numbers of devices are counted in these parts."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,8 @@ def count_part(plan: Plan, part: int) -> Counts:
         con.execute(f"CREATE TEMP TABLE made AS {_sessions(plan, part)}")
         if plan.spill:
             con.execute(f"COPY made TO {text(str(_spilled(plan, part)))} (FORMAT parquet)")
-        return {"states": _counter(con, f"SELECT {_hour(plan)}, {_platform()}, code, count(*) FROM made GROUP BY ALL")}
+        states = _counter(con, f"SELECT {_hour(plan)}, {_platform()}, code, count(*) FROM made GROUP BY ALL")
+        return {"states": states, "alike": _alike(con, len(plan.criteria.states()))}
 
 
 def finish_part(plan: Plan, part: int) -> Done:
@@ -85,6 +84,17 @@ def finish_part(plan: Plan, part: int) -> Done:
             kept = "row IN (SELECT row FROM kept)"
         counts |= _of_kept(con, plan, kept)
         return Done(counts, _columns(con, kept))
+
+
+def _alike(con: Any, states: int) -> Counter[Any]:
+    """Sums over clients of n, k, n n, n k and k k: n sessions whose states are known, k of them with all met."""
+    known = " AND ".join(f"code // {3**i} % 3 < 2" for i in range(states))
+    met = (3**states - 1) // 2
+    return _totals(
+        con, "SELECT sum(n), sum(k), sum(n * n), sum(n * k), sum(k * k) FROM (SELECT count(*)::HUGEINT AS n, "
+        f"count(*) FILTER (WHERE code = {met})::HUGEINT AS k FROM made WHERE {known} GROUP BY client)",
+        ("n", "k", "nn", "nk", "kk"),
+    )  # fmt: skip
 
 
 def merged(parts: Iterable[Counts]) -> Counts:
@@ -126,7 +136,7 @@ def _chances(con: Any, plan: Plan) -> None:
     steps = ", ".join(f"t{i} DOUBLE" for i in range(1, 8))
     con.execute(
         f"CREATE TEMP TABLE chance (hour INTEGER, platform VARCHAR, code INTEGER, {steps}, packed INTEGER, "
-        "g_mean BIGINT, g_low BIGINT, g_high BIGINT)"
+        "g_mean BIGINT, p_low BIGINT, g_high BIGINT)"
     )
     rows = plan.joint.rows() if plan.joint else []
     for at in range(0, len(rows), 500):
@@ -145,7 +155,7 @@ def _done(plan: Plan, made: str) -> str:
     index = " + ".join(f"(coin >= t{i})::INTEGER" for i in range(1, 8))
     joined = (
         f"SELECT d.*, (packed >> (3 * ({index}))) & 7 AS drawn, coalesce(g_mean, 0) AS g_mean, "
-        "coalesce(g_low, 0) AS g_low, coalesce(g_high, 0) AS g_high "
+        "coalesce(p_low, 0) AS p_low, coalesce(g_high, 0) AS g_high "
         f"FROM ({drawn}) d LEFT JOIN chance c ON d.hour = c.hour AND d.platform = c.platform AND d.code = c.code"
     )
     bits: dict[str, str] = {}
@@ -168,7 +178,7 @@ def _done(plan: Plan, made: str) -> str:
     on_wifi = f"(mask >> {asked.index('wifi')}) & 1 = {int(bool(criteria.wifi))}" if "wifi" in asked else "wifi"
     return (
         "SELECT row_number() OVER () AS row, client, start_ms, end_ms, usable_ms, last_ms, code, hour, platform, mask, "
-        f"mask = {full} AS eligible, mask & {rest} = {rest} AS rest, g_mean, g_low, g_high, "
+        f"mask = {full} AS eligible, mask & {rest} = {rest} AS rest, g_mean, p_low, g_high, "
         "coalesce(device_class, device_model, 'unknown') AS tier, coalesce(os, 'unknown') AS os, "
         "coalesce(region, 'unknown') AS region, "
         f"coalesce(bw_class, CASE WHEN {on_wifi} THEN 'wifi' WHEN NOT ({on_wifi}) THEN 'cellular' ELSE 'unknown' END) "
@@ -195,7 +205,8 @@ def _counts(con: Any, plan: Plan) -> Counts:
         "bit_or(CASE WHEN mask < 128 THEN 1::UHUGEINT << mask::UHUGEINT ELSE 0::UHUGEINT END) AS low, "
         "bit_or(CASE WHEN mask >= 128 THEN 1::UHUGEINT << (mask - 128)::UHUGEINT ELSE 0::UHUGEINT END) AS high, "
         "bool_or(eligible AND g_mean = 0) AS sure, sum(CASE WHEN rest THEN g_mean ELSE 0 END) AS g_mean, "
-        "sum(CASE WHEN rest THEN g_low ELSE 0 END) AS g_low, sum(CASE WHEN rest THEN g_high ELSE 0 END) AS g_high "
+        "sum(CASE WHEN rest THEN p_low ELSE 0 END) // count(*) AS p_low, "
+        "sum(CASE WHEN rest THEN g_high ELSE 0 END) AS g_high "
         "FROM done GROUP BY client"
     )
     unknown = "".join(f", count(*) FILTER (WHERE unknown_{one})" for one in asked)
@@ -205,17 +216,16 @@ def _counts(con: Any, plan: Plan) -> Counts:
         "persons": _counter(con, " UNION ALL ".join(
             f"SELECT '{group}' AS by, {group} AS who, low::VARCHAR, high::VARCHAR, count(*) FROM person GROUP BY ALL"
             for group in GROUPS)),
-        "heads": _totals(con, "SELECT count(*), count(DISTINCT client), sum(usable_ms) FILTER (WHERE eligible AND g_mean = 0)"
-                         f"{unknown} FROM done",
+        "heads": _totals(con, "SELECT count(*), count(DISTINCT client), "
+                         f"sum(usable_ms) FILTER (WHERE eligible AND g_mean = 0){unknown} FROM done",
                          ("sessions", "clients", "sure_ms", *(f"unknown {one}" for one in asked))),
         "cells": _counter(con, "SELECT hour, platform, code, sum(usable_ms) FROM done "
                                "WHERE rest AND g_mean > 0 GROUP BY ALL"),
         "all starts": _bins(con, plan, "start_ms", "true"), "all ends": _bins(con, plan, "end_ms", "true"),
     }  # fmt: skip
-    expected = ", ".join(
-        f"sum(CASE WHEN sure THEN {DEVICES} ELSE round((1 - exp(-g_{one}::DOUBLE / {SCALE})) * {DEVICES})::BIGINT END)"
-        for one in ("mean", "low", "high")
-    )
+    any_ = f"round((1 - exp(-{{}}::DOUBLE / {SCALE})) * {DEVICES})::BIGINT"
+    chances = {"mean": any_.format("g_mean"), "low": "p_low", "high": any_.format("g_high")}
+    expected = ", ".join(f"sum(CASE WHEN sure THEN {DEVICES} ELSE {one} END)" for one in chances.values())
     out["expected"] = _totals(con, f"SELECT {expected} FROM person", ("mean", "low", "high"))
     return out
 

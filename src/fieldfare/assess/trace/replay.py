@@ -54,6 +54,15 @@ def fleet_of(trace: Artefact, **columns: Any) -> Fleet:
     return Fleet(**{"availability": availability_of(trace), "name": trace.path.name, "note": note, **kind, **columns})
 
 
+def p_usable(trace: Artefact, seconds: float) -> float | None:
+    """Share of the trace's sessions whose usable time is at least `seconds`; None where it has no session.
+
+    For task times known beforehand give `TraceConfig(durations_s=...)`, which makes values of them.
+    """
+    usable = np.asarray(trace.table("sessions", 64e9)["usable_s"])
+    return float((usable >= seconds).mean()) if len(usable) else None
+
+
 def export_fedscale(trace: Artefact, place: str | Path) -> Path:
     """FedScale's `client_behave_trace` of the trace, with its own client ids (Lai et al., ICML 2022)."""
     table = _sessions(trace)

@@ -4,9 +4,9 @@ A row is a session of one client: `client` (whole numbers, or text, which become
 `end_s` (seconds, of UTC's epoch or from a Monday 0 h), and, all optional: `background` (spans within the session, text
 "s:e;s:e" or a list of pairs), `wifi`, `charging` (true or false), `battery` (0 to 1), `os`, `os_version`,
 `os_release_date`, `device_model`, `device_class`, `region`, `tz_offset_s` (east of UTC), `account_age_days`,
-`reputation`, `last_participation_s`, `bw_class`. Empty is unknown. Other columns are left alone. Not here: what is made
-of them (`gaps`, `part`). Invariant: time is whole milliseconds from here on, so that every sum is exact; a value that is
-not understood is refused, never unknown.
+`reputation`, `last_participation_s`, `bw_class`. Empty (or not finite) is unknown. Other columns are left alone. Not
+here: what is made of them (`gaps`, `part`). Invariant: time is whole milliseconds from here on, so that every sum is
+exact; a text that is not understood is refused, never unknown.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def open_log(
     """Look over the log in `paths` (files, folders or patterns); one pass. `id_key`: of the hash of text ids.
 
     The window begins at `from_s` (default: the first session, on a multiple of five minutes) and holds `weeks` whole
-    weeks at most; a log whose last six hours are empty counts as whole. Raises `UsageError` for anything amiss, in one line.
+    weeks at most; a log whose last six hours are empty counts as whole. Raises `UsageError` in one line for anything
+    amiss.
     """
     files = _files(paths)
     source = _source(files)
@@ -155,7 +156,7 @@ def _select(
         raw = named(found[ours])
         held = kinds[found[ours]]
         if held in ("DOUBLE", "FLOAT"):
-            raw = f"(CASE WHEN isnan({raw}) THEN NULL ELSE {raw} END)"
+            raw = f"(CASE WHEN isfinite({raw}) THEN {raw} END)"  # isnan: DuckDB 2.0 folds it by a file's statistics
         if ours == "client" and held == "VARCHAR":
             exprs[ours] = f"(md5_number_lower({text(id_key)} || {raw}) >> 1)::BIGINT"
         elif kind == "VARCHAR":

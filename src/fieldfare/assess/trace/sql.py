@@ -29,16 +29,19 @@ def connected(memory_bytes: float = 0.0, threads: int = 0, folder: str = "") -> 
         import duckdb
     except ImportError:
         raise MissingExtra.of("duckdb", extra="assess") from None
-    with tempfile.TemporaryDirectory(prefix="fieldfare-trace-", dir=folder or None) as spill:
-        with contextlib.closing(duckdb.connect()) as con:
-            con.execute(f"SET temp_directory = {text(spill)}")
-            con.execute("SET preserve_insertion_order = false")
-            con.execute("SET enable_progress_bar = false")
-            if memory_bytes:
-                con.execute(f"SET memory_limit = '{max(1, int(memory_bytes / 1e6))}MB'")
-            if threads:
-                con.execute(f"SET threads = {int(threads)}")
-            yield con
+    with (
+        tempfile.TemporaryDirectory(prefix="fieldfare-trace-", dir=folder or None) as spill,
+        contextlib.closing(duckdb.connect()) as con,
+    ):
+        con.execute(f"SET temp_directory = {text(spill)}")
+        con.execute("SET preserve_insertion_order = false")
+        con.execute("SET enable_progress_bar = false")
+        con.execute("SET TimeZone = 'UTC'")
+        if memory_bytes:
+            con.execute(f"SET memory_limit = '{max(1, int(memory_bytes / 1e6))}MB'")
+        if threads:
+            con.execute(f"SET threads = {int(threads)}")
+        yield con
 
 
 def text(value: str) -> str:

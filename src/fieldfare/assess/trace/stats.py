@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.assess.artefact import Value
-from fieldfare.assess.trace.joint import Joint
-from fieldfare.assess.trace.part import DEVICES, GROUPS, Counts
+from fieldfare.assess.trace.joint import DEVICES, Joint
+from fieldfare.assess.trace.part import GROUPS, Counts
 from fieldfare.assess.trace.sessions import BIN_MS, WEEK_MS
 
 F64 = NDArray[np.float64]
@@ -211,17 +211,18 @@ class Lengths:
         return {"quantile": list(QUANTILES), "usable_s": [self.quantile(q) for q in QUANTILES]}
 
     def ccdf(self) -> Table:
-        """`usable_s`, `share` of sessions at least so long: 61 lengths, a second to 100,000 s, even in the logarithm."""
+        """`usable_s`, `share` of sessions at least so long: 61 lengths from 1 to 100,000 s, even in the logarithm."""
         seconds = np.round(10.0 ** np.linspace(0, 5, 61), 1)
         return {"usable_s": seconds, "share": [self.at_least(one) for one in seconds.tolist()]}
 
 
 def eligible_values(shares: Shares, counts: Counts, joint: Joint | None) -> dict[str, Value]:
-    """Shares that meet all criteria, with what the coins leave uncertain.
+    """Shares that meet all criteria, with what the coins leave uncertain; `closed`: the expectation over coins.
 
-    Device-seconds: `closed` is the expectation over coins, the range holds 90 % of the posterior of the chances (normal
-    approximation, chances independent). Devices: the range is that of all chances at their 5th and at their 95th
-    percentile at once, which is wider than 90 %.
+    Device-seconds: 90 % by a normal approximation, of the chances' estimate and of the clients that do not tell, with
+    the sessions of a client alike as they are found to be. Devices: from one coin for all of a client's sessions (low)
+    to one for each (high), with the chances at their 5th and 95th percentile: the paper tosses one for each, by which
+    nearly everybody meets the criteria once.
     """
     asked = shares.asked
     devices, seconds = shares.devices(asked), shares.seconds(asked)
@@ -232,7 +233,9 @@ def eligible_values(shares: Shares, counts: Counts, joint: Joint | None) -> dict
         chance = joint.chances[where]
         mean += ms / shares.ms * chance.mean
         variance += (ms / shares.ms) ** 2 * chance.variance
-    wide = _Z90 * sqrt(variance)
+    drawn = sum(counts["cells"].values()) / shares.ms
+    between = drawn**2 * joint.clustered
+    wide = _Z90 * sqrt(max(variance, between) + between * joint.known / joint.unknown)
     expected = {one: counts["expected"][one] / DEVICES / shares.clients for one in ("mean", "low", "high")}
     note = f"states of {joint.unknown / (joint.known + joint.unknown):.1%} of sessions are drawn"
     return {
