@@ -23,7 +23,7 @@ from fieldfare.work.submodel.groups import Axis, Groups
 I64 = NDArray[np.int64]
 
 INPUT, OUTPUT, PLACES = "input of the net", "output of the net", "places, not channels"
-_PLAIN = (
+PLAIN = (
     INPUT, OUTPUT, PLACES, "one channel", "cut by whole blocks",
     "rows of an embedding, chosen by number", "repeated",
 )  # fmt: skip
@@ -78,7 +78,7 @@ class Axes:
                 reasons = [self.groups[g].whole for segment in axis for g in segment]
                 if None in reasons:
                     silent[layer] = None
-                elif why := [one for one in reasons if one not in _PLAIN]:
+                elif why := [one for one in reasons if one not in PLAIN]:
                     found.setdefault(layer, str(why[0]))
                 elif d < 2 and (why := [one for one in reasons if one not in _ENDS]):
                     silent.setdefault(layer, why[0])

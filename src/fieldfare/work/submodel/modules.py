@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout
 from fieldfare.work import torch_resident as resident_
-from fieldfare.work.submodel.axes import INPUT, OUTPUT, Axes, settled
+from fieldfare.work.submodel.axes import INPUT, OUTPUT, PLAIN, Axes, settled
 from fieldfare.work.submodel.groups import Axis, Groups
 from fieldfare.work.submodel.resize import resized
 
@@ -161,6 +161,11 @@ def _disagreement(
             if not _cuts(seen, [group.size for group in own.groups]) <= cuts:
                 layer = name.rpartition(".")[0]
                 return layer, f"channels of {layer or name} are taken apart by a number that forward holds"
+            if any(axes.groups[g].whole is None and sizes[g] > 1 for segment in expected for g in segment):
+                reasons = [own.groups[g].whole for segment in seen for g in segment]
+                if reasons and None not in reasons and (why := [one for one in reasons if one not in PLAIN]):
+                    layer = name.rpartition(".")[0]
+                    return layer, f"channels of {layer or name} meet others where there are fewer: {why[0]}"
     return None
 
 

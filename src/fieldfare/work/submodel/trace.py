@@ -511,6 +511,8 @@ def _packed(trace: Trace, call: Call) -> None:
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_nearest1d", "upsample_nearest2d",
     "upsample_bilinear2d", "upsample_bicubic2d", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
     "replication_pad2d", "max_pool2d", "adaptive_avg_pool2d", "mkldnn_max_pool2d", "constant_pad_nd", "pad",
+    "adaptive_max_pool3d", "upsample_linear1d", "upsample_nearest3d", "upsample_trilinear3d", "reflection_pad3d",
+    "replication_pad3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_bilinear2d_aa",
 )  # fmt: skip
 def _places(trace: Trace, call: Call) -> None:
     """What changes places keeps channels; a padded channel dimension is whole."""
