@@ -9,7 +9,15 @@ import pytest
 
 import fieldfare as ff
 from fieldfare.core.errors import UsageError
-from fieldfare.report.costs import Mean, mean_of, situations_of, value_at
+from fieldfare.report.costs import (
+    Mean,
+    Situation,
+    mean_of,
+    metrics_table,
+    situations_of,
+    summary_table,
+    value_at,
+)
 from fieldfare.report.read import read_run
 from fieldfare.report.table import Table
 
@@ -82,3 +90,12 @@ def test_an_arm_that_there_is_not_is_refused_when_the_study_is_made():
     costs = [ff.EqualCost("t", "bytes", {"s": (1.0, {"a": "nobody"})})]
     with pytest.raises(UsageError, match="names the arm 'nobody'"):
         ff.Study({"one": job(1, 0, True)}, costs=costs)
+
+
+def test_a_reference_is_no_rival_and_so_never_in_bold():
+    means = {name: {"whole": Mean(value, 0.0, 1, 1)} for name, value in {"oracle": 0.9, "a": 0.8, "b": 0.7}.items()}
+    one = Situation("here", 1.0, means)
+    assert 'best">90.0 %' in summary_table([one], "whole", "accuracy", "bytes", "t")
+    assert 'best">80.0 %' in summary_table([one], "whole", "accuracy", "bytes", "t", "oracle")
+    assert 'best">90.0 %' not in metrics_table(one, {"whole": "accuracy"}, "oracle")
+    assert "best" not in metrics_table(Situation("here", 1.0, {"a": means["a"]}), {"whole": "accuracy"})

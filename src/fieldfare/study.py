@@ -83,12 +83,14 @@ class EqualCost:
 
     `axis`: "virtual_s", "bytes", or another that claims know. `metrics` `{heading: metric}`, or several of which a run
     has one: the report gives the first for all situations in one table, and all of them for each situation.
+    `reference`: a label that is no rival of the others.
     """
 
     title: str
     axis: str
     situations: Mapping[str, tuple[float, Mapping[str, str]]]
     metrics: Mapping[str, str | Sequence[str]] = field(default_factory=lambda: {"accuracy": "accuracy"})
+    reference: str | None = None
     note: str = ""
 
 

@@ -9,7 +9,7 @@ says how many there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,52 +104,65 @@ def _section(situations: Sequence[Situation], told: Mapping[str, Any], rank: int
     metrics = {heading: one if isinstance(one, str) else one[0] for heading, one in told["metrics"].items()}
     first, metric = next(iter(metrics.items()))
     axis = str(told["axis"])
-    body = summary_table(situations, first, metric, axis, str(told["title"]))
+    reference = told.get("reference")
+    body = summary_table(situations, first, metric, axis, str(told["title"]), reference)
     several = len(metrics) > 1
     if draw:
         drawn = [plots_costs.dots(one, metrics, f"costs-{rank}-{at}") for at, one in enumerate(situations)]
         body += page.GAP + page.pictures(drawn)
     if several:
         for one in situations:
-            body += page.details(f"{one.title}: a table", metrics_table(one, metrics))
+            body += page.details(f"{one.title}: a table", metrics_table(one, metrics, reference))
     lead = str(told.get("note") or "") or (
         f"Each arm when it had spent as much: {first} in the table, means over seeds with their 95 % interval below; "
-        "the best of a column is bold."
+        f"the best{'' if reference is None else f' but {reference}'} of a column is bold."
     )
     return Section(f"costs-{rank}", str(told["title"]), lead, body)
 
 
-def summary_table(situations: Sequence[Situation], heading: str, metric: str, axis: str, caption: str) -> str:
-    """A row per label, a column per situation."""
+def summary_table(
+    situations: Sequence[Situation], heading: str, metric: str, axis: str, caption: str, reference: str | None = None
+) -> str:
+    """A row per label, a column per situation; the best but `reference` in bold."""
     head = [("method", False), *((f"{one.title} [{units.measured(axis, one.point)}]", True) for one in situations)]
     labels = dict.fromkeys(label for one in situations for label in one.means)
     columns = [{label: told[heading] for label, told in one.means.items()} for one in situations]
+    best = [_best(metric, column, reference) for column in columns]
     rows = [
-        [page.cell(label, head=True), *(_cell(metric, column.get(label), column.values()) for column in columns)]
+        [page.cell(label, head=True),
+         *(_cell(metric, column.get(label), top == label) for column, top in zip(columns, best, strict=True))]
         for label in labels
-    ]
+    ]  # fmt: skip
     return page.table(head, rows, kind="values", caption=caption)
 
 
-def metrics_table(one: Situation, metrics: Mapping[str, str]) -> str:
-    """A row per label, a column per metric."""
+def metrics_table(one: Situation, metrics: Mapping[str, str], reference: str | None = None) -> str:
+    """A row per label, a column per metric; the best but `reference` in bold."""
     head = [("method", False), *((heading, True) for heading in metrics)]
-    columns = {heading: [means[heading] for means in one.means.values()] for heading in metrics}
+    best = {
+        heading: _best(metric, {label: means[heading] for label, means in one.means.items()}, reference)
+        for heading, metric in metrics.items()
+    }
     rows = [
-        [page.cell(label, head=True), *(_cell(name, means[h], columns[h]) for h, name in metrics.items())]
+        [page.cell(label, head=True), *(_cell(name, means[h], best[h] == label) for h, name in metrics.items())]
         for label, means in one.means.items()
     ]
     return page.table(head, rows, kind="values", caption=one.title)
 
 
-def _cell(metric: str, mean: Mean | None, column: Iterable[Mean]) -> str:
+def _best(metric: str, column: Mapping[str, Mean], reference: str | None) -> str | None:
+    """The label of the best value of a column, of those that are compared; None where there are no two."""
+    rivals = {label: mean.value for label, mean in column.items() if mean.n and label != reference}
+    pick = min if units.lower_is_better(metric) else max
+    return pick(rivals, key=lambda label: rivals[label]) if len(rivals) > 1 else None
+
+
+def _cell(metric: str, mean: Mean | None, is_best: bool) -> str:
     if mean is None or not mean.n:
         why = "" if mean is None or not mean.asked else "did not come so far"
         return page.cell(units.DASH, number=True, under=why)
-    pick = min if units.lower_is_better(metric) else max
-    best = pick(one.value for one in column if one.n)
     under = units.span(metric, mean.value - mean.half, mean.value + mean.half) if mean.n > 1 else ""
     if mean.n < mean.asked:
         under += f"; {mean.n} of {mean.asked} seeds"
-    kind = "best" if mean.value == best else ""
+    kind = "best" if is_best else ""
     return page.cell(units.measured(metric, mean.value), kind=kind, number=True, under=under.lstrip("; "))
