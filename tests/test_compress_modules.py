@@ -168,6 +168,45 @@ def test_factors_compute_as_the_matrix_they_stand_for(kind):
     assert not zero.leaves["delta"].any()
 
 
+def test_factors_of_convolutions_keep_their_steps_and_edges():
+    body = nn.Sequential(
+        nn.Conv1d(3, 6, 3, stride=2, padding=2, dilation=2, padding_mode="circular"), nn.ReLU(),
+        nn.Conv1d(6, 5, 4, bias=False), nn.Flatten(), nn.LazyLinear(5),
+    )  # fmt: skip
+    x = torch.randn(4, 3, 16)
+    body(x)
+    net = ff.torch_net(body, example={"x": x.numpy(), "y": np.zeros(4, int)})
+    small = net.factored(2)
+    vector = compress.factors(net, small, net.init(0).vector)
+    whole = net.module(compress.product(net, small, vector))
+    with torch.no_grad():
+        np.testing.assert_allclose(small.module(vector)(x), whole(x), atol=1e-5)
+
+
+class Counting(nn.Module):
+    """Its outputs depend on how often it was called: on a buffer that every client must find as it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 8), nn.Linear(8, 5)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        return self.b(self.a(x).relu()) * (1 + self.calls)
+
+
+def test_buffers_of_nets_inside_are_every_clients_own():
+    _, cohort, training = case("mlp")
+    net = ff.torch_net(Counting(), example=cohort.data.columns)
+    cohort = replace(cohort, models=net.init(0).vector[None], layout=net.layout)
+    work = Train(net, training, (Nested((1.0, 0.5), back=0.4),))
+    whole = work(cohort)
+    assert np.array_equal(work(cohort.part(1, 2)).leaves["delta"][0], whole.leaves["delta"][1])
+    assert np.array_equal(work(cohort).leaves["delta"], whole.leaves["delta"])
+
+
 def test_layers_that_cannot_be_factored_stay_whole_and_a_net_of_such_is_refused():
     def split(kind):
         net = case(kind)[0]
@@ -187,7 +226,7 @@ def test_layers_that_cannot_be_factored_stay_whole_and_a_net_of_such_is_refused(
         def forward(self, x):
             return nn.functional.linear(self.layer(x)[0], self.out.weight)
 
-    with pytest.raises(UsageError, match=r"no layer .*layer: a GRU is no linear .*; out: the module reads its weight"):
+    with pytest.raises(UsageError, match=r"no layer .*layer: GRU is no linear .*; out: the module reads its weight"):
         Train(ff.torch_net(Alone(), example=rows), local=(LowRank(2),))
 
 

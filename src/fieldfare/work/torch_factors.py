@@ -71,7 +71,7 @@ def candidates(module: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
         kind, weight = type(part), part._parameters.get("weight")
         if kind not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
             if any(p is not None and p.dim() > 1 for p in part._parameters.values()):
-                whole[name] = f"a {kind.__name__} is no linear layer or convolution"
+                whole[name] = f"{kind.__name__} is no linear layer or convolution"
         elif weight is None or part._forward_pre_hooks or any(not isinstance(h, Divide) for h in _hooks(part)):
             whole[name] = "its weight or its outputs are computed otherwise"
         elif times[id(weight)] > 1:
