@@ -10,9 +10,13 @@ from importlib import import_module
 import click
 
 TOOLS = {
+    "trace": "fieldfare.assess.trace.cli",
     "proxy": "fieldfare.assess.proxy.cli",
     "features": "fieldfare.assess.features.cli",
     "forecast": "fieldfare.assess.forecast.cli",
+    "privacy": "fieldfare.assess.decide.cli_privacy",
+    "decide": "fieldfare.assess.decide.cli",
+    "report": "fieldfare.assess.decide.cli_report",
 }
 """Each tool's command, and the module whose `command` it is; in the order of the workflow."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from fieldfare.assess.artefact import Artefact
 from fieldfare.assess.decide.thresholds import Threshold
+from fieldfare.assess.decide.words import words
 from fieldfare.assess.decide.workflow import Check, Reply, Try
 from fieldfare.core.errors import UsageError
 
@@ -32,9 +33,8 @@ class Evidence:
         """The artefact of a kind for the model and technique of `at`."""
         model = self.models[at.model] if kind in PER_MODEL else ANY
         pet = self.pets[at.pet] if kind in PER_PET else ANY
-        return next(
-            (one for key in ((model, pet), (model, ANY), (ANY, ANY)) if (one := self.found.get((kind, *key)))), None
-        )
+        keys = ((model, pet), (model, ANY), (ANY, pet), (ANY, ANY))
+        return next((one for key in keys if (one := self.found.get((kind, *key))) is not None), None)
 
     def present(self, kind: str, at: Try) -> bool:
         return self.of(kind, at) is not None
@@ -167,11 +167,12 @@ def told(one: Check) -> str:
     """A check that fails, in words.
 
     >>> told(Check("epsilon", 9.0, Threshold(8.0, "1", "ours"), "privacy"))
-    'epsilon 9 is above 8'
+    'epsilon: 9 is above 8'
     """
     side = "above" if one.threshold.most else "below"
-    unit = "" if one.threshold.unit == "1" else f" {one.threshold.unit}"
-    return f"{one.name} {one.value:.4g}{unit} is {side} {one.threshold.value:.4g}{unit}"
+    return (
+        f"{one.name}: {words(one.value, one.threshold.unit)} is {side} {words(one.threshold.value, one.threshold.unit)}"
+    )
 
 
 def _of(artefact: Artefact | None, name: str) -> float | None:

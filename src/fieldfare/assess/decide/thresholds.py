@@ -31,19 +31,19 @@ DEFAULTS: Mapping[str, Threshold] = {
     "task_over_session": Threshold(1.0, "1", "ours: the slow task ends within the median eligible session"),
     "cpu_pct": Threshold(10.0, "%", "ours"),
     "memory_bytes": Threshold(50e6, "B", "ours"),
-    "battery_share_per_day": Threshold(0.01, "1", "ours"),
-    "eligible_share_devices": Threshold(0.05, "1", "ours", most=False),
-    "metric_loss_share": Threshold(0.02, "1", "ours; FLINT tolerated 0.05 where compliance asked for it"),
+    "battery_share_per_day": Threshold(0.01, "share", "ours"),
+    "eligible_share_devices": Threshold(0.05, "share", "ours", most=False),
+    "metric_loss_share": Threshold(0.02, "share", "ours; FLINT tolerated 0.05 where compliance asked for it"),
     "band_over_median": Threshold(2.0, "1", "ours: the worse end of the band within twice the limit"),
     "worst_group_gap": Threshold(1.5, "1", "ours: the loss of the worst group over that of all"),
     "time_to_target_s": Threshold(7 * DAY_S, "s", "FLINT: the central model is trained anew every week"),
     "ingress_bytes_per_s": Threshold(3e6, "B/s", "FLINT: the enclave takes under 3 MB/s"),
-    "waste_share": Threshold(0.2, "1", "ours"),
+    "waste_share": Threshold(0.2, "share", "ours"),
     "device_h": Threshold(5_000.0, "h", "ours: the share of devices' time a project may take"),
     "checkins_per_s": Threshold(1_000.0, "1/s", "ours: what the selectors take"),
     "epsilon": Threshold(8.0, "1", "ours"),
     "delta_times_population": Threshold(1.0, "1", "common practice: delta at most one over the population"),
-    "attack_success": Threshold(0.1, "1", "ours"),
+    "attack_success": Threshold(0.1, "share", "ours"),
 }
 COMPLIANCE_LOSS = 0.05
 
@@ -56,7 +56,7 @@ def thresholds(changes: Mapping[str, float] | None = None, compliance: str | Non
     """
     found = dict(DEFAULTS)
     if compliance:
-        found["metric_loss_share"] = Threshold(COMPLIANCE_LOSS, "1", f"FLINT: compliance ({compliance})")
+        found["metric_loss_share"] = Threshold(COMPLIANCE_LOSS, "share", f"FLINT: compliance ({compliance})")
     for name, value in (changes or {}).items():
         if name not in found:
             near = difflib.get_close_matches(name, found, 1)

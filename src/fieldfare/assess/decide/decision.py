@@ -1,0 +1,193 @@
+"""The decision: a case and its evidence, walked; as plain JSON for programs, and the artefact that holds it.
+
+Here: what a case is, which artefact is evidence of what, the decision's JSON. Not here: the walk (`workflow`), the page
+(`page`). Invariants: equal inputs give equal bytes (no time of day, no path of this machine); every number names the
+artefact it is from, by hash; a condition is something a person must see to, never a number that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from fieldfare import __version__
+from fieldfare.assess.artefact import Artefact, Draft
+from fieldfare.assess.decide.gates import ANY, PER_MODEL, PER_PET, Evidence, asker
+from fieldfare.assess.decide.thresholds import Threshold, thresholds
+from fieldfare.assess.decide.workflow import GATES, NODES, Check, Override, Step, Verdict, Walk, walk
+from fieldfare.core.errors import UsageError
+from fieldfare.core.settings import settings
+
+EXIT: Mapping[Verdict, int] = {"GO": 0, "GO WITH CONDITIONS": 0, "NO-GO": 8, "INCOMPLETE": 9}
+KINDS = ("trace", "proxy", "features", "bench", "simulation", "forecast", "privacy")
+
+
+@settings
+@dataclass(frozen=True)
+class Case:
+    """What is to be decided: a `name`, the candidate `models` (the preferred first, simpler ones after it), `pets`.
+
+    `pets`: privacy techniques in the order in which they are tried. `compliance`: a reason to bear a larger loss.
+    `thresholds`: changes by name. `loops`: how often a gate may lead back, by gate. `overrides`: people's words.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    title: str = ""
+    pets: tuple[str, ...] = ("none",)
+    compliance: str = ""
+    thresholds: Mapping[str, float] = field(default_factory=dict[str, float])
+    loops: Mapping[str, int] = field(default_factory=dict[str, int])
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.models or not self.pets:
+            raise UsageError(f"Case({self.name!r}): name at least one model and one privacy technique (none).")
+        wrong = [one.gate for one in self.overrides if one.gate not in GATES] + [
+            g for g in self.loops if g not in GATES
+        ]
+        if wrong:
+            raise UsageError(f"Case({self.name!r}): there is no gate {wrong[0]!r}: gates are {', '.join(GATES)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """A case with its evidence, walked: `told` is decision.json."""
+
+    case: Case
+    evidence: Evidence
+    limits: Mapping[str, Threshold]
+    walk: Walk
+    verdict: Verdict
+    conditions: tuple[str, ...]
+    told: Mapping[str, Any]
+
+
+def case_of(told: Mapping[str, Any]) -> Case:
+    """A case of plain values, as a TOML file holds them: overrides are tables `[[override]]`."""
+    found = dict(told)
+    words = cast(Sequence[Mapping[str, Any]], found.pop("override", []))
+    for one in words:
+        missing = {"gate", "by", "date", "reason"} - set(one)
+        unknown = set(one) - set(Override.__dataclass_fields__)
+        if missing or unknown:
+            what = f"lacks {sorted(missing)[0]}" if missing else f"knows no {sorted(unknown)[0]}"
+            raise UsageError(f"an override {what}: it says gate, by, date and reason (and answer: yes or no).")
+        if one.get("answer", "yes") not in ("yes", "no"):
+            raise UsageError(f"the override of {one['gate']} answers {one['answer']!r}: yes or no.")
+    lists = {name: tuple(found[name]) for name in ("models", "pets") if isinstance(found.get(name), list)}
+    overrides = tuple(Override(**{name: str(value) for name, value in one.items()}) for one in words)
+    return Case(**{**found, **lists, "overrides": overrides})
+
+
+def evidence_of(case: Case, artefacts: Sequence[Artefact]) -> Evidence:
+    """Which artefact is evidence of what: by kind, and by the model and technique in its parameters."""
+    found: dict[tuple[str, str, str], Artefact] = {}
+    for one in artefacts:
+        if one.kind not in KINDS:
+            raise UsageError(f"{one.path} is a {one.kind} artefact: evidence is of kinds {', '.join(KINDS)}.")
+        model = str(one.params.get("model") or ANY) if one.kind in PER_MODEL else ANY
+        pet = str(one.params.get("pet") or ANY) if one.kind in PER_PET else ANY
+        key = (one.kind, model, pet)
+        if key in found and found[key].sha256 != one.sha256:
+            raise UsageError(
+                f"{one.path} and {found[key].path} are both {one.kind} evidence of model {model} with {pet}: give one."
+            )
+        found[key] = one
+    evidence = Evidence(case.models, case.pets, found)
+    evidence.check()
+    return evidence
+
+
+def decide(case: Case, artefacts: Sequence[Artefact]) -> Decided:
+    """Walk the workflow over the artefacts. Pure but for reading manifests; cost: microseconds."""
+    evidence = evidence_of(case, artefacts)
+    limits = thresholds(case.thresholds, case.compliance or None)
+    found = walk(asker(evidence, limits), evidence.present, case.models, case.pets, case.overrides, case.loops)
+    conditions = _conditions(evidence, found) if found.verdict in ("GO", "GO WITH CONDITIONS") else ()
+    verdict: Verdict = "GO WITH CONDITIONS" if conditions else found.verdict
+    return Decided(
+        case, evidence, limits, found, verdict, conditions, _told(case, evidence, limits, found, verdict, conditions)
+    )
+
+
+def write(decided: Decided, out: str | Path, page: str) -> Artefact:
+    """The artefact of kind `decision`, and beside its tables the two files people open."""
+    from fieldfare.store.text import dumps
+
+    used = [one for _, one in sorted(decided.evidence.found.items())]
+    draft = Draft("decision", params={"case": asdict(decided.case)}, inputs=used)
+    draft.files |= {"decision.json": dumps(decided.told, indent=1) + b"\n", "report.html": page.encode()}
+    return draft.write(out)
+
+
+def _conditions(evidence: Evidence, found: Walk) -> tuple[str, ...]:
+    out: list[str] = []
+    for step in found.path:
+        if step.override is not None:
+            word = step.override
+            out.append(f"{step.id} was overridden by {word.by} on {word.date}: {word.reason}")
+    last = found.path[-1].at
+    trace = evidence.of("trace", last)
+    flagged = None if trace is None else trace.number("fairness_flagged")
+    if flagged:
+        out.append(f"{flagged:.0f} groups of devices take part at under 0.8 of their share: see the table of fairness")
+    features = evidence.of("features", last)
+    refused = None if features is None else features.number("features_refused")
+    if refused:
+        out.append(f"{refused:.0f} features cannot reach the device: train without them, or change where they live")
+    return tuple(out)
+
+
+def _told(
+    case: Case, evidence: Evidence, limits: Mapping[str, Threshold], found: Walk, verdict: Verdict,
+    conditions: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    last = found.path[-1].at
+    return {
+        "verdict": verdict,
+        "case": case.name,
+        "title": case.title or case.name,
+        "model": case.models[last.model],
+        "pet": case.pets[last.pet],
+        "reason": found.reason,
+        "binding": None if found.binding is None else _check(found.binding),
+        "conditions": list(conditions),
+        "missing": list(found.missing),
+        "path": [_step(case, step) for step in found.path],
+        "overrides": [asdict(step.override) for step in found.path if step.override is not None],
+        "thresholds": {name: {"value": one.value, "unit": one.unit, "at": "most" if one.most else "least",
+                              "source": one.source} for name, one in limits.items()},
+        "artefacts": [{"kind": one.kind, "path": one.path.name, "sha256": one.sha256, "model": key[1], "pet": key[2]}
+                      for key, one in sorted(evidence.found.items())],
+        "tool_version": __version__,
+    }  # fmt: skip
+
+
+def _step(case: Case, step: Step) -> dict[str, Any]:
+    title = NODES[step.id].title if step.id in NODES else GATES[step.id].title
+    out: dict[str, Any] = {
+        "id": step.id,
+        "title": title,
+        "model": case.models[step.at.model],
+        "pet": case.pets[step.at.pet],
+    }
+    if step.reply is not None:
+        out |= {
+            "answer": step.answer,
+            "reason": step.reply.reason,
+            "values": [_check(one) for one in step.reply.checks],
+        }
+    if step.override is not None:
+        out["override"] = asdict(step.override)
+    return out
+
+
+def _check(one: Check) -> dict[str, Any]:
+    return {
+        "name": one.name, "value": one.value, "threshold": one.threshold.value, "unit": one.threshold.unit,
+        "at": "most" if one.threshold.most else "least", "ok": one.ok, "required": one.required, "kind": one.kind,
+        "source_sha256": one.source or None, "note": one.note,
+    }  # fmt: skip

@@ -1,0 +1,233 @@
+"""The parts of a decision's page that show one artefact each: who, data, devices, training, forecast, privacy.
+
+Invariant: a part shows what its artefact has, and is left out where there is none; tables that an artefact may lack are
+looked for, never assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from fieldfare.assess.artefact import Artefact
+from fieldfare.assess.artefact import words as texts
+from fieldfare.assess.decide import charts
+from fieldfare.assess.decide.decision import Decided
+from fieldfare.assess.decide.words import source, words
+from fieldfare.fleet.columns import Text
+from fieldfare.report import page
+from fieldfare.report.page import Section
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+SHOWN = 400
+
+
+def sections(decided: Decided) -> list[Section]:
+    """The parts for which there is an artefact at the walk's last try, in the workflow's order."""
+    last = decided.walk.path[-1].at
+    out: list[Section] = []
+    for kind, anchor, title, lead, draw in (
+        (
+            "trace",
+            "who",
+            "Who can take part",
+            "Devices that meet the criteria, and who is left out.",
+            _trace,
+        ),
+        ("proxy", "data", "The data they would hold", "Clients of the proxy data and how unlike they are.", _proxy),
+        ("features", "features", "Where features live", "What a device must hold or be sent to train.", _features),
+        ("bench", "devices", "What a task takes on a device", "Measured on devices; the paper's table 5.", _bench),
+        ("simulation", "training", "Training, over virtual time", "What was simulated on these devices.", _simulation),
+        (
+            "forecast",
+            "forecast",
+            "What it takes",
+            "With ranges, and the closed form beside the simulation.",
+            _forecast,
+        ),
+        ("privacy", "privacy", "Privacy and security", "What is known of the mechanism, and who says so.", _privacy),
+    ):
+        artefact = decided.evidence.of(kind, last)
+        if artefact is not None:
+            body = draw(artefact) + f'<p class="lead">From {escape(artefact.path.name)} {source(artefact.sha256)}</p>'
+            out.append(Section(anchor, title, lead, body))
+    return out
+
+
+def _has(artefact: Artefact, name: str) -> bool:
+    return name in artefact.manifest["tables"] and artefact.manifest["tables"][name]["rows"] > 0
+
+
+def _values(artefact: Artefact, names: Sequence[str] = (), *, skip: Sequence[str] = ()) -> str:
+    """Named values of an artefact as a table; those without a number say so."""
+    rows: list[list[str]] = []
+    for name in names or artefact.values:
+        one = artefact.values.get(name)
+        if one is None or name in skip:
+            continue
+        span = (
+            "" if one.low is None or one.high is None else f"{words(one.low, one.unit)} to {words(one.high, one.unit)}"
+        )
+        rows.append([page.cell(name, head=True, under=one.note), page.cell(words(one.value, one.unit), number=True),
+                     page.cell(span, number=True), page.cell(one.how)])  # fmt: skip
+    return page.table(
+        [("number", False), ("value", True), ("range", True), ("how", False)], rows, caption=artefact.kind
+    )
+
+
+def table_of(artefact: Artefact, name: str, columns: Sequence[str] = (), most: int = 40) -> str:
+    """Rows of a table of an artefact, the first `most`."""
+    found = artefact.table(name)
+    chosen = [one for one in (columns or found) if one in found]
+    listed = {one: texts(v) if isinstance(v, Text) else v.tolist() for one in chosen for v in (found[one],)}
+    rows = [
+        [page.cell(_cell(listed[one][i]), number=not isinstance(found[one], Text)) for one in chosen]
+        for i in range(min(most, len(listed[chosen[0]])))
+    ]
+    return page.table([(one.replace("_", " "), not isinstance(found[one], Text)) for one in chosen], rows, caption=name)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "missing" if not np.isfinite(value) else f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def span(low: float | None, high: float | None, unit: str) -> str:
+    """A range in words; nothing where there is none."""
+    if low is None or high is None or not (np.isfinite(low) and np.isfinite(high)):
+        return ""
+    return f"{words(low, unit)} to {words(high, unit)}"
+
+
+def _figure(title: str, note: str, markup: str) -> str:
+    words_ = f"<figcaption><b>{escape(title)}</b><span>{escape(note)}</span></figcaption>"
+    return f'<figure>{words_}<div class="plot">{markup}</div></figure>'
+
+
+def _pictures(figures: Sequence[str]) -> str:
+    return f'<div class="pictures">{"".join(figures)}</div><div class="gap"></div>' if figures else ""
+
+
+def _trace(one: Artefact) -> str:
+    figures: list[str] = []
+    if _has(one, "weekly"):
+        weekly = one.table("weekly")
+        t, there = np.asarray(weekly["t_s"], np.float64), np.asarray(weekly["available"], np.float64)
+        keep = np.linspace(0, len(t) - 1, min(SHOWN, len(t))).astype(int)
+        drawn = charts.curve(
+            t[keep] / 86_400, there[keep], label="devices available over a week", x_label="day", y_label="devices",
+            x_words=lambda v: DAYS[int(v) % 7], x_ticks=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], y_words="{:,.4g}".format,
+        )  # fmt: skip
+        figures.append(_figure("Devices available over a week", "The forecast's peak is its highest.", drawn))
+    if _has(one, "heat"):
+        table = one.table("heat")
+        grid = np.zeros((7, 24))
+        grid[np.asarray(table["weekday"], np.int64), np.asarray(table["hour"], np.int64)] = table["share"]  # type: ignore[call-overload]
+        hours = [str(h) if h % 6 == 0 else "" for h in range(24)]
+        figures.append(_figure("By hour and day", "Dark: many devices.", charts.heat(
+            grid, label="devices by hour and weekday", rows=DAYS, columns=hours)))  # fmt: skip
+    return _pictures(figures) + _values(one) + "".join(
+        f"<h3>{title}</h3>{table_of(one, name)}" for name, title in
+        (("criteria", "Criteria"), ("intersections", "Criteria together"), ("fairness", "Fairness")) if _has(one, name)
+    )  # fmt: skip
+
+
+def _proxy(one: Artefact) -> str:
+    figures: list[str] = []
+    if _has(one, "index"):
+        n = np.sort(np.asarray(one.table("index")["n"], np.float64))
+        keep = np.unique(np.linspace(0, len(n) - 1, min(SHOWN, len(n))).astype(int))
+        drawn = charts.curve(
+            np.log10(n[keep]), (keep + 1) / len(n), label="cumulative share of clients by records", x_label="records",
+            y_label="share of clients", x_words=lambda v: f"{10**v:,.0f}", step=True,
+            x_ticks=[float(v) for v in range(int(np.log10(n[-1])) + 1)],
+        )  # fmt: skip
+        figures.append(_figure("Records per client", "Share of clients with at most so many; logarithmic.", drawn))
+    return _pictures(figures) + _values(one)
+
+
+def _features(one: Artefact) -> str:
+    told = _values(one)
+    columns = ("name", "source", "option", "device_bytes", "task_bytes", "latency_s", "refused")
+    told += table_of(one, "features", columns) if _has(one, "features") else ""
+    return told + (f"<h3>Vocabularies</h3>{table_of(one, 'vocabulary')}" if _has(one, "vocabulary") else "")
+
+
+def _bench(one: Artefact) -> str:
+    told = table_of(one, "models") if _has(one, "models") else _values(one)
+    return told + (
+        f"<h3>Which devices may train</h3>{table_of(one, 'eligible', most=30)}" if _has(one, "eligible") else ""
+    )
+
+
+def _simulation(one: Artefact) -> str:
+    figures: list[str] = []
+    if _has(one, "evals"):
+        table = one.table("evals")
+        t, value = np.asarray(table["t_s"], np.float64), np.asarray(table["value"], np.float64)
+        trial = np.asarray(table["trial"], np.int64)
+        if "group" in table:
+            main = np.array([word in ("", "all") for word in texts(table["group"])])
+            t, value, trial = t[main], value[main], trial[main]
+        lines = [(t[trial == k], value[trial == k]) for k in np.unique(trial)]
+        grid = np.linspace(0, min(line[0].max() for line in lines), 80)
+        at = np.stack([np.interp(grid, np.sort(a), b[np.argsort(a, kind="stable")]) for a, b in lines])
+        hours = grid / 3600
+        drawn = charts.curve(
+            hours, np.median(at, axis=0), low=at.min(axis=0), high=at.max(axis=0), label="metric over virtual time",
+            x_label="virtual hours", y_label="metric", zero=False,
+        )  # fmt: skip
+        figures.append(_figure("Quality over virtual time", f"Median of {len(lines)} trials and their band.", drawn))
+    told = _pictures(figures) + _values(one)
+    return told + (f"<h3>The search</h3>{table_of(one, 'points')}" if _has(one, "points") else "")
+
+
+def _forecast(one: Artefact) -> str:
+    rows: list[list[str]] = []
+    if _has(one, "quantities"):
+        table = one.table("quantities")
+        names, units, hows, formulas = (texts(table[c]) for c in ("name", "unit", "how", "formula"))
+        value, low, high, closed = (np.asarray(table[c], np.float64) for c in ("value", "low", "high", "closed"))
+        for i, name in enumerate(names):
+            value_, closed_ = (page.cell(words(float(x[i]), units[i]), number=True) for x in (value, closed))
+            between = page.cell(span(float(low[i]), float(high[i]), units[i]), number=True)
+            rows.append([page.cell(name, head=True, under=formulas[i]), value_, between, closed_, page.cell(hows[i])])
+    head = [("quantity", False), ("value", True), ("range", True), ("closed form", True), ("how", False)]
+    told = page.table(head, rows, caption="forecast") if rows else _values(one)
+    figures = (
+        []
+        if not _has(one, "sensitivity")
+        else [f for q in ("time_to_target_s", "device_h", "cost") if (f := _tornado(one, q))]
+    )
+    told = _pictures(figures) + told
+    return told + (page.details("What was assumed", table_of(one, "assumed")) if _has(one, "assumed") else "")
+
+
+def _tornado(one: Artefact, quantity: str) -> str:
+    """The eight inputs that move a quantity most."""
+    table = one.table("sensitivity")
+    mine = np.array([word == quantity for word in texts(table["quantity"])])
+    names = [word for word, keep in zip(texts(table["input"]), mine, strict=True) if keep]
+    low, high = (np.asarray(table[c], np.float64)[mine] for c in ("at_low", "at_high"))
+    told = one.values.get(quantity)
+    if told is None or told.value is None or not len(names):
+        return ""
+    middle, unit = told.value, told.unit
+    order = np.argsort(-np.maximum(abs(high - middle), abs(low - middle)), kind="stable")[:8]
+    order = order[np.maximum(abs(high - middle), abs(low - middle))[order] > 1e-9 * abs(middle)]
+    if not len(order):
+        return ""
+    markup = charts.tornado([names[i] for i in order], low[order], high[order], middle,
+                            label=f"sensitivity of {quantity}", words=lambda v: words(v, unit))  # fmt: skip
+    return _figure(
+        f"What moves {quantity}", "Light: an input at its low end; dark: at its high end; all else as it is.", markup
+    )
+
+
+def _privacy(one: Artefact) -> str:
+    mechanism, who = (escape(str(one.params.get(name))) for name in ("mechanism", "source"))
+    return f"<p>Mechanism: <b>{mechanism}</b>; says: {who}</p>" + _values(one)

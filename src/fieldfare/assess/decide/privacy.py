@@ -1,0 +1,61 @@
+"""The privacy artefact: mechanism, epsilon, delta, how often an attack succeeds, and who says so.
+
+Here: writing what was declared, or computed by an accounting library. Not here: noise (a run's), attacks. Invariant:
+what nobody measured is missing, not zero.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from pathlib import Path
+
+from fieldfare.assess.artefact import Artefact, Draft, Value
+from fieldfare.core.errors import MissingExtra, UsageError
+
+
+def declare(
+    out: str | Path, *, mechanism: str, source: str, epsilon: float | None = None, delta: float | None = None,
+    attack_success: float | None = None, population: float | None = None, model: str = "", pet: str = "",
+    how: str = "declared",
+) -> Artefact:  # fmt: skip
+    """Write what is known; None stays missing, so that the gate says INCOMPLETE and not yes."""
+    for name, value, most in (
+        ("epsilon", epsilon, 1e9),
+        ("delta", delta, 1.0),
+        ("attack_success", attack_success, 1.0),
+    ):
+        if value is not None and not (isfinite(value) and 0 <= value <= most):
+            raise UsageError(f"privacy({name}={value}): use a number from 0 to {most:g}.")
+    if not mechanism or not source:
+        raise UsageError(
+            "privacy needs a mechanism (none, dp-fedavg, secure-aggregation, ...) and a source: who says so."
+        )
+    numbers = {"epsilon": epsilon, "delta": delta, "attack_success": attack_success, "population": population}
+    values = {
+        name: Value(value, "1" if name != "population" else "clients", how=how) for name, value in numbers.items()
+    }
+    params = {"mechanism": mechanism, "source": source, "model": model, "pet": pet}
+    return Draft("privacy", params=params, values=values).write(out)
+
+
+def accounted(noise_multiplier: float, sampling: float, rounds: int, delta: float) -> float:
+    """Epsilon of `rounds` rounds of the sampled Gaussian mechanism, by dp-accounting's PLD accountant.
+
+    Valid where clients are sampled by chance; where devices come when they like, amplification by sampling does not
+    hold (Kairouz et al., ICML 2021): pass sampling=1. Needs the package `dp-accounting`.
+    """
+    if not (noise_multiplier > 0 and 0 < sampling <= 1 and rounds >= 1 and 0 < delta < 1):
+        raise UsageError(
+            f"accounted(noise_multiplier={noise_multiplier}, sampling={sampling}, rounds={rounds}, delta={delta}): use "
+            "noise above 0, a share in (0, 1], at least one round, delta in (0, 1)."
+        )
+    try:
+        from dp_accounting import dp_event
+        from dp_accounting.pld import PLDAccountant
+    except ImportError:
+        raise MissingExtra(
+            "dp-accounting is not installed: it is needed here; run pip install dp-accounting."
+        ) from None
+    one = dp_event.GaussianDpEvent(noise_multiplier)
+    each = one if sampling == 1 else dp_event.PoissonSampledDpEvent(sampling, one)
+    return float(PLDAccountant().compose(dp_event.SelfComposedDpEvent(each, rounds)).get_epsilon(delta))
