@@ -54,7 +54,7 @@ def split_net(
 class SplitNet(TorchNet):
     """A net (`work.net.Net`) over an `nn.Module` in order of execution; made by `split_net`.
 
-    Whole training is torch's own graph, `path="graph"` of `torch_net`.
+    Whole training is torch's own graph, `path="graph"` of `torch_net`. `counts`: what `memory` has counted on it.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class SplitNet(TorchNet):
         self._cuts: tuple[Cut, ...] | None = None
         self._halves: dict[tuple[int, int], Half] = {}
         self._plain_axes: Axes | None = None
+        self.counts: dict[Any, Any] = {}
         self.layout = self.traced.layout
 
     def __getstate__(self) -> dict[str, Any]:
@@ -267,7 +268,7 @@ class SplitNet(TorchNet):
         out = super().with_example(example)
         assert isinstance(out, SplitNet)
         if out is not self:
-            out._cuts, out._halves, out._plain_axes = None, {}, None
+            out._cuts, out._halves, out._plain_axes, out.counts = None, {}, None, {}
         return out
 
     def describe(self) -> Mapping[str, Any]:

@@ -102,10 +102,6 @@ class Widths:
         """Numbers of the levels, that with the most parameters first."""
         return tuple(sorted(range(len(self.nets)), key=lambda n: (-self.nets[n].layout.size, n)))
 
-    @cached_property
-    def _bytes(self) -> dict[tuple[int, int | None], tuple[int, int]]:
-        return {}
-
     def cuts(self, level: int, only: int | str | None = None) -> tuple[Cut, ...]:
         """The cuts of a level, all or one of them, before the tail."""
         net, tail = self.nets[level], self.tail_of(level)
@@ -117,16 +113,11 @@ class Widths:
         return None if self.tail is None else self.nets[level].cut(self.tail)
 
     def bytes_of(self, level: int, cut: Cut | None) -> tuple[int, int]:
-        """Peak bytes of a step on (device, edge); the same are not counted again."""
-        key = (level, None if cut is None else cut.number)
-        if key not in self._bytes:
-            net, tail = self.nets[level], self.tail_of(level)
-            if cut is None:
-                self._bytes[key] = whole_bytes(net, self.training), 0
-            else:
-                own = device_bytes(net, cut, self.training, tail)
-                self._bytes[key] = own, server_bytes(net, cut, self.training, tail)
-        return self._bytes[key]
+        """Peak bytes of a step on (device, edge)."""
+        net, tail = self.nets[level], self.tail_of(level)
+        if cut is None:
+            return whole_bytes(net, self.training), 0
+        return device_bytes(net, cut, self.training, tail), server_bytes(net, cut, self.training, tail)
 
     def option(self, level: int, cut: Cut | None, seat: Seat) -> Option:
         """What a level at a cut takes of a seat."""
