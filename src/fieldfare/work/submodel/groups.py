@@ -226,6 +226,8 @@ class Groups:
     def together(self, axis: Axis, unit: int) -> None:
         """A norm takes `unit` neighbouring channels of the axis together."""
         leaves = self.leaves(axis)
+        if unit == self.length(axis):
+            return  # all of them, however many there are
         if unit > 1 and any(self._length(segment) % unit for segment in leaves):
             self.fix_axis(leaves, "parts that begin inside a group of a norm")
             return
