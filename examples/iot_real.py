@@ -82,7 +82,7 @@ def methods(family, shape, assign, rounds, example):
     }
 
 
-def study_of(name, read, rounds, seeds):
+def study_of(name, read, claims, rounds, seeds):
     """A study of one data set: its methods with devices of graded levels and with one whole to four of an eighth."""
     (x, y), (test_x, test_y) = read()
     example, test = {"x": x[:2], "y": y[:2]}, {"x": test_x, "y": test_y}
@@ -107,15 +107,15 @@ def study_of(name, read, rounds, seeds):
                 for seed in data
             }  # fmt: skip
         times[mix], moved[mix] = (11.0 * rounds, told), (18.0 * rounds * sizes[assign].mean(), told)
-    costs = [ff.EqualCost("At equal virtual time", "virtual_s", times, SHOWN),
-             ff.EqualCost("At equal bytes", "bytes", moved, SHOWN)]  # fmt: skip
-    claims = Path(__file__).with_suffix(".claims.toml")
+    costs = [ff.EqualCost("At equal virtual time", "virtual_s", times, SHOWN, "oracle"),
+             ff.EqualCost("At equal bytes", "bytes", moved, SHOWN, "oracle")]  # fmt: skip
+    claims = Path(__file__).with_name(claims)
     return ff.Study(arms, claims=claims, name=f"iot-{name}", costs=costs, quick=1, processes=2)
 
 
 if (ROOT / "fashion_mnist").is_dir():
-    fashion = study_of("Fashion-MNIST", fashion_mnist, rounds=60, seeds=3)
+    fashion = study_of("Fashion-MNIST", fashion_mnist, "iot_real.fashion.claims.toml", rounds=40, seeds=3)
 if (ROOT / "cifar10").is_dir():
-    cifar = study_of("CIFAR-10", cifar10, rounds=60, seeds=2)
+    cifar = study_of("CIFAR-10", cifar10, "iot_real.cifar.claims.toml", rounds=80, seeds=2)
 if not {"fashion", "cifar"} & set(globals()):
     raise ff.UsageError(f"{ROOT} has neither: FIELDFARE_DATA is the folder that holds fashion_mnist or cifar10.")
