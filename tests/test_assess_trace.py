@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("duckdb")
 
-from fieldfare.assess.artefact import Draft, words
+from fieldfare.assess.artefact import Draft, Value, words
 from fieldfare.assess.trace import STRICT, Criteria, Recipe, TraceConfig, availability_of, build_trace, fleet_of
 from fieldfare.assess.trace.criteria import read_config, with_changes
 from fieldfare.assess.trace.joint import digits, joint_of
@@ -71,6 +71,35 @@ def at(start: float, end: float, **more: Any) -> dict[str, Any]:
 )
 def test_the_gap_rule_takes_short_gaps_off_and_splits_at_long_ones(rows, expected, tmp_path):
     assert sessions(tmp_path, rows) == [pytest.approx(one) for one in expected]
+
+
+def by_hand(rows: list[tuple[float, float, int]], gap: float) -> list[tuple[float, float, float, int]]:
+    """(start, end, usable, code) of the sessions of one client's rows (start, end, code), one row after the other."""
+    islands: list[list[tuple[float, float, float, int]]] = []
+    covered, code_before = -np.inf, -1
+    for start, end, code in sorted(rows):
+        begins = max(start, covered)
+        if start - covered > gap or code != code_before:
+            islands.append([])
+        if end > begins:
+            islands[-1].append((begins, end, end - begins, code))
+        covered, code_before = max(end, covered), code
+    return [(one[0][0], max(row[1] for row in one), sum(row[2] for row in one), one[0][3]) for one in islands if one]
+
+
+def test_the_queries_of_the_gap_rule_do_what_it_says_for_any_rows(tmp_path):
+    rng = np.random.default_rng(3)
+    rows, expected = [], []
+    for client in range(60):
+        start = rng.integers(0, 3000, 12).astype(float)
+        mine = list(zip(start, start + rng.integers(1, 200, 12), (rng.random(12) < 0.7).astype(int), strict=True))
+        rows += [{"client": client, "start_s": s, "end_s": e, "wifi": bool(code)} for s, e, code in mine]
+        expected += [(client, *one[:3]) for one in by_hand(mine, 40.0) if one[3]]
+    config = TraceConfig(criteria=Criteria(wifi=True, gap_merge_s=40.0))
+    table = build_trace(log_of(tmp_path, spanning(rows)), tmp_path / "out", config).table("sessions")
+    found = zip(*(table[name].tolist() for name in ("client", "start_s", "end_s", "usable_s")), strict=True)
+    assert len(expected) > 200
+    assert sorted(one for one in found if one[0] < 60) == sorted(expected)
 
 
 def test_background_counts_where_the_foreground_is_not_asked_for(tmp_path):
@@ -247,7 +276,7 @@ def test_states_that_no_session_tells_are_refused_in_one_line(tmp_path):
 
 
 def bench(folder: Path, rows: list[tuple[str, str, str, int]]) -> Path:
-    draft = Draft("bench")
+    draft = Draft("bench", values={"tiny.p95_task_s": Value(9.0, "s"), "tiny.mean_s": Value(5.0, "s")})
     columns = list(zip(*rows, strict=True))
     draft.table("eligible", {"device_model": list(columns[0]), "os": list(columns[1]), "os_version": text_of(
         list(columns[2])), "eligible": list(columns[3])})  # fmt: skip
@@ -266,6 +295,7 @@ def test_devices_are_allowed_by_the_list_of_a_bench_artefact(tmp_path):
     assert made.table("sessions")["start_s"].tolist() == [100.0, 2000.0]
     assert [one["kind"] for one in made.inputs] == ["session log", "bench"]
     assert str(tmp_path) not in str(made.params)
+    assert made.number("p_usable.tiny") == 1.0
 
 
 def test_user_attributes_and_the_age_of_the_system_count_only_where_known(tmp_path):

@@ -62,12 +62,16 @@ def build_trace(
             bench = read_artefact(criteria.device_allow, "bench")
             allow = allowed_devices(bench)
             inputs.append(bench)
+            config = replace(config, durations_s={**task_times(bench), **config.durations_s})
         parts = config.partitions or max(1, -(-seen.rows // ROWS_A_PART))
         plan = Plan(seen, criteria, seed, parts, allow, None, config.memory_bytes, config.threads, config.spill_folder)
         plan, done = (_here if config.on == "local" else _on_ray)(plan, config.on, tell)
     tell("writing the artefact")
     made_up = {"made_up": asdict(log)} if isinstance(log, Recipe) else {}
-    return _draft(plan, config, done, inputs, made_up).write(out)
+    draft = _draft(plan, config, done, inputs, made_up)
+    if made_up:
+        draft.values = {name: replace(one, how="simulated") for name, one in draft.values.items()}
+    return draft.write(out)
 
 
 def _paths(
@@ -94,6 +98,13 @@ def allowed_devices(bench: Artefact) -> tuple[tuple[str, str, str], ...]:
     if not found:
         raise UsageError(f"{bench.path} calls no device eligible: raise its limits, or leave device_allow out.")
     return found
+
+
+def task_times(bench: Artefact) -> dict[str, float]:
+    """The 95th percentile of each model's task time, of a `bench` artefact's values `MODEL.p95_task_s`."""
+    found = {name.removesuffix(".p95_task_s"): one.value for name, one in bench.values.items()
+             if name.endswith(".p95_task_s")}  # fmt: skip
+    return {name: float(value) for name, value in sorted(found.items()) if value}
 
 
 def _check(log: Log, criteria: Criteria) -> None:

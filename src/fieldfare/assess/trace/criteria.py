@@ -97,8 +97,9 @@ class TraceConfig:
 
     `weeks`: as many whole weeks of the log, from `from_s` (default: its first session) on; a log shorter than a week
     gives its whole days. `columns`: what columns of the log are called here, e.g. {"battery": "charge_level"}.
-    `durations_s`: task times by name whose share of long enough sessions is told. `partitions`: the log is computed in
-    so many parts by client (0: one per 10,000,000 rows); `on`: "local", or "ray[://HOST:PORT]", to the same bits.
+    `durations_s`: task times by name whose share of long enough sessions is told, beside those of the `bench` artefact
+    in `device_allow`. `partitions`: the log is computed in so many parts by client (0: one per 10,000,000 rows); `on`:
+    "local", or "ray[://HOST:PORT]", to the same bits.
     `memory_bytes` and `threads`: what DuckDB may use (0: its own choice); the rest goes to `spill_folder`.
     """
 

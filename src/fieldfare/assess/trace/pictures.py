@@ -30,7 +30,7 @@ def weekly_picture(trace: Artefact, name: str = "trace-weekly") -> Picture:
     table = trace.table("weekly")
     hours, share = np.asarray(table["t_s"]) / 3600.0, 100 * np.asarray(table["share_of_peak"], np.float64)
     figure, axes = canvas(width=11.4, height=2.9, bottom=0.42)
-    axes.plot(hours, share, color=style.BLUE, linewidth=1.3)
+    axes.plot(hours, share, color=style.BLUE, linewidth=1.2)
     axes.fill_between(hours, share, color=style.BLUE, alpha=0.12, linewidth=0)
     ratio = trace.number("trough_over_peak")
     if np.isfinite(share).any():
