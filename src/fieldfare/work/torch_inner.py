@@ -156,6 +156,8 @@ class Divide:
     def __call__(self, layer: Any, args: Any, out: Any) -> Any:
         if not layer.training:
             return out
+        if hasattr(layer, "out_features") or hasattr(layer, "out_channels"):
+            return out.div_(self.share)  # linear layers and convolutions do not need their outputs to go backward
         if not isinstance(out, tuple):
             return out / self.share
         first = out[0]
