@@ -16,6 +16,7 @@ from fieldfare.algorithms.check import check
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, innermost
 from fieldfare.algorithms.evaluate import StopAt as Stopping
 from fieldfare.algorithms.fedfly.methods import FedFly
+from fieldfare.algorithms.pairs import refuse
 from fieldfare.core.algorithm import several
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
@@ -79,6 +80,7 @@ def assemble(job: Job) -> Assembly:
         model = read_model(job.start_from, layout=model.layout)
     works: dict[str, Work] = secured(job.algorithm, works_of(net, job, local), model.size)
     check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
+    refuse(job.algorithm, _beside(job, net))
     if not job.simulated.train and job.stop_at is not None:
         raise UsageError("Job(stop_at=...) needs a trained model, and Simulated(train=False) trains none.")
     if job.stop_at is not None:
@@ -144,6 +146,18 @@ def _fitted(job: Job, net: Any, population: Population) -> Fitted | None:
     if several(job.algorithm) and (told := planned.told()):
         raise UsageError(f"{type(job.algorithm).__name__} trains on every device: {told[0]}")
     return planned
+
+
+def _beside(job: Job, net: Any) -> tuple[str, ...]:
+    """What a job puts around its algorithm, in the words of the table of pairs."""
+    inside, fleet = getattr(net, "net", net), job.simulated.fleet
+    found = {
+        "masked loss": getattr(net, "loss", None) == "masked_cross_entropy",
+        "module": type(inside).__name__ == "TorchNet",
+        "sessions": isinstance(fleet, Fleet) and fleet.availability is not None,
+        "ray": job.simulated.on != "local",
+    }
+    return tuple(name for name, so in found.items() if so)
 
 
 def _links(job: Job) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from fieldfare.aggregate.chain import Chain, chain, mean
 from fieldfare.algorithms.fedavg import Common, FedAvg
 from fieldfare.core.effects import On, Scalar
 from fieldfare.core.errors import UsageError
+from fieldfare.core.params import View
 from fieldfare.core.quorum import Quorum, Sample
 from fieldfare.core.settings import settings
 
@@ -22,6 +23,7 @@ from fieldfare.core.settings import settings
 def SemiSync(
     rounds: int, cohort: int, *, over: float = 1.3, deadline_s: float | None = None, timeout_s: float | None = None,
     by: Any = "uniform", where: str | None = None, server: Chain = chain(mean()), work: str = "train",
+    view: View | None = None,
 ) -> FedAvg:  # fmt: skip
     """FedAvg that asks `over` times `cohort` clients and takes the first `cohort` replies, or those by the deadline.
 
@@ -33,7 +35,9 @@ def SemiSync(
     if not over >= 1.0:
         raise UsageError(f"SemiSync(over={over}): clients asked for each reply wanted; use a number >= 1.")
     on = Sample(ceil(round(over * cohort, 9)), where, by)
-    return FedAvg(rounds, on, server, Quorum(cohort, deadline_s, timeout_s=timeout_s), work=work, name="semisync")
+    return FedAvg(
+        rounds, on, server, Quorum(cohort, deadline_s, timeout_s=timeout_s), work=work, name="semisync", view=view
+    )
 
 
 @settings

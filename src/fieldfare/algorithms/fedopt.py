@@ -2,17 +2,19 @@
 
 Reddi et al., "Adaptive federated optimization", ICLR 2021, alg. 2; Hsu, Qi & Brown, "Measuring the effects of
 non-identical data distribution", 2019. Each is `FedAvg` with another chain: the mathematics is in
-`aggregate.optimise`. No bias correction, and v starts at tau**2, as in the paper.
+`aggregate.optimise`. No bias correction, and v starts at tau**2, as in the paper. With a `view` of sub-models
+each acts on coordinates that somebody had, and leaves the moments of the others as they are.
 """
 
 from __future__ import annotations
 
 from typing import Unpack
 
-from fieldfare.aggregate.chain import Chain, chain, mean
+from fieldfare.aggregate.chain import Chain, chain, coverage, mean
 from fieldfare.aggregate.optimise import adagrad, adam, momentum, scale, yogi
 from fieldfare.algorithms.fedavg import Common, FedAvg
 from fieldfare.core.effects import On
+from fieldfare.core.folds import Coverage, Mean
 from fieldfare.core.settings import settings
 
 
@@ -22,7 +24,7 @@ def FedAvgM(
     weighted: bool = True, **common: Unpack[Common],
 ) -> FedAvg:  # fmt: skip
     """FedAvg with server momentum: v <- beta v + mean(delta), w <- w + lr v."""
-    return _with(chain(mean(weighted), momentum(beta, nesterov), scale(lr)), "fedavgm", rounds, cohort, common)
+    return _with(chain(_fold(weighted, common), momentum(beta, nesterov), scale(lr)), "fedavgm", rounds, cohort, common)
 
 
 @settings
@@ -31,7 +33,7 @@ def FedAdam(
     weighted: bool = True, **common: Unpack[Common],
 ) -> FedAvg:  # fmt: skip
     """Adam on the server; `lr` is the paper's eta, tuned there per task, `tau` its adaptivity."""
-    return _with(chain(mean(weighted), adam(b1, b2, tau), scale(lr)), "fedadam", rounds, cohort, common)
+    return _with(chain(_fold(weighted, common), adam(b1, b2, tau), scale(lr)), "fedadam", rounds, cohort, common)
 
 
 @settings
@@ -40,7 +42,7 @@ def FedYogi(
     weighted: bool = True, **common: Unpack[Common],
 ) -> FedAvg:  # fmt: skip
     """Yogi on the server: a second moment that grows additively, so that one large round is forgotten slowly."""
-    return _with(chain(mean(weighted), yogi(b1, b2, tau), scale(lr)), "fedyogi", rounds, cohort, common)
+    return _with(chain(_fold(weighted, common), yogi(b1, b2, tau), scale(lr)), "fedyogi", rounds, cohort, common)
 
 
 @settings
@@ -49,7 +51,12 @@ def FedAdagrad(
     weighted: bool = True, **common: Unpack[Common],
 ) -> FedAvg:  # fmt: skip
     """Adagrad on the server: a second moment that only grows."""
-    return _with(chain(mean(weighted), adagrad(b1, tau), scale(lr)), "fedadagrad", rounds, cohort, common)
+    return _with(chain(_fold(weighted, common), adagrad(b1, tau), scale(lr)), "fedadagrad", rounds, cohort, common)
+
+
+def _fold(weighted: bool, common: Common) -> Mean | Coverage:
+    """A mean; with sub-models of each coordinate over those who had it, and optimisers act where somebody had it."""
+    return mean(weighted) if common.get("view") is None else coverage(weighted)
 
 
 def _with(server: Chain, name: str, rounds: int, cohort: int | On, common: Common) -> FedAvg:

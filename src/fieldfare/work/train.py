@@ -281,7 +281,7 @@ class Train:
         """The output as it travels: fewer numbers, of fewer bits, where `local` says so."""
         if (sent := find(self.local, Sent)) is None or "delta" not in out.leaves:
             return out
-        seen = kept(cohort, self.local, self.net.layout, self.training)
+        seen = kept(cohort, self.local, self.net.layout, self.training) if sent.feedback else None
         delta, left = compress.encoded(sent, out.leaves["delta"], seen, cohort.keys, out.leaves.get(COVERED))
         return replace(out, leaves={**out.leaves, "delta": delta}, state=left if sent.feedback else out.state)
 
