@@ -10,16 +10,18 @@ import pytest
 import fieldfare as ff
 from fieldfare.aggregate import chain, coverage, momentum
 from fieldfare.aggregate.gather import Gather
+from fieldfare.algorithms import check
 from fieldfare.assembly import assemble
 from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Gathered
 from fieldfare.core.folds import COVERED, Coverage
-from fieldfare.core.local import Sent
+from fieldfare.core.local import LowRank, Pruned, Sent
 from fieldfare.run import run
 from fieldfare.sim.asks import levels
-from fieldfare.testing import loop, simulate
+from fieldfare.testing import Fault, loop, simulate
 from fieldfare.work import compress
 from fieldfare.work.submodel import MultiRate, Prefix, Rolling, submodels
+from fieldfare.work.train import Train
 
 DATA = ff.synthetic(clients=12, classes=5, features=16, seed=3, min_examples=12, log_mean=1.0, log_sigma=0.5)
 NET = ff.DenseNet(ff.mlp(16, 12, 8, 5).layers, loss="masked_cross_entropy")
@@ -208,6 +210,44 @@ def test_one_by_one_on_the_loopback_it_is_the_same_to_the_bit(name, rule):
 def test_a_level_of_rate_one_for_all_is_as_without_a_view(name):
     one = made(fed(FAMILY.view(assign=(0,)), rounds=3))[name]
     assert trained(one, data=SKEWED) == trained(made(ff.FedAvg(3, 8))[name], data=SKEWED, model=NET)
+
+
+def methods(family):
+    view, shares = family.view(), (1.0, 0.5, 0.25)
+    return {
+        "heterofl": ff.HeteroFL(2, 8, view=view), "fedrolex": ff.FedRolex(2, 8, view=family.view(Rolling())),
+        "fjord": ff.FjORD(2, 8, view=view, shares=shares), "nestedfl": ff.NestedFL(2, 8, view=view, shares=shares),
+    }  # fmt: skip
+
+
+@every
+@pytest.mark.parametrize("method", list(methods(FAMILY)))
+def test_every_method_of_sub_models_takes_every_compressor_or_is_refused_with_the_reason(method, name):
+    plain = methods(FAMILY)[method]
+    algorithm = made(plain)[name]
+    if method in ("fjord", "nestedfl") and ("low rank" in name or "factors" in name):
+        with pytest.raises(UsageError, match="the same weights"):
+            trained(algorithm)
+        return
+    whole = trained(algorithm, data=SKEWED)
+    assert whole == trained(algorithm, data=SKEWED, chunk=1)
+    assert whole != trained(plain, data=SKEWED)
+    assert trained(algorithm, data=SKEWED, lr=0.0) == NET.init(0).vector.tobytes()
+    if name == "frozen":
+        mask = NET.layout.mask(("0", "4.bias"))
+        assert np.array_equal(np.frombuffer(whole, np.float32)[mask], NET.init(0).vector[mask])
+
+
+@pytest.mark.parametrize("kind", ["top-k, fed back", "all at once"])
+def test_replies_that_come_twice_or_are_asked_for_again_leave_the_residuals_as_they_are(kind):
+    world = assemble(job(made(fed(FAMILY.view(MultiRate())))[kind], data=SKEWED)).world
+    plain = loop(world)
+    faults = [Fault("repeat", "reply", 0.3, times=9), Fault("lose", "ask", 0.1, times=5)]
+    again = loop(world, faults)
+    assert again.model.vector.tobytes() == plain.model.vector.tobytes()
+    rows = [one.slots.rows["residual"] for one in (plain, again)]
+    assert rows[0].keys() == rows[1].keys()
+    assert all(np.array_equal(rows[0][client], rows[1][client]) for client in rows[0])
 
 
 @rules
@@ -488,9 +528,9 @@ def test_no_more_numbers_travel_than_are_paid_for():
 
 def test_what_has_no_meaning_is_refused_before_launch_in_one_line():
     with pytest.raises(UsageError, match="Stack cannot leave out who lacks a class"):
-        job(ff.masked_heads(ff.FedMedian(2, 8)), model=NET).run(runs=None)
+        check(ff.masked_heads(ff.FedMedian(2, 8)))
     with pytest.raises(UsageError, match="its replies carry more than a delta"):
-        job(ff.masked_heads(replace(ff.FedNova(2, 8), server=COVER)), model=NET).run(runs=None)
+        check(ff.masked_heads(replace(ff.FedNova(2, 8), server=COVER)))
     with pytest.raises(UsageError, match="is for labels"):
         job(ff.masked_heads(ff.FedAvg(2, 8)), model=ff.DenseNet(NET.layers, loss="squared_error")).run(runs=None)
     with pytest.raises(UsageError, match="one row per class in every tensor"):
@@ -498,9 +538,9 @@ def test_what_has_no_meaning_is_refused_before_launch_in_one_line():
     with pytest.raises(UsageError, match="no parameter is called"):
         job(ff.freeze(fed(FAMILY.view()), names=("9",))).run(runs=None)
     with pytest.raises(UsageError, match="LowRank and Pruned say different things"):
-        job(ff.prune(ff.low_rank(fed(FAMILY.view()), rank=2), share=0.5)).run(runs=None)
+        Train(NET, local=(LowRank(2), Pruned(0.5)))
     with pytest.raises(UsageError, match="cannot be combined with sub-models"):
-        replace(job(ff.keep_optimizer(fed(FAMILY.view()))), training=ff.Training(momentum=0.9)).run(runs=None)
+        check(ff.keep_optimizer(fed(FAMILY.view())))
 
 
 def test_a_leaf_of_another_shape_is_refused():

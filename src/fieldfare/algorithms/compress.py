@@ -88,8 +88,9 @@ def masked_heads(algorithm: Any, *, names: tuple[str, ...] = ()) -> FedAvg | Fed
     HeteroFL's masked loss (Diao et al., ICLR 2021, section 3) leaves the rows of classes a client lacks without a
     gradient; here their zeros do not count either: a mean becomes `coverage()`. A client has the classes of the
     examples it takes in this round's training. `names`: the head's tensors (default: all whose rows are the net's
-    outputs). Give the net `loss="masked_cross_entropy"`; with another the rows of absent classes are trained and thrown
-    away. Replies say which classes a client has, a bit for each: that is told to the server.
+    outputs). For nets with `loss="masked_cross_entropy"`: by another, rows of absent classes learn to stay low, and it
+    is thrown away (on digits of two classes a client that cost nested training half its accuracy). Replies say which
+    classes a client has, a bit for each: the server learns that.
 
     >>> masked_heads(FedAvg(rounds=10, cohort=5)).server.fold
     Coverage(weighted=True, step=2.3283064365386963e-10, weight_step=1.0, before=(), total=False)
