@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fieldfare.aggregate.chain import Chain, chain, mean
 from fieldfare.algorithms.rule import Plain, Rule
+from fieldfare.algorithms.start import own_started
 from fieldfare.core.algorithm import Context
 from fieldfare.core.effects import Effect, On, Publish, Run, Scalar, Stop
 from fieldfare.core.errors import UsageError
@@ -59,6 +60,8 @@ class FedAvg(Recorded):
     more small scalars for the clients, as pairs, such as ("budget_s", 60.0): each does the steps it can in that time.
     `average`: what is published is not the model but a running mean of the models after every round, which keeps that
     share of the past (Polyak & Juditsky, 1992, with exponential weights: ours); clients go on with the model itself.
+    `own_start`: sub-models start with weights as large as those of nets of their size, see `start.own_started`; not for
+    a model that has learnt something already.
     """
 
     rounds: int
@@ -73,11 +76,19 @@ class FedAvg(Recorded):
     view: View | None = None
     config: tuple[tuple[str, Scalar], ...] = ()
     average: float = 0.0
+    own_start: bool = False
 
     def __post_init__(self) -> None:
         check_rounds(self.name, self.rounds, self.on, self.quorum)
         if not 0 <= self.average < 1:
             raise UsageError(f"{self.name}(average={self.average}): a share of the past lies in [0, 1).")
+        if self.own_start and not (
+            hasattr(self.view, "levels") and getattr(getattr(self.view, "rule", None), "steady", True)
+        ):
+            raise UsageError(
+                f"{self.name}(own_start=True) is for sub-models inside one another: give view=family.view(), whose "
+                "levels keep the first channels, or leave it out."
+            )
 
     @property
     def on(self) -> On:
@@ -85,7 +96,8 @@ class FedAvg(Recorded):
         return as_on(self.cohort)
 
     def init(self, model: Params) -> State:
-        return State(model, self.server.init(model.size), self.rule.init(model.size))
+        start = own_started(self.view, model) if self.own_start else model
+        return State(start, self.server.init(model.size), self.rule.init(model.size))
 
     def step(self, state: State, event: Event, ctx: Context) -> tuple[State, Sequence[Effect]]:
         match event:
@@ -166,3 +178,4 @@ class Common(TypedDict, total=False):
     quorum: Quorum
     work: str
     view: View | None
+    own_start: bool

@@ -7,7 +7,8 @@ of the smaller widths inside it, so that each stays a model in its own right, wh
 and from the smaller one, which more clients have: what few train then agrees with what many do. (FjORD's way round, the
 smaller from the own, is there as `distil`; on digits it cost the whole net a point or more.) The server's momentum is
 longer for a weight that few clients have, and what is published is a running mean, for one round's clients are few.
-Where a client is bound by activations rather than by weights, give the view levels of less depth.
+With `own_start` every width begins as a net of its size would, and learns as early as that. Where a client is bound by
+activations rather than by weights, give the view levels of less depth.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def NestedFL(
 
     `back`: the part of an own net's loss that is what the smaller one says; `distil`: the other way round;
     `temperature`, `weight`: see `core.local.Nested`. Without `shares` clients train their own width alone.
-    `beta`, `power`: the server's momentum, see `patient`; `lr`: its step;
-    `average`: see `FedAvg`.
+    `beta`, `power`: the server's momentum, see `patient`; `lr`: its step; `average`, `own_start` (for a model that has
+    learnt nothing yet): see `FedAvg`.
     """
     steady("NestedFL", common.get("view"), True, "family.view(), which keeps the first channels")
     local = (Nested(shares, distil, temperature, weight, "turn", back),) if shares else ()
