@@ -150,6 +150,22 @@ def test_what_is_inside_trains_beside_the_own_net_and_rows_do_not_depend_on_othe
         assert np.array_equal(alone.leaves["delta"][0], found.leaves["delta"][1])
 
 
+@pytest.mark.parametrize("local", [Scaled(), Nested((1.0, 0.5, 0.25), back=0.4), Rounded(6)], ids=lambda one: str(one))
+def test_large_layers_train_alike_on_every_path(local):
+    body = nn.Sequential(nn.Linear(16, 400), nn.ReLU(), nn.Linear(400, 200), nn.ReLU(), nn.Linear(200, 5))
+    training = Training(lr=0.05, batch_size=4, epochs=1)
+    data, keys = block([9, 6], 16, 5), rng.keys(0, ("test",), np.arange(2))
+    found = []
+    for path in PATHS:
+        net = ff.torch_net(body, path=path, example=EXAMPLE)
+        family = submodels(net, (1.0, 0.5))
+        layout, places = family.at(0.5).layout, family._one(family.levels[1]).index(0)
+        start = net.init(0).vector[None, places]
+        cohort = Cohort(start, np.zeros(2, np.int64), layout, np.arange(2), keys, data)
+        found.append(Train(net, training, (local,))(cohort).leaves["delta"])
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
 @kinds
 def test_factors_compute_as_the_matrix_they_stand_for(kind):
     net, cohort, training = case(kind)
