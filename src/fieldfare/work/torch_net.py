@@ -19,6 +19,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.work import torch_resident as resident_
 from fieldfare.work.net import BadExamples, Drift, Fit, Plan, Training
+from fieldfare.work.shortage import too_little_memory, wants_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -253,6 +254,8 @@ class TorchNet:
                 try:
                     losses[i] = loop.client(i, keys[i])
                 except (RuntimeError, IndexError) as error:
+                    if wants_memory(error):
+                        raise too_little_memory(error, "to train a client of this module") from error
                     if self._without_channels_last(resident):
                         return self.fit(start, row, data, plan, keys, training, lr, drift, moments)
                     raise self._refused(inputs, target, error, i) from error
@@ -292,6 +295,8 @@ class TorchNet:
                             value = metric(output, y)
                             sums[name] += float(value.mean(dtype=torch.float64)) * len(part) if value.numel() else 0.0
                     except (RuntimeError, IndexError) as error:
+                        if wants_memory(error):
+                            raise too_little_memory(error, "to evaluate this module") from error
                         if self._without_channels_last(resident):
                             return self.evaluate(models, row, data)
                         raise self._refused(inputs, target, error, i) from error
@@ -396,6 +401,8 @@ class TorchNet:
                 batch = [self._transform(batch[0])] if callable(self._transform) else batch
                 return count(resident, self._loss, batch, target.take(rows)) / len(rows)
         except (RuntimeError, IndexError) as error:
+            if wants_memory(error):
+                raise too_little_memory(error, "for a step of this module") from error
             if self._without_channels_last(resident):
                 return self._count(example)
             raise self._refused(inputs, target, error) from error

@@ -20,6 +20,7 @@ import numpy as np
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.work.net import Drift, Training
+from fieldfare.work.shortage import wants_memory
 from fieldfare.work.submodel.cost import _kept, measured
 from fieldfare.work.submodel.family import Family
 from fieldfare.work.submodel.fit import Planned, barred
@@ -218,8 +219,8 @@ def _step(warm: Any, net: Any, rows: Any, training: Training, budget: int, out: 
         _take(net, rows, training, training.batch_size, start)
         answer = ("ok", 0, "")
     except Exception as error:
-        wanted = re.search(r"tried to allocate (\d+) bytes", str(error))
-        said = f"no memory for {wanted[1]} bytes more" if wanted else f"{type(error).__name__}: {error}"
+        wanted = re.search(r"(?:tried to allocate (\d+) bytes|\((\d+) bytes more)", str(error))
+        said = f"no memory for {wanted[1] or wanted[2]} bytes more" if wanted else f"{type(error).__name__}: {error}"
         answer = ("memory" if _for_memory(error) else "error", 0, " ".join(said.split())[:300])
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     if answer[0] == "ok":
@@ -304,6 +305,4 @@ def _told(name: str) -> int:
 
 def _for_memory(error: Exception) -> bool:
     """Whether an error says that memory could not be had."""
-    said = str(error).lower()
-    words = ("alloc", "memory", "could not create a primitive", "could not execute a primitive")
-    return isinstance(error, MemoryError) or any(word in said for word in words)
+    return wants_memory(error) or any(word in str(error).lower() for word in ("alloc", "memory"))
