@@ -13,6 +13,7 @@ TOOLS = {
     "trace": "fieldfare.assess.trace.cli",
     "proxy": "fieldfare.assess.proxy.cli",
     "features": "fieldfare.assess.features.cli",
+    "simulate": "fieldfare.assess.simulate.cli",
     "forecast": "fieldfare.assess.forecast.cli",
     "privacy": "fieldfare.assess.decide.cli_privacy",
     "decide": "fieldfare.assess.decide.cli",

@@ -53,6 +53,7 @@ def means_of(
     if simulation is not None:
         for name in ("versions", "buffer", "concurrency", "peak_over_mean"):
             _put(found, name, simulation.number(name))
+        _put(found, "versions", simulation.number("versions_to_target"))
         started, busy = simulation.number("tasks_started"), simulation.number("compute_s")
         _put(found, "compute_s", busy / started if busy and started else None)
         _put(found, "max_staleness", simulation.number("staleness"))

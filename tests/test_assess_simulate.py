@@ -1,0 +1,187 @@
+"""The search over virtual time: points, trials with bands, devices of artefacts, going on, what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fieldfare as ff
+from fieldfare.assess.artefact import Artefact, Draft, Value, read_artefact, words
+from fieldfare.assess.simulate.build import build
+from fieldfare.assess.simulate.devices import fleet_for, flops_per_record
+from fieldfare.assess.simulate.play import play, ranked
+from fieldfare.assess.simulate.search import Search, algorithm, points, reached
+from fieldfare.cli import app
+from fieldfare.core.errors import UsageError
+
+SMALL = Search(concurrency=(6,), buffer=(3,), versions=6, trials=2, every=2, target=0.3)
+
+
+def job(clients: int = 16) -> ff.Job:
+    return ff.Job(
+        data=ff.data.digits(clients=clients, partition=ff.dirichlet(0.5)), model=ff.mlp(64, 8, 10),
+        algorithm=ff.FedAvg(1, 1), training=ff.Training(lr=0.1, batch_size=10),
+        simulated=ff.Simulated(workers=1),
+    )  # fmt: skip
+
+
+def trace(place: Path, devices: int = 8) -> Artefact:
+    draft = Draft("trace", params={"period_s": 604_800.0, "origin_s": 0.0})
+    start = np.arange(devices) * 3600.0
+    draft.table("sessions", {
+        "client": np.arange(devices), "start_s": start, "end_s": start + 400_000.0, "usable_s": np.full(devices, 4e5),
+        "device_class": ["phone" if i % 2 else "tablet" for i in range(devices)], "os": ["a"] * devices,
+        "bw_class": ["wifi"] * devices,
+    })  # fmt: skip
+    return draft.write(place / "trace")
+
+
+def bench(place: Path) -> Artefact:
+    fit = {"B.lognormal_mu": Value(float(np.log(0.01))), "B.lognormal_sigma": Value(0.65)}
+    return Draft("bench", values=fit).write(place / "bench")
+
+
+def test_points_are_all_combinations_that_can_be_and_are_named_by_what_differs() -> None:
+    found = points(Search(concurrency=(10, 40), buffer=(5, 20), staleness=(1, -1)))
+    assert [one.name for one in found] == [
+        "C10-K5-S1",
+        "C10-K5-S-1",
+        "C40-K5-S1",
+        "C40-K5-S-1",
+        "C40-K20-S1",
+        "C40-K20-S-1",
+    ]
+    assert algorithm(SMALL, found[1]).stale.limit is None  # type: ignore[union-attr]
+    sync = points(Search(mode="sync", buffer=(5, 20)))
+    assert [one.name for one in sync] == ["K5", "K20"]
+    assert algorithm(Search(mode="sync"), sync[0]).name == "semisync"
+    with pytest.raises(UsageError, match="no point is left"):
+        points(Search(concurrency=(4,), buffer=(5,)))
+
+
+def test_a_target_is_reached_when_the_moving_average_has_been_there_five_times() -> None:
+    t = [float(i) for i in range(10)]
+    assert reached(t, [0.0, 1.0, 0.0] + [1.0] * 7, 0.5, lower=False) == 8.0
+    assert reached(t, [1.0] * 10, 0.5, lower=True) is None
+    assert reached(t, [0.1] * 10, 0.5, lower=True) == 4.0
+    assert reached(t, [1.0] * 10, None, lower=False) is None
+
+
+@pytest.mark.slow
+def test_values_are_medians_over_trials_and_ranges_their_extremes(tmp_path: Path) -> None:
+    made = build(job(), Search(**{**_told(SMALL), "trials": 3}), tmp_path / "s")
+    rows = made.table("trials")
+    finals = np.asarray(rows["metric_final"], np.float64)
+    told = made.values["metric_final"]
+    assert (told.value, told.low, told.high) == (np.median(finals), finals.min(), finals.max())
+    assert len(set(finals.tolist())) > 1
+    central = made.number("metric_central")
+    assert central is not None
+    losses = np.sort((central - finals) / central)
+    assert made.values["metric_loss_share"].value == pytest.approx(losses[1])
+    assert np.asarray(made.table("evals")["trial"]).max() == 2
+    assert made.number("tasks_started") == 18.0
+    assert made.number("worst_group_gap") is None
+
+
+def test_equal_searches_have_equal_hashes_on_any_number_of_workers(tmp_path: Path) -> None:
+    search = Search(**{**_told(SMALL), "central": 0.95, "trials": 1})
+    one = build(job(), search, tmp_path / "a")
+    two = build(job().with_overrides({"workers": 2}), search, tmp_path / "b")
+    assert one.sha256 == two.sha256
+
+
+def test_a_search_goes_on_where_it_was_and_refuses_the_folder_of_another(tmp_path: Path) -> None:
+    search = Search(**{**_told(SMALL), "central": 0.95})
+    whole = build(job(), search, tmp_path / "a")
+    play(job(), search, tmp_path / "b-runs")
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "b-runs").rglob("rounds.jsonl")}
+    assert len(times) == 2
+    assert build(job(), search, tmp_path / "b").sha256 == whole.sha256
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    with pytest.raises(UsageError, match="holds another search"):
+        build(job(), Search(**{**_told(search), "versions": 7}), tmp_path / "b")
+
+
+def test_halving_gives_the_better_half_all_trials_and_the_best_is_among_them(tmp_path: Path) -> None:
+    search = Search(concurrency=(8,), buffer=(2, 8), versions=8, trials=4, every=2, central=0.95, halving=True)
+    found = play(job(), search, tmp_path / "w")
+    counts = {name: sum(one.point.name == name for one in found) for name in ("K2", "K8")}
+    assert sorted(counts.values()) == [2, 4]
+    best = ranked(found, points(search), search)[0]
+    assert counts[best.name] == 4
+    made = build(job(), search, tmp_path / "s", work=tmp_path / "w")
+    assert made.params["best"] == best.name
+    assert words(made.table("points")["point"]) == ["K2", "K8"]
+
+
+def test_time_alone_is_simulated_for_hours_and_conserves_tasks(tmp_path: Path) -> None:
+    search = Search(concurrency=(6,), buffer=(3,), versions=10_000, trials=1, train=False, hours=0.05)
+    made = build(job(), search, tmp_path / "s")
+    started = sum(made.number(f"tasks_{name}") or 0 for name in ("ok", "interrupted", "stale", "timeout", "straggler"))
+    assert made.number("tasks_started") == started > 100
+    assert made.number("horizon_s") <= 180.0  # type: ignore[operator]
+    assert "metric_final" not in made.values
+
+
+def test_devices_are_the_traces_at_the_benchs_speeds(tmp_path: Path) -> None:
+    one = job(20)
+    fleet = fleet_for(one, trace=trace(tmp_path), bench=bench(tmp_path), model="B", seed=3)
+    assert fleet is not None
+    assert fleet.availability is not None
+    assert fleet.availability.row is not None
+    assert sorted(np.bincount(fleet.availability.row).tolist()) == [2, 2, 2, 2, 3, 3, 3, 3]
+    assert set(fleet.kinds) == {"phone", "tablet"}
+    each = flops_per_record(one) / np.asarray(fleet.flops_per_s)
+    assert np.median(each) == pytest.approx(0.01, rel=0.6)
+    again = fleet_for(one, trace=trace(tmp_path), bench=bench(tmp_path), model="B", seed=3)
+    assert np.array_equal(np.asarray(again.flops_per_s), np.asarray(fleet.flops_per_s))  # type: ignore[union-attr]
+    fleet.fit(20)
+    assert fleet_for(one, trace=None, bench=None, model="", seed=0) is None
+    with pytest.raises(UsageError, match="no fit of 'C'"):
+        fleet_for(one, trace=None, bench=bench(tmp_path), model="C", seed=0)
+
+
+@pytest.mark.slow
+def test_with_classes_of_devices_the_worst_groups_loss_is_compared(tmp_path: Path) -> None:
+    one = job(20)
+    fleet = fleet_for(one, trace=trace(tmp_path), bench=None, model="B", seed=3)
+    made = build(one, SMALL, tmp_path / "s", fleet=fleet)
+    assert made.number("worst_group_gap") >= 1.0  # type: ignore[operator]
+
+
+def test_the_command_plays_a_job_file_and_bad_input_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(
+        "import fieldfare as ff\n"
+        "job = ff.Job(data=ff.data.digits(clients=12), model=ff.mlp(64, 6, 10), algorithm=ff.FedAvg(1, 1),\n"
+        "             simulated=ff.Simulated(workers=1))\n"
+    )
+
+    def run(*line: str) -> Any:
+        return CliRunner().invoke(app, ["assess", "simulate", *line])
+
+    sets = [f"-s{pair}" for pair in ("concurrency=4", "buffer=2", "versions=4", "trials=1", "central=0.9", "every=2")]
+    told = run(str(tmp_path / "job.py"), *sets, "-o", str(tmp_path / "s"), "--json")
+    assert told.exit_code == 0, told.exception
+    assert read_artefact(tmp_path / "s").sha256 == json.loads(told.output.splitlines()[-1])["sha256"]
+    for line, says in (
+        (
+            ["-s", "metric=auc", "-s", "concurrency=4", "-s", "buffer=2", "-s", "versions=2", "-s", "trials=1"],
+            "reports no 'auc'",
+        ),
+        (["-s", "trails=3"], "did you mean"),
+        (["-s", "hours=1"], "goes with train=false"),
+        (["-s", "mode=round"], "mode"),
+    ):
+        failed = run(str(tmp_path / "job.py"), *line, "-o", str(tmp_path / "t"))
+        assert failed.exit_code != 0
+        assert says in str(failed.exception)
+
+
+def _told(search: Search) -> dict[str, Any]:
+    return {name: getattr(search, name) for name in Search.__dataclass_fields__}
