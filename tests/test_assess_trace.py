@@ -428,6 +428,16 @@ def test_text_ids_become_numbers_and_nans_are_unknown(tmp_path):
     assert made.table("sessions")["client"].tolist() != other.table("sessions")["client"].tolist()
 
 
+def test_timestamps_are_seconds_of_utcs_epoch(tmp_path):
+    place = tmp_path / "log.csv"
+    place.write_text(
+        "client,start,end\nu1,2024-01-08 05:00:00,2024-01-08 05:10:00.5\nu2,2024-01-14 23:00:00,2024-01-15 00:00:00\n"
+    )
+    made = build_trace(place, tmp_path / "out")
+    assert made.table("sessions")["start_s"].tolist() == [1704690000.0, 1705273200.0]
+    assert made.table("sessions")["usable_s"].tolist() == [600.5, 3600.0]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -436,6 +446,7 @@ def test_text_ids_become_numbers_and_nans_are_unknown(tmp_path):
         ("client,start_s,end_s\n1,0,100\n1,200,100\n", "1 of 2 rows end before they start"),
         ("client,start_s,end_s\n1,-5,100\n", "start before second 0"),
         ("client,start_s,end_s\n1,0,100\n,200,300\n", "1 of 2 rows name no client"),
+        ("client,start_s,end_s\n1.5,0,100\n", "another client than a whole number"),
         ("client,start_s,end_s\n1,0,100\n1,200,\n", "lack a start or an end"),
         ("client,start_s,end_s\n1,1704672000000,1704672600000\n", "look like milliseconds"),
         ("client,start_s,end_s\n1,0,100\n", "needs at least one whole day"),

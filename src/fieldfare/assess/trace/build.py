@@ -32,6 +32,9 @@ from fieldfare.core.errors import UsageError
 from fieldfare.fleet.columns import Text
 
 ROWS_A_PART = 10_000_000
+RAY_BYTES = 2e9
+"""What DuckDB may use in a task on Ray, unless told otherwise: several of them share a machine."""
+
 Tell = Callable[[str], None]
 
 
@@ -144,7 +147,7 @@ def _on_ray(plan: Plan, on: str, tell: Tell) -> tuple[Plan, list[Done]]:
     select = plan.log.select
     for old, new in zip(plan.log.paths, paths, strict=True):
         select = select.replace("'" + old.replace("'", "''") + "'", "'" + new.replace("'", "''") + "'")
-    plan = replace(plan, log=replace(plan.log, select=select), threads=1)
+    plan = replace(plan, log=replace(plan.log, select=select), threads=1, memory_bytes=plan.memory_bytes or RAY_BYTES)
     joined = join(ray, address_of(on), None)
     try:
         if plan.criteria.states():

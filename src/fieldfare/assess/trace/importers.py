@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fieldfare.assess.artefact import column
-from fieldfare.core.errors import UsageError
+from fieldfare.core.errors import MissingExtra, UsageError
 from fieldfare.fleet import logs, pickles
 from fieldfare.fleet.availability import DAY_S
 from fieldfare.fleet.columns import Array, Columns, Text, is_parquet, read_columns, write_columns
@@ -51,11 +51,15 @@ def is_foreign(place: str | Path) -> bool:
         head = file.read(64).lstrip()
     if head[:1] in (b"\x80", b"{") or head[:3] == b"(dp":
         return True
-    if not is_parquet(path):
-        return False
-    import pyarrow.parquet as pq
-
-    names = set(pq.read_schema(path).names)
+    if is_parquet(path):
+        try:
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise MissingExtra.of("pyarrow", extra="assess") from None
+        names = set(pq.read_schema(path).names)
+    else:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            names = {name.strip() for name in file.readline(10_000).split(",")}
     return {"variant", "state", "censored"} <= names or {"local_weekday", "local_minute_of_day", "t_s"} <= names
 
 

@@ -1,8 +1,8 @@
 """Session logs: their columns, read from Parquet or CSV by DuckDB and looked over before anything is computed.
 
 A row is a session of one client: `client` (whole numbers, or text, which becomes numbers by a keyed hash), `start_s`,
-`end_s` (seconds, of UTC's epoch or from a Monday 0 h), and, all optional: `background` (spans within the session, text
-"s:e;s:e" or a list of pairs), `wifi`, `charging` (true or false), `battery` (0 to 1), `os`, `os_version`,
+`end_s` (seconds, of UTC's epoch or from a Monday 0 h; or timestamps), and, all optional: `background` (spans within the
+session, text "s:e;s:e" or a list of pairs), `wifi`, `charging` (true or false), `battery` (0 to 1), `os`, `os_version`,
 `os_release_date`, `device_model`, `device_class`, `region`, `tz_offset_s` (east of UTC), `account_age_days`,
 `reputation`, `last_participation_s`, `bw_class`. Empty (or not finite) is unknown. Other columns are left alone. Not
 here: what is made of them (`gaps`, `part`). Invariant: time is whole milliseconds from here on, so that every sum is
@@ -157,13 +157,19 @@ def _select(
         held = kinds[found[ours]]
         if held in ("DOUBLE", "FLOAT"):
             raw = f"(CASE WHEN isfinite({raw}) THEN {raw} END)"  # isnan: DuckDB 2.0 folds it by a file's statistics
-        if ours == "client" and held == "VARCHAR":
-            exprs[ours] = f"(md5_number_lower({text(id_key)} || {raw}) >> 1)::BIGINT"
+        elif held.startswith("TIMESTAMP") and kind == "DOUBLE":
+            raw = f"epoch({raw})"
+        if ours == "client" and held in ("VARCHAR", "UUID"):
+            exprs[ours] = f"(md5_number_lower({text(id_key)} || {raw}::VARCHAR) >> 1)::BIGINT"
+        elif ours == "client":
+            exprs[ours] = f"CASE WHEN {raw} = floor({raw}) THEN try_cast({raw} AS BIGINT) END"
+            exprs["bad_client"] = f"{raw} IS NOT NULL AND {exprs[ours]} IS NULL"
+            faults.append(("bad_client", "have another client than a whole number or text: number them."))
         elif kind == "VARCHAR":
             exprs[ours] = f"nullif(trim({raw}::VARCHAR), '')"
         else:
             exprs[ours] = f"try_cast({raw} AS {kind})"
-            what = {"BOOLEAN": "true or false", "DATE": "a date such as 2019-09-01", "BIGINT": "a whole number"}
+            what = {"BOOLEAN": "true or false", "DATE": "a date such as 2019-09-01"}
             faults.append((f"bad_{ours}", f"have another {ours} than {what.get(kind, 'a number')}: mend them."))
             exprs[f"bad_{ours}"] = f"{raw} IS NOT NULL AND {exprs[ours]} IS NULL"
     spans, wrong = _background(found, kinds)
