@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from command_line import PROGRAM, environment, job_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,12 +21,14 @@ from fieldfare.algorithms.fedfly import central, session
 from fieldfare.algorithms.fedfly.merge import merged
 from fieldfare.algorithms.fedfly.messages import Plan, Update
 from fieldfare.algorithms.fedfly.widths import part_of
+from fieldfare.cli_fit import fit
 from fieldfare.core.errors import PeerError, UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.offload import net_of, offload
 from fieldfare.report.read_moves import moves_of
 from fieldfare.report.read_nodes import read_nodes
+from fieldfare.store.nodes import NODES
 from fieldfare.work.net import Training, moments_size
 from fieldfare.work.split import Rates, batch_time, split_net
 from fieldfare.work.split.memory import counted, device_bytes, server_bytes
@@ -298,6 +302,7 @@ def test_what_crosses_the_cut_is_as_wide_as_the_level(tmp_path):
         assert 4 * WIDTHS.nets[level].layout.size < final.pop() < 4 * WIDTHS.nets[level].layout.size + 100
 
 
+@pytest.mark.slow
 def test_a_level_of_one_for_all_is_plain_fedfly_in_every_bit_byte_and_second(tmp_path):
     roomy = on(((0, 1, 0.5, 1),), memory=(4e9,) * 4)
     plain = run(make(model=FAMILY.net, width=None, simulated=roomy), tmp_path / "plain")
@@ -322,13 +327,10 @@ def test_sub_models_that_move_end_in_the_bits_of_those_that_stay(tmp_path, polic
 
 
 def offload_told(result: Any) -> Any:
-    import json
-
-    from fieldfare.store.nodes import NODES
-
     return json.loads((result.path / NODES).read_text()).get("mobility")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"rule": Rolling()}, {"rule": RandomWindow(each=True)}, {"tail": "relu4"}], ids=str)
 def test_windows_that_change_and_labels_that_stay_move_as_well(more):
     job, memory = {"policy": ff.StopAndCopy(compress=True), **more}, (4e9, 65e3, 40e3, 4e9)
@@ -498,3 +500,17 @@ def test_a_session_of_a_level_is_taken_by_those_alone_who_have_the_levels():
 def test_plans_that_name_levels_need_the_view_that_has_them():
     with pytest.raises(UsageError, match=r"view=None.*plans name levels"):
         central.Central(1, {"device/0": Plan("first", 12, level=1)})
+
+
+def test_fit_prints_the_width_and_the_cut_of_every_device_of_such_a_job(tmp_path):
+    job_file(tmp_path, JOB, "job.py")
+    path = str(tmp_path / "job.py")
+    wide = CliRunner(env={"COLUMNS": "200"})
+    told = wide.invoke(fit, [path])
+    assert told.exit_code == 0, told.output
+    rows = [line.split() for line in told.output.splitlines()]
+    assert [row[2] for row in rows[-4:]] == ["1", "1/2", "1/4", "1"]
+    found = json.loads(wide.invoke(fit, [path, "--json"]).output.splitlines()[-1])
+    assert [row["level"] for row in found["devices"]] == ["1", "1/2", "1/4", "1"]
+    assert [row["cut"] for row in found["devices"]] == [row[3] for row in rows[-4:]]
+    assert "devices" not in json.loads(wide.invoke(fit, [path, "--ram", "1MB", "--json"]).output)

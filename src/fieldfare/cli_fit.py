@@ -7,6 +7,7 @@ Here: the command, how a model is found in a file, the table it prints. Not here
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def fit(
     known = None if device is None else board(device)
     free = None if ram is None else bytes_of(ram)
     accuracy = None if which is None else _accuracies(which, runs)
-    family, training, rows = _family(model, None if levels is None else _levels(levels))
+    family, training, rows, job = _family(model, None if levels is None else _levels(levels))
     given = {"batch_size": batch, "optimizer": optimizer, "momentum": momentum}
     training = replace(training, **{name: value for name, value in given.items() if value is not None})
     found = needs(family, training)
@@ -102,21 +103,38 @@ def fit(
     }  # fmt: skip
     if accuracy is not None and not any(row["accuracy"] is not None for row in table):
         raise UsageError(f"run {which} measured none of the levels {', '.join(row['level'] for row in table)}.")
+    if job is not None and not limited:
+        from fieldfare.offload import planned as offloaded
+
+        facts |= {"devices": of_job} if (of_job := offloaded(job)) else {}
     if not as_json:
         _show(facts, known)
+        _show_devices(facts.get("devices", []))
     if limited and chosen < 0:
-        raise UsageError(planned.why(0, device or "this device"))
+        _refuse(planned.why(0, device or "this device"), facts, as_json)
     if dry:
         done = dry_run(family, found[chosen].level, memory, training, example=rows)
         facts["dry_run"] = {name: getattr(done, name) for name in ("ok", "way", "budget_bytes", "used_bytes", "said")}
         if not as_json:
             _show_proof(done)
         if not done.ok:
-            raise UsageError(f"level {done.level.name} did not pass its dry run ({done.said}): take a smaller batch.")
+            why = f"level {done.level.name} did not pass its dry run ({done.said}): take a smaller batch."
+            _refuse(why, facts, as_json)
     if as_json:
         from fieldfare.store.text import dumps
 
         print(dumps(facts).decode())
+
+
+def _refuse(why: str, facts: Mapping[str, Any], as_json: bool) -> None:
+    """End with code 2 and the reason; as JSON with the table too, in one object."""
+    if not as_json:
+        raise UsageError(why)
+    from fieldfare.store.text import dumps
+
+    print(f"error: {why}", file=sys.stderr)
+    print(dumps({**facts, "error": why, "exit_code": 2}).decode())
+    raise click.exceptions.Exit(2)
 
 
 def bytes_of(text: str) -> float:
@@ -143,17 +161,23 @@ def _levels(text: str) -> list[Any]:
     return out
 
 
-def _family(model: str, levels: Sequence[Any] | None) -> tuple[Any, Any, Any]:
-    """(family, training, rows to look at it with) of what `model` names."""
+def _family(model: str, levels: Sequence[Any] | None) -> tuple[Any, Any, Any, Any]:
+    """(family, training, rows to look at it with, the job or None) of what `model` names."""
     from fieldfare.job import Job
     from fieldfare.load import load_names
+    from fieldfare.work.adapt import is_net
     from fieldfare.work.net import Training
     from fieldfare.work.submodel import Family, submodels
+    from fieldfare.work.torch_resident import is_module
 
     path, _, name = model.rpartition(":") if ".py:" in model else (model, "", "")
     names = load_names(path)
     thing, told = _found(names, name, path)
+    if not hasattr(thing, "__dataclass_fields__") and not is_net(thing) and not is_module(thing):
+        made = thing()  # a function; one that makes modules stays as it is, for it makes another for every seed
+        thing = thing if is_module(made) else made
     training, rows, loss, metrics = Training(), names.get("example"), None, None
+    job = thing if isinstance(thing, Job) else None
     if isinstance(thing, Job):
         rows = {column: values[:2] for column, values in thing.data.columns.items()}
         training, loss, thing = thing.training or training, thing.loss, thing.model
@@ -178,7 +202,10 @@ def _family(model: str, levels: Sequence[Any] | None) -> tuple[Any, Any, Any]:
             f"{path}: {told} is a torch net of which no input is known: make `example = {{'x': ..., 'y': ...}}` there "
             "(two rows), or name a job."
         )
-    return family, training, rows
+    wanted = {*([net.x] if isinstance(net.x, str) else net.x), net.y}
+    if lacking := sorted(wanted - rows.keys()):
+        raise UsageError(f"{path}: example has no column {lacking[0]!r}, it has {', '.join(rows) or 'none'}.")
+    return family, training, rows, job
 
 
 def _found(names: Mapping[str, Any], name: str, path: str) -> tuple[Any, str]:
@@ -264,6 +291,31 @@ def _show(facts: Mapping[str, Any], known: Any) -> None:
     console.print(table)
     for layer, reason in facts["whole"].items():
         console.print(f"stays whole: {layer}: {reason}", markup=False, soft_wrap=True)
+
+
+def _show_devices(rows: Sequence[Mapping[str, Any]], most: int = 20) -> None:
+    """The width and the cut of each device of a job in which devices train with edge servers."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fieldfare.show import size
+
+    if not rows:
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("device", "edge", "level", "cut behind", "memory", "of free", "at the edge", "s/batch", "s/round"):
+        table.add_column(name, justify="left" if name in ("level", "cut behind") else "right")
+    for row in rows[:most]:
+        table.add_row(
+            str(row["device"]), str(row["edge"]), row["level"], escape(row["cut"] or "whole"),
+            size(row["memory_bytes"]), size(row["free_bytes"]), size(row["edge_bytes"]), f"{row['batch_s']:.3g}",
+            f"{row['round_s']:.3g}",
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    if len(rows) > most:
+        console.print(f"{len(rows) - most} more devices: see --json", markup=False)
 
 
 def _show_proof(done: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,10 @@ from fieldfare.work.submodel.family import Family
 from fieldfare.work.torch_resident import is_module
 
 I64 = NDArray[np.int64]
+
+
+_SEEN: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
+"""{model of a job: (the data it was looked at with, what it is then)}: cuts and memory are counted once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +244,10 @@ def net_of(job: Job) -> SplitNet | Family:
     if isinstance(model, SplitNet | Family):
         if job.loss is not None:
             raise UsageError("Job(loss=...) is for an nn.Module; a split_net brings its own: give the loss there.")
-        return model.with_example(example)
+        known = _SEEN.get(model)
+        if known is None or known[0] is not job.data:
+            known = _SEEN[model] = job.data, model.with_example(example)
+        return known[1]
     raise UsageError(
         f"{name} cuts a model in two, which a {type(model).__name__} cannot be: use an nn.Module, or "
         "ff.split_net(module)."
@@ -291,6 +299,16 @@ def offload(job: Job, model: SplitNet | Family) -> Offload:
                 "train: choose a later tail, or an earlier cut."
             )
     return Offload(job, net, population, links, mobility, plans, elsewhere)
+
+
+def planned(job: Job) -> list[dict[str, Any]]:
+    """A row per device of a `FedFly(width=...)` job: edge, level, cut, and what these take; of other jobs none.
+
+    Errors: `UsageError` as the job's start would be refused.
+    """
+    if not isinstance(job.algorithm, FedFly) or job.algorithm.width is None:
+        return []
+    return offload(job, net_of(job)).table
 
 
 def _check(job: Job) -> None:
