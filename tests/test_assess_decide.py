@@ -108,7 +108,7 @@ def test_a_persons_word_is_a_condition_printed_in_red(tmp_path: Path) -> None:
 
 
 def test_groups_left_behind_are_a_condition(tmp_path: Path) -> None:
-    code, told = decided(tmp_path, trace={"fairness_flagged": Value(2.0)})
+    code, told = decided(tmp_path, trace={"flagged_groups": Value(2.0)})
     assert (code, told["verdict"]) == (0, "GO WITH CONDITIONS")
     assert "2 groups of devices" in told["conditions"][0]
 

@@ -92,7 +92,8 @@ def artefacts(tmp_path: Path) -> dict[str, Artefact]:
         "B.wire_down_bytes": Value(0.76e6), "B.wire_up_bytes": Value(0.76e6), "B.per_record_s": Value(0.012),
         "B.lognormal_sigma": Value(0.64), "B.storage_bytes": Value(0.76e6),
     })  # fmt: skip
-    trace = Draft("trace", values={"supply_per_s": Value(4.2), "mean_usable_s": Value(900.0)})
+    trace = Draft("trace", values={"supply_per_s": Value(4.2), "eligible_device_s": Value(9e5),
+                                     "sessions": Value(1000.0)})  # fmt: skip
     t = np.arange(0, 7 * 86_400, 300.0)
     trace.table("weekly", {"t_s": t, "available": 50 + 40 * np.sin(t / 86_400 * 2 * np.pi)})
     sim = Draft("simulation", values={

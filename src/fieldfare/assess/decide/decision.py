@@ -131,7 +131,7 @@ def _conditions(evidence: Evidence, found: Walk) -> tuple[str, ...]:
             out.append(f"{step.id} was overridden by {word.by} on {word.date}: {word.reason}")
     last = found.path[-1].at
     trace = evidence.of("trace", last)
-    flagged = None if trace is None else trace.number("fairness_flagged")
+    flagged = None if trace is None else trace.number("flagged_groups")
     if flagged:
         out.append(f"{flagged:.0f} groups of devices take part at under 0.8 of their share: see the table of fairness")
     features = evidence.of("features", last)

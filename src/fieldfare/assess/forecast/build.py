@@ -47,8 +47,9 @@ def means_of(
         each = bench.number(f"{model}.per_record_s")
         _put(found, "compute_s", None if each is None or records is None else each * records * epochs)
     if trace is not None:
-        for name, source in (("supply_per_s", "supply_per_s"), ("session_s", "mean_usable_s")):
-            _put(found, name, trace.number(source))
+        usable, sessions = trace.number("eligible_device_s"), trace.number("sessions")
+        _put(found, "supply_per_s", trace.number("supply_per_s"))
+        _put(found, "session_s", usable / sessions if usable and sessions else None)
         _put(found, "peak_over_mean", peak_over_mean(trace))
     if simulation is not None:
         for name in ("versions", "buffer", "concurrency", "peak_over_mean"):
