@@ -356,6 +356,33 @@ def test_shares_of_every_intersection_and_the_gain_without_each(tmp_path):
     assert made.number("clients") == 1
 
 
+def test_eight_criteria_at_once_are_counted_as_one_by_one(tmp_path):
+    allow = bench(tmp_path, [("good", "android", "", 1)])
+    rng = np.random.default_rng(1)
+    able = rng.random((300, 8)) < 0.75
+    rows = [
+        {"client": 1000 + int(i) // 2, "start_s": 570 * i, "end_s": 570 * i + (100 if one[7] else 10),
+         "wifi": bool(one[0]), "battery": 0.9 if one[1] else 0.1, "charging": bool(one[2]), "os": "android",
+         "os_release_date": "2020-01-01" if one[3] else "2018-01-01", "device_model": "good" if one[4] else "bad",
+         "account_age_days": 100 if one[5] else 1, "reputation": float(one[6])}
+        for i, one in enumerate(able)
+    ]  # fmt: skip
+    criteria = Criteria(
+        wifi=True, battery_min=0.5, charging=True, os_released_after="2019-09-01", device_allow=str(allow),
+        account_age_min_days=30.0, reputation_min=0.5, min_session_s=60.0,
+    )  # fmt: skip
+    made = build_trace(log_of(tmp_path, rows), tmp_path / "out", TraceConfig(criteria=criteria))
+    table = made.table("intersections")
+    asked = criteria.asked()
+    seconds = np.where(able[:, 7], 100, 10)
+    assert len(table["n"]) == 255
+    for names, devices, share in zip(words(table["criteria"]), table["share_devices"], table["share_device_s"],
+                                     strict=True):  # fmt: skip
+        met = able[:, [asked.index(one) for one in names.split("+")]].all(1)
+        assert devices == pytest.approx(met.reshape(150, 2).any(1).mean())
+        assert share == pytest.approx(seconds[met].sum() / seconds.sum())
+
+
 def test_the_weekly_curve_is_the_mean_number_of_clients_at_once(tmp_path):
     rows = [
         {"client": 1, "start_s": 0, "end_s": 450}, {"client": 2, "start_s": 150, "end_s": 300},
