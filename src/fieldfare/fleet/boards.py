@@ -1,8 +1,8 @@
 """Well-known boards as devices: memory, speed and link of each, with where the numbers come from.
 
 Here: a small table and `board`. Not here: fleets of phones (`templates`, `measured`). Invariant: memory, cores and
-clock are the makers' data sheets; what they do not say (FLOPs a cycle, memory that a system keeps, rates of a radio)
-is our estimate, and stands in a column or constant of its own.
+clock are the makers' data sheets, named in `source`; what they do not say (FLOPs a cycle, memory that a system keeps,
+rates of a radio) is our estimate, says so, and stands in a column or constant of its own. None was measured by us.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from fieldfare.core.errors import UsageError
 from fieldfare.fleet.fleet import Fleet
 
 LINUX_BYTES = 400e6
-"""Memory that Linux, Python and a tensor library keep before the first step: our estimate."""
+"""Memory that Linux, Python and a tensor library keep before the first step: our estimate (about 150 MB for a system
+without a desktop, 250 MB for a process that has imported torch); at most 0.7 of what a board has."""
 
 FIRMWARE = 0.25
-"""Part of a microcontroller's memory that stack, radio and firmware keep: our estimate."""
+"""Part of a microcontroller's memory that stack, radio and firmware keep: our estimate; with memory outside the chip,
+too, which they hardly need, so that is on the safe side."""
 
 LINKS = {
     # (down, up in bytes per second, latency in seconds): what a board gets of it in a house or hall, our estimates
-    "ethernet": (11e6, 11e6, 0.01), "wifi": (4.3e6, 3.3e6, 0.03), "wifi-serial": (5e5, 5e5, 0.05),
-    "bluetooth": (8e4, 8e4, 0.05),
+    "ethernet": (11e6, 11e6, 0.01),  # estimate: 100 Mbit/s less a tenth
+    "wifi": (4.3e6, 3.3e6, 0.03),  # as the phones of FLASH's table measured it (`templates.WIFI`); latency: estimate
+    "wifi-serial": (5e5, 5e5, 0.05),  # estimate: TCP on a microcontroller, 4 Mbit/s
+    "bluetooth": (8e4, 8e4, 0.05),  # estimate: Bluetooth LE at 2 Mbit/s, a third of it used
 }  # fmt: skip
-"""Links by kind; Wi-Fi as the phones of FLASH's table measured it (`templates.WIFI`)."""
+"""Links by kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +72,15 @@ class Board:
 
     @property
     def overhead_s(self) -> float:
-        return 1.0 if self.ram_bytes > 1e8 else 0.1
+        return 1.0 if self.ram_bytes > 1e8 else 0.1  # estimates: a process is started, or a loop goes on
 
 
 SPEEDS = {
     # a third of the peak is what Linpack gets on a Raspberry Pi 4 (8 of 24 GFLOP/s in doubles: Feiereisen, 2022, all
     # four cores); training of small nets gets a fifth of the float32 peak, our estimate
-    "a53": 1.6, "a57": 1.6, "a72": 1.6, "a76": 3.2, "arm11": 0.2,
+    "a53": 1.6, "a57": 1.6, "a72": 1.6, "a76": 3.2, "arm11": 0.2,  # a fifth of 8, 8, 8 and 16; no vectors: estimate
     # microcontrollers with a unit for floats: two operations in four cycles, loads included; without one, in software
-    "m7": 0.5, "m4f": 0.5, "lx7": 0.25, "lx6": 0.25, "m33": 0.5, "m0+": 0.03,
+    "m7": 0.5, "m4f": 0.5, "lx7": 0.25, "lx6": 0.25, "m33": 0.5, "m0+": 0.03,  # estimates, all
 }  # fmt: skip
 """Float32 operations a cycle of one core, sustained in training: our estimates."""
 
@@ -94,6 +98,8 @@ def _micro(name: str, chip: str, ram_kib: int, mhz: float, core: str, link: str,
 _PI = "Raspberry Pi product brief"
 BOARDS = {
     one.name: one
+    # Linux: name, chip, RAM in MiB, cores, clock in GHz (data sheet); core, link (see above), data sheet.
+    # Microcontrollers: name, chip, RAM in KiB, clock in MHz (data sheet); core, link (see above), data sheet.
     for one in (
         _linux("raspberry-pi-zero-w", "BCM2835", 512, 1, 1.0, "arm11", "wifi", _PI),
         _linux("raspberry-pi-zero-2-w", "BCM2710A1 (Cortex-A53)", 512, 4, 1.0, "a53", "wifi", _PI),

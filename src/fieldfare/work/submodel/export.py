@@ -6,6 +6,7 @@ computes what the level computes in the whole one; a pass for statistics changes
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -52,11 +53,15 @@ class Exported:
 
         batch = torch.export.Dim("batch", min=1)
         inputs = self.net.batch(2)
+        told = logging.getLogger("torch.onnx")  # of operators of libraries that are not here
+        level = told.level
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            told.setLevel(logging.ERROR)
             found = torch.onnx.export(
                 self.module(), inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: batch} for _ in inputs)
             )
+        told.setLevel(level)
         return found.model_proto.SerializeToString()  # type: ignore[union-attr]
 
 
