@@ -270,6 +270,21 @@ def test_the_command_prints_the_levels_and_which_fits(tmp_path):
     assert words.count("largest") == 1
 
 
+def test_the_command_prints_the_table_as_json_too_where_no_level_fits(tmp_path):
+    job_file(tmp_path, MODEL, "m.py")
+    done = fieldfare(tmp_path, "fit", "m.py", "--ram", "45KB", "--json")
+    facts = done.result
+    assert (done.code, facts["exit_code"], facts["level"]) == (2, 2, None)
+    assert [row["fits"] for row in facts["levels"]] == ["memory"] * 4
+    assert "batch_size=" in facts["error"]
+    assert done.err == f"error: {facts['error']}\n"
+
+
+def test_the_command_takes_a_function_that_makes_a_family(tmp_path):
+    job_file(tmp_path, MODEL + "\ndef build(): return family\n", "m.py")
+    assert fieldfare(tmp_path, "fit", "m.py:build", "--ram", "256KB", "--json").result["level"] == "1/2"
+
+
 def test_the_command_takes_a_job_with_its_training_and_options_over_it(tmp_path):
     job_file(tmp_path, MODEL, "m.py")
     own = fieldfare(tmp_path, "fit", "m.py:job", "--json").result
@@ -345,3 +360,29 @@ def test_sizes_are_read_as_people_write_them():
     assert [bytes_of(text) for text in ("256KB", "4MB", "1.5GiB", " 7 kib", "12", "4M")] == [
         256e3, 4e6, 1.5 * 2**30, 7 * 1024, 12, 4e6,
     ]  # fmt: skip
+
+
+def test_want_of_memory_is_told_as_such_and_changes_nothing_for_later(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from fieldfare.work import torch_loops
+    from fieldfare.work.shortage import wants_memory
+
+    rows = {"x": np.zeros((8, 1, 8, 8), np.float32), "y": np.zeros(8, np.int64)}
+    body = torch.nn.Conv2d(1, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 5)
+    net = ff.torch_net(torch.nn.Sequential(*body), example=rows)
+    data = ff.federate(rows, ff.iid(), clients=2)
+    job = ff.Job(net, data, ff.FedAvg(1, 2), TRAINING, simulated=ff.Simulated(workers=1))
+    before = job.run(None, progress=False).model.vector
+    said = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 80 bytes."
+
+    def short(*args, **more):
+        raise RuntimeError(said)
+
+    with monkeypatch.context() as patch:
+        for loop in (torch_loops.ByHand, torch_loops.Graph):
+            patch.setattr(loop, "client", short)
+        with pytest.raises(UsageError, match=r"not enough memory to train .* \(80 bytes more were asked for\): use a"):
+            job.run(None, progress=False)
+    assert job.run(None, progress=False).model.vector.tobytes() == before.tobytes()
+    assert not wants_memory(RuntimeError("unsupported memory format option"))
+    assert wants_memory(MemoryError())
