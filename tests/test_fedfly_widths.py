@@ -504,7 +504,7 @@ def test_plans_that_name_levels_need_the_view_that_has_them():
 
 def test_fit_prints_the_width_and_the_cut_of_every_device_of_such_a_job(tmp_path):
     job_file(tmp_path, JOB, "job.py")
-    path = str(tmp_path / "job.py")
+    path = f"{tmp_path / 'job.py'}:job"
     wide = CliRunner(env={"COLUMNS": "200"})
     told = wide.invoke(fit, [path])
     assert told.exit_code == 0, told.output
