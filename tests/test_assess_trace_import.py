@@ -300,3 +300,12 @@ def test_a_simulated_job_replays_a_trace(tmp_path):
     )  # fmt: skip
     summary = job.run(progress=False).summary
     assert summary["virtual_s"] == pytest.approx(5 * 3600 + 10.0, abs=5.0)  # the last client comes at 5 h
+
+
+def test_a_log_as_csv_is_that_of_parquet(tmp_path):
+    pytest.importorskip("pyarrow")
+    recipe, config = Recipe(clients=12, weeks=1, known=0.5), TraceConfig(criteria=STRICT)
+    made = [build_trace(generate_log(tmp_path / f"log.{end}", recipe), tmp_path / end, config) for end in
+            ("csv", "parquet")]  # fmt: skip
+    contents = [{name: one["content"] for name, one in a.manifest["tables"].items()} for a in made]
+    assert contents[0] == contents[1]
