@@ -124,9 +124,11 @@ def watched(the_job):
 
 
 @rules
+@pytest.mark.parametrize("inside", ["whole", "pruned", "heads"])
 @pytest.mark.parametrize("sent", [{"share": 0.1}, {"bits": 4}, {"share": 0.3, "bits": 6}], ids=str)
-def test_what_was_sent_and_what_is_kept_make_all_that_was_learnt(rule, sent):
-    algorithm = ff.compress(fed(FAMILY.view(rule), rounds=5), feedback=True, **sent)
+def test_what_was_sent_and_what_is_kept_make_all_that_was_learnt(rule, sent, inside):
+    plain = fed(FAMILY.view(rule), rounds=5)
+    algorithm = ff.compress(made(plain).get(inside, plain), feedback=True, **sent)
     calls, _, ending = watched(job(algorithm))
     size = NET.layout.size
     true, went = np.zeros((12, size)), np.zeros((12, size))
@@ -343,14 +345,21 @@ def test_who_covers_what_is_what_the_declarations_say(rule):
 
 
 @pytest.mark.parametrize("server", [COVER, chain(coverage(), momentum(0.9))], ids=["plain", "momentum"])
-def test_frozen_tensors_stay_to_the_bit_and_count_for_nobody(server):
-    algorithm = ff.freeze(ff.FedAvg(4, 8, server=server, view=FAMILY.view()), names=("0", "2.bias"))
-    _, told, ending = watched(job(algorithm))
+@pytest.mark.parametrize("first", [True, False], ids=["frozen first", "pruned first"])
+def test_frozen_tensors_stay_to_the_bit_and_count_for_nobody(server, first):
+    algorithm = ff.FedAvg(4, 8, server=server, view=FAMILY.view())
+    algorithm = algorithm if first else ff.prune(algorithm, share=0.7)
+    algorithm = ff.freeze(algorithm, names=("0", "2.bias"))
+    algorithm = ff.prune(algorithm, share=0.7) if first else algorithm
+    calls, told, ending = watched(job(algorithm))
     mask = NET.layout.mask(("0", "2.bias"))
     assert ending.model.vector[mask].tobytes() == NET.init(0).vector[mask].tobytes()
     assert (ending.model.vector[~mask] != NET.init(0).vector[~mask]).any()
     for event in told.events:
         assert (event.output["delta"].weight[mask] == 0).all()
+    for cohort, out, _ in calls:
+        largest = compress.pruned(cohort.models[0], 0.7)
+        assert (out.leaves[COVERED] == (largest & ~cohort.layout.mask(("0", "2.bias")))).all()
 
 
 def test_momentum_of_a_pruned_weight_waits_until_a_mask_has_it_again():
