@@ -187,6 +187,26 @@ def test_smaller_levels_smaller_batches_and_fewer_slots_take_less():
     assert slots.held_bytes == 5 * whole.held_bytes
 
 
+def test_the_cost_of_training_tells_the_peak_of_a_step_where_it_is_known():
+    from fieldfare.core.local import ControlVariate
+    from fieldfare.work.train import Train
+
+    sizes = np.array([20, 40])
+    for training in TRAININGS:
+        net = ff.mlp(64, 30, 10)
+        half = submodels(net, (0.5,)).view().layout(0)
+        for layout in (net.layout, half):
+            cost = Train(net, training).cost(sizes, layout, {})
+            assert cost.memory_bytes == declared(net, training, layout).memory_bytes
+    kept = Train(net, ff.Training(), (ControlVariate(),)).cost(sizes, net.layout, {})
+    assert kept.memory_bytes == declared(net, ff.Training()).memory_bytes + 2 * 4 * net.layout.size
+    made = family("vgg")
+    work = Train(made, TRAININGS[0])
+    before = work.cost(sizes, made.layout, {}).memory_bytes
+    peak = declared(made, TRAININGS[0]).memory_bytes
+    assert work.cost(sizes, made.layout, {}).memory_bytes == peak > before
+
+
 def test_a_net_that_cannot_be_looked_at_is_refused_in_one_line():
     with pytest.raises(UsageError, match="has no example to look at"):
         declared(ff.torch_net(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 5))))

@@ -192,6 +192,16 @@ def test_what_was_proved_of_a_net_is_not_proved_again(monkeypatch):
     assert tried == ["1"]
 
 
+def test_the_report_says_who_was_left_out(tmp_path):
+    done = job(Fleet(memory_bytes=RAM), rounds=2).run(tmp_path, progress=False)
+    assert done.path is not None
+    page = (done.path / "report.html").read_text()
+    assert "1 device was left out of training at the start. device 5 fits no level" in page
+    whole = job(Fleet(memory_bytes=4e6), rounds=2).run(tmp_path, progress=False)
+    assert whole.path is not None
+    assert "left out of training" not in (whole.path / "report.html").read_text()
+
+
 FILE = """
 import os
 import numpy as np

@@ -242,6 +242,11 @@ def _notes(run: Run, *, named: bool = False) -> list[str]:
         if broken.any():
             since = units.number(float(run.table.column("round")[int(np.argmax(broken))]))
             notes.append(f"{who}{units.label(metric)} was not a finite number from round {since} on; not drawn there.")
+    plan = run.summary.get("plan") if isinstance(run.summary, Mapping) else None
+    if isinstance(plan, Mapping) and plan.get("outside"):
+        count, why = int(plan["outside"]), " ".join(str(line) for line in plan.get("why") or ())
+        left = "1 device was" if count == 1 else f"{count} devices were"
+        notes.append(f"{who}{left} left out of training at the start. {why}")
     return notes
 
 
