@@ -24,7 +24,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.sizes import size_of
-from fieldfare.testing import Crash, loop, simulate
+from fieldfare.testing import Crash, checks, digest, loop, simulate
 from fieldfare.testing.checks import Checked
 from fieldfare.work.submodel import MultiRate, Prefix, RandomWindow, Rolling, TopNorm, submodels
 
@@ -279,6 +279,14 @@ def test_a_member_that_dies_in_the_ring_leaves_the_others_with_the_same_bits(nam
 def test_message_by_message_it_is_the_same_to_the_bit(name):
     world = assemble(job(RINGS[name](view=FAMILY.view()))).world
     assert loop(world).transcript.lines() == simulate(world).transcript.lines()
+
+
+@pytest.mark.parametrize("name", ["hadfl", "pacedring", "pacedring, overlap"])
+def test_what_peers_hold_can_be_stored_and_a_crash_changes_no_bit(name):
+    world = assemble(job(RINGS[name](view=FAMILY.view()))).world
+    checks.storable(world)
+    whole = digest(simulate(world).model)
+    assert digest(loop(world, crashes=[Crash("peer/2", 12, "journaled", 0.0)]).model) == whole
 
 
 def test_means_of_some_bands_are_taken_each_where_it_is_the_newest():

@@ -212,6 +212,12 @@ def test_what_cannot_be_summed_under_masks_is_refused_in_one_line(make, says):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_run_without_training_is_refused():
+    bare = ff.Job(FAMILY, DATA, SecureSum(mixed()), simulated=ff.Simulated(workers=1, train=False))
+    with pytest.raises(UsageError, match="keys that clients compute"):
+        bare.run(None, progress=False)
+
+
 def test_a_job_runs_with_it_is_recorded_and_stopped_early(tmp_path):
     digits = ff.data.digits(clients=8, partition=ff.iid())
     family = submodels(ff.mlp(64, 24, 10), (1, 0.5))

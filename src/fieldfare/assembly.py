@@ -16,7 +16,7 @@ from fieldfare.algorithms.check import check
 from fieldfare.algorithms.evaluate import Evaluate, EvaluateOnClients, innermost
 from fieldfare.algorithms.evaluate import StopAt as Stopping
 from fieldfare.algorithms.fedfly.methods import FedFly
-from fieldfare.algorithms.pairs import refuse
+from fieldfare.algorithms.pairs import around, refuse
 from fieldfare.core.algorithm import several
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
@@ -81,6 +81,8 @@ def assemble(job: Job) -> Assembly:
     works: dict[str, Work] = secured(job.algorithm, works_of(net, job, local), model.size)
     check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
     refuse(job.algorithm, _beside(job, net))
+    if not job.simulated.train and "secure" in around(job.algorithm):
+        raise UsageError("SecureSum needs keys that clients compute, and Simulated(train=False) computes nothing.")
     if not job.simulated.train and job.stop_at is not None:
         raise UsageError("Job(stop_at=...) needs a trained model, and Simulated(train=False) trains none.")
     if job.stop_at is not None:

@@ -20,7 +20,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.events import Event, Gathered, Started
 from fieldfare.core.folds import Mean
 from fieldfare.core.local import Local, Proximal
-from fieldfare.core.params import Params
+from fieldfare.core.params import Params, View
 from fieldfare.core.quorum import Quorum, Sample, Staleness
 from fieldfare.core.settings import settings
 
@@ -43,7 +43,7 @@ class FedAsync:
 
     `alpha` in (0, 1]: the weight of a fresh reply. `stale`: s(tau), constant, polynomial or hinge (section 5.2 of the
     paper). `mu`: the clients' pull to the model they were sent (the paper's rho / 2). Departure: the model is folded in
-    fixed point of 2**-32 on its way. Clients send whole models (leaf "model").
+    fixed point of 2**-32 on its way. Clients send whole models (leaf "model"), so a `view` of sub-models is refused.
     """
 
     rounds: int
@@ -54,10 +54,16 @@ class FedAsync:
     timeout_s: float | None = None
     work: str = "train"
     name: str = "fedasync"
+    view: View | None = None
     folds_late: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_stream(self.name, self.rounds, self.on, 1, self.local)
+        if self.view is not None:
+            raise UsageError(
+                "FedAsync(view=...) mixes in whole models, one after the other, and a sub-model is none: use "
+                "FedBuff(server=chain(coverage(weighted=False)), view=...)."
+            )
         if not 0.0 < self.alpha <= 1.0:
             raise UsageError(f"FedAsync(alpha={self.alpha}): use a share above 0 and at most 1.")
         if not self.mu >= 0.0:

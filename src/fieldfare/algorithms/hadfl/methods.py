@@ -14,7 +14,17 @@ from typing import ClassVar, Literal, Protocol
 
 from fieldfare.algorithms.hadfl.gossip import Gossip
 from fieldfare.algorithms.hadfl.graph import Graph
-from fieldfare.algorithms.hadfl.nodes import Nodes, drawn, enough, in_rings, no_moments, of_peers, own_steps, placed
+from fieldfare.algorithms.hadfl.nodes import (
+    Nodes,
+    drawn,
+    enough,
+    in_rings,
+    no_moments,
+    of_peers,
+    own_steps,
+    placed,
+    whole,
+)
 from fieldfare.core.algorithm import LocalSteps
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import View
@@ -187,16 +197,18 @@ class PairGossip(OnDevices):
     """Nobody waits: after every `steps` local steps a device averages with one random neighbour, `cycles` times.
 
     As AD-PSGD (Lian, Zhang, Zhang & Liu, ICML 2018); `how="push"` only moves the receiver. What is published is the
-    first device's own model, since nobody holds the mean of all.
+    first device's own model, since nobody holds the mean of all. A `view` is refused: use a ring.
     """
 
     cycles: int
     steps: int = 1
     how: Literal["pair", "push"] = "pair"
+    view: View | None = None
     name: ClassVar[str] = "pairgossip"
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:
         """`devices` peers."""
+        whole(self)
         enough(self, devices)
         own_steps(self, training, self.steps)
         no_moments(self, training, self.steps)
@@ -209,15 +221,17 @@ class GraphGossip(OnDevices):
     """Every `steps` local steps a device waits for its neighbours on a fixed graph and averages, `cycles` times.
 
     As D-PSGD (Lian et al., NeurIPS 2017). `graph`: "ring" or "full", or edges as pairs of device numbers. What is
-    published is the first device's own model.
+    published is the first device's own model. A `view` is refused: use a ring.
     """
 
     cycles: int
     steps: int = 1
     graph: Literal["ring", "full"] | tuple[tuple[int, int], ...] = "ring"
+    view: View | None = None
     name: ClassVar[str] = "graphgossip"
 
     def __post_init__(self) -> None:
+        whole(self)
         Graph(self.cycles, (), self.steps)
 
     def nodes(self, devices: int, training: LocalSteps | None = None) -> Nodes:

@@ -115,6 +115,15 @@ def enough(method: object, devices: int) -> None:
         raise UsageError(f"{_called(method)} averages among devices and the data has {devices} client: use 2 or more.")
 
 
+def whole(method: Any) -> None:
+    """Refuse sub-models where two neighbours average."""
+    if method.view is not None:
+        raise UsageError(
+            f"{_called(method)}(view=...): two neighbours of unlike parts have no mean of the whole between them; use "
+            "HADFL(view=...) or PacedRing(view=...), or leave view out."
+        )
+
+
 def drawn(method: Any, devices: int, most: int | None = None) -> int:
     """How many devices form a ring: `method.per_cycle`, or all, yet at most `most`."""
     enough(method, devices)

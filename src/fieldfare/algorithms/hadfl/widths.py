@@ -138,9 +138,9 @@ def widths_of(view: View | None, peers: int, method: str) -> Widths | None:
     if view is None:
         return None
     rule = getattr(view, "rule", None)
-    drawn = hasattr(rule, "rule") or (isinstance(view, RoundView) and not hasattr(view, "assign"))
-    if drawn or not getattr(rule, "steady", True):
-        what = type(rule).__name__ if rule is not None else type(view).__name__
+    moves = hasattr(rule, "rule") or not getattr(rule, "steady", True)
+    if moves or (isinstance(view, RoundView) and not hasattr(view, "assign")):
+        what = type(rule if moves else view).__name__
         raise UsageError(
             f"{method}(view=...) by {what}: without a server a device trains the same part in every cycle; use "
             "family.view(), which keeps the first channels, or plan(...).view()."
