@@ -42,6 +42,7 @@ class Draft:
     training: dict[str, Any] = field(default_factory=dict)
     fleet: dict[str, Any] = field(default_factory=dict)
     on: str = "local"
+    assign: tuple[int, ...] | None = None
 
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -113,6 +114,23 @@ AROUND: dict[str, Any] = {
 }
 
 
+IDLE: dict[str, Any] = {
+    **{
+        name: (lambda draft, rule=rule: replace(draft, rule=rule, assign=(0,) * CLIENTS))
+        for name, rule in RULES.items() if name != "multirate"
+    },
+    "nested": _local(Nested((1.0,))),
+    "scaled": _local(Scaled()),
+    "compress": _wrap(lambda a: ff.compress(a, share=1.0, bits=32, feedback=False)),
+    "feedback": _wrap(lambda a: ff.compress(a, share=1.0, bits=32, feedback=True)),
+    "prune": _wrap(lambda a: ff.prune(a, share=1.0)),
+    "freeze": _wrap(lambda a: ff.freeze(a, names=())),
+    "secure": AROUND["secure"],
+    "sessions": lambda draft: replace(draft, fleet={"availability": Availability.of([[(0.0, np.inf)]] * CLIENTS)}),
+}  # fmt: skip
+"""The same things so that they do nothing: whole models for all, no numbers left out, masks that come off."""
+
+
 @cache
 def module() -> Any:
     """Two linear layers as an `nn.Module`."""
@@ -151,9 +169,9 @@ def job_of(draft: Draft) -> ff.Job:
         given[next(iter(given))] = ("heads",)
     if draft.rule is not None:
         if draft.method == "fedfly":
-            given |= {"width": (0, 1) * 3 if draft.deep else (0, 1, 2) * 2, "rule": draft.rule}
+            given |= {"width": (draft.assign or ((0, 1) * 3 if draft.deep else (0, 1, 2) * 2)), "rule": draft.rule}
         else:
-            given["view"] = model.view(draft.rule)
+            given["view"] = model.view(draft.rule, draft.assign)
         if draft.method in ("fedavg", "fedprox", "tifl", "cutoff", "semisync", "ditto", "fedper", "fedrep", "fedbn",
                             "scaffold", "fednova", "feddyn"):  # fmt: skip
             given["server"] = chain(coverage())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,20 @@ def check_cell(first: str, second: str) -> None:
 @pytest.mark.parametrize(("first", "second"), CELLS, ids=[f"{one} {other}" for one, other in CELLS])
 def test_a_cell_runs_and_trains_or_is_refused_with_its_reason(first, second):
     check_cell(first, second)
+
+
+IDLE = [(method, thing) for method in METHODS for thing in cases.IDLE if cell(method, thing) == RUNS]
+
+
+@functools.cache
+def alone(method: str) -> bytes:
+    return cases.job_of(cases.Draft(method)).run(None, progress=False).model.vector.tobytes()
+
+
+@pytest.mark.parametrize(("method", "thing"), IDLE, ids=[f"{one} {other}" for one, other in IDLE])
+def test_what_does_nothing_changes_no_bit_of_a_method(method, thing):
+    job = cases.job_of(cases.IDLE[thing](cases.Draft(method)))
+    assert job.run(None, progress=False).model.vector.tobytes() == alone(method)
 
 
 @pytest.fixture(scope="module")

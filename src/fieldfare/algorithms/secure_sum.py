@@ -59,8 +59,9 @@ class SecureSum:
     of those who began it); with fewer the round is lost, and the run goes on. `bits` of a word, 32 to 63: sums of all
     clients' numbers, in steps of the fold times weights, have to fit; whoever sends a larger number counts for nothing.
     Fewer bits want a coarser step, such as `server=chain(mean(step=2.0**-16))` for 40. A deadline holds for each of the
-    four phases. A client is sent the whole model and cuts its part out; up go `bits` / 8 bytes for each number, for
-    each weight, and a share of 16 bytes for each other client. No loss is told.
+    four phases; of more clients than a quorum needs, those count whose masked words are there first. A client is sent
+    the whole model and cuts its part out; up go `bits` / 8 bytes for each number, for each weight, and a share of 16
+    bytes for each other client. No loss is told.
     """
 
     inner: Algorithm
@@ -117,7 +118,8 @@ class SecureSum:
         key = run.key or ((run.tag,) if isinstance(run.tag, int | str) else run.tag)
         config = {**run.config, "secure": phase, "sum": repr(run.tag), "among": among, "need": state.need}
         config["bits"] = self.bits
-        quorum = run.quorum if phase == "keys" else Quorum(None, run.quorum.deadline_s, timeout_s=run.quorum.timeout_s)
+        enough = min(run.quorum.need or among, among) if phase == "masked" else None
+        quorum = Quorum(enough, run.quorum.deadline_s, timeout_s=run.quorum.timeout_s)
         tag: Any = ("secure", phase, run.tag)
         if phase == "masked":
             fold: Mapping[str, Fold] = {"masked": ModSum(self.bits)}
