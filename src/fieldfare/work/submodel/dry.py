@@ -258,33 +258,29 @@ def _laid(net: Any, training: Training) -> tuple[int, int]:
 
 
 def _soak() -> None:
-    """Leave no freed memory of 64 KiB or more that a step could have without asking the system."""
+    """Leave no freed memory of 64 KiB or more that a step could have without asking the system.
+
+    Also not in the arenas of threads that there were before the fork: each has 64 MiB of address space set aside, and
+    is asked where the system gives no more. So all that can be had with the address space as it is, is taken.
+    """
     import ctypes
+    import resource
 
     from fieldfare.work.torch_resident import keep_memory
 
     keep_memory()  # now, so that it does not undo what follows
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
-        raise OSError("the C library is no glibc of 2.33 or later")
+    if not hasattr(libc, "mallopt"):
+        raise OSError("the C library is no glibc")
     libc.mallopt(_MMAP_THRESHOLD, _SMALL)
-
-    class Info(ctypes.Structure):
-        _fields_ = tuple((name, ctypes.c_size_t) for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-        ))  # fmt: skip
-
-    libc.mallinfo2.restype = Info
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_told("VmSize:"), before[1]))
     size = 1 << 30
     while size >= _SMALL:
-        mapped = libc.mallinfo2().hblks
-        block = libc.malloc(size)
-        if block is None or libc.mallinfo2().hblks > mapped:
-            if block is not None:
-                libc.free(block)
+        if libc.malloc(size) is None:
             size //= 2
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def _mark_peak() -> int | None:
