@@ -26,7 +26,7 @@ from fieldfare.fleet.fleet import Fleet
 from fieldfare.sim.sizes import size_of
 from fieldfare.testing import Crash, checks, digest, loop, simulate
 from fieldfare.testing.checks import Checked
-from fieldfare.work.submodel import MultiRate, Prefix, RandomWindow, Rolling, TopNorm, submodels
+from fieldfare.work.submodel import MultiRate, Prefix, RandomWindow, Rolling, TopNorm, needs, plan, submodels
 
 DATA = replace(ff.synthetic(clients=4, classes=5, features=16, seed=3, min_examples=16), test=None)
 NET = ff.mlp(16, 12, 8, 5)
@@ -318,6 +318,26 @@ def test_parts_that_would_move_are_refused_in_one_line(rule):
         assert "\n" not in str(refusal.value)
     assert widths_of(None, 2, "HADFL") is None
     assert widths_of(FAMILY.view(Prefix()), 2, "HADFL") is not None
+
+
+def test_parts_that_the_job_plans_from_its_fleet_are_those_of_the_plan():
+    family, training = submodels(ff.mlp(16, 64, 32, 5), (1, 0.5, 0.25)), ff.Training(lr=0.1, batch_size=4, steps=5)
+    needed = [need.cost.memory_bytes for need in needs(family, training)]
+    fleet = Fleet(1e6, 1e6, 1e6, 0.0, memory_bytes=np.array([*(1.2 * one for one in needed), 1e6]))
+    found = plan(family, fleet, training)
+    assert found.assign.tolist() == [0, 1, 2, 0]
+    one, other = (
+        ff.Job(family, DATA, ff.HADFL(3, view=view), training, simulated=ff.Simulated(fleet, workers=1)).run(
+            None, progress=False
+        )
+        for view in (found.view(), family.fitting())
+    )
+    assert one.model.vector.tobytes() == other.model.vector.tobytes()
+    small = Fleet(1e6, 1e6, 1e6, 0.0, memory_bytes=np.array([1e6, 1e6, 1e6, 1.0]))
+    with pytest.raises(UsageError, match="HADFL trains on every device"):
+        ff.Job(family, DATA, ff.HADFL(3, view=family.fitting()), training, simulated=ff.Simulated(small)).run(
+            None, progress=False
+        )
 
 
 def test_a_run_is_recorded_and_every_level_learns(tmp_path):

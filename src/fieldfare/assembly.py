@@ -98,18 +98,11 @@ def assemble(job: Job) -> Assembly:
         raise UsageError(
             "Evaluation(personal=..., fine_tune=...) needs clients=: say how many measure their own model."
         )
-    placement: Mapping[str, int] = {}
     given = None
     if several(job.algorithm):
         works = works if job.simulated.train else {**works, "train": Still(cast(Train, works["train"]))}
         given = offload(job, net) if split else None
         works = works if given is None else {**works, **given.works(job.simulated.train)}
-        algorithm = job.algorithm if given is None else given.bound()
-        made = algorithm.nodes(job.data.n_clients, job.training)
-        nodes = {name: (role, _watched(job, algorithm)) for name, (role, algorithm) in made.items()}
-        placement = algorithm.placement(job.data.n_clients)
-    else:
-        nodes = {"central": ("central", _watched(job, job.algorithm))}
     if given is not None:
         population, more = (
             given.population,
@@ -128,6 +121,14 @@ def assemble(job: Job) -> Assembly:
     if planned is not None:
         population = replace(population, marks=planned.ids)
         more = {**more, "refit": planned.seen}
+    placement: Mapping[str, int] = {}
+    if several(job.algorithm):
+        algorithm = _bound(job.algorithm, planned) if given is None else given.bound()
+        made = algorithm.nodes(job.data.n_clients, job.training)
+        nodes = {name: (role, _watched(job, one)) for name, (role, one) in made.items()}
+        placement = algorithm.placement(job.data.n_clients)
+    else:
+        nodes = {"central": ("central", _watched(job, job.algorithm))}
     world = World(nodes, model, population, works, job.seed, evaluations, placement, **more)
     slots: dict[str, int] = {}
     for work in works.values():
@@ -148,6 +149,11 @@ def _fitted(job: Job, net: Any, population: Population) -> Fitted | None:
     if several(job.algorithm) and (told := planned.told()):
         raise UsageError(f"{type(job.algorithm).__name__} trains on every device: {told[0]}")
     return planned
+
+
+def _bound(algorithm: Any, planned: Fitted | None) -> Any:
+    """An algorithm of several nodes with the parts that were planned for its devices at the start."""
+    return algorithm if planned is None else replace(algorithm, view=planned.first.view(algorithm.view.rule))
 
 
 def _beside(job: Job, net: Any) -> tuple[str, ...]:

@@ -134,12 +134,15 @@ class Widths:
 
 
 def widths_of(view: View | None, peers: int, method: str) -> Widths | None:
-    """The parts of `peers` peers, if their method was given a view; one whose parts would move is refused."""
+    """The parts of `peers` peers, if their method was given a view; one whose parts would move is refused.
+
+    One that the job has yet to plan (`family.fitting()`) is taken, and of no use until it has.
+    """
     if view is None:
         return None
     rule = getattr(view, "rule", None)
-    moves = hasattr(rule, "rule") or not getattr(rule, "steady", True)
-    if moves or (isinstance(view, RoundView) and not hasattr(view, "assign")):
+    moves, planned = hasattr(rule, "rule") or not getattr(rule, "steady", True), hasattr(view, "prove")
+    if moves or (isinstance(view, RoundView) and not hasattr(view, "assign") and not planned):
         what = type(rule if moves else view).__name__
         raise UsageError(
             f"{method}(view=...) by {what}: without a server a device trains the same part in every cycle; use "
