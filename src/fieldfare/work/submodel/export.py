@@ -55,13 +55,15 @@ class Exported:
         inputs = self.net.batch(2)
         told = logging.getLogger("torch.onnx")  # of operators of libraries that are not here
         level = told.level
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            told.setLevel(logging.ERROR)
-            found = torch.onnx.export(
-                self.module(), inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: batch} for _ in inputs)
-            )
-        told.setLevel(level)
+        told.setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = torch.onnx.export(
+                    self.module(), inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: batch} for _ in inputs)
+                )
+        finally:
+            told.setLevel(level)
         return found.model_proto.SerializeToString()  # type: ignore[union-attr]
 
 
