@@ -43,6 +43,7 @@ class Draft:
     fleet: dict[str, Any] = field(default_factory=dict)
     on: str = "local"
     assign: tuple[int, ...] | None = None
+    planned: bool = False
 
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -94,6 +95,12 @@ def _wrap(wrap: Any) -> Any:
 AROUND: dict[str, Any] = {
     **{name: (lambda draft, rule=rule: replace(draft, rule=rule)) for name, rule in RULES.items()},
     "depth": lambda draft: replace(draft, deep=True, rule=draft.rule or Prefix()),
+    "fitting": lambda draft: replace(
+        draft,
+        planned=True,
+        rule=draft.rule or (Rolling() if draft.method == "fedrolex" else Prefix()),
+        deep=draft.deep or draft.method == "depthfl",
+    ),
     "nested": _local(Nested((1.0, 0.5), back=0.3)),
     "scaled": _local(Scaled()),
     "masked loss": lambda draft: replace(draft, loss="masked_cross_entropy"),
@@ -169,9 +176,10 @@ def job_of(draft: Draft) -> ff.Job:
         given[next(iter(given))] = ("heads",)
     if draft.rule is not None:
         if draft.method == "fedfly":
-            given |= {"width": (draft.assign or ((0, 1) * 3 if draft.deep else (0, 1, 2) * 2)), "rule": draft.rule}
+            width = "plan" if draft.planned else draft.assign or ((0, 1) * 3 if draft.deep else (0, 1, 2) * 2)
+            given |= {"width": width, "rule": draft.rule}
         else:
-            given["view"] = model.view(draft.rule, draft.assign)
+            given["view"] = model.fitting(draft.rule) if draft.planned else model.view(draft.rule, draft.assign)
         if draft.method in ("fedavg", "fedprox", "tifl", "cutoff", "semisync", "ditto", "fedper", "fedrep", "fedbn",
                             "scaffold", "fednova", "feddyn"):  # fmt: skip
             given["server"] = chain(coverage())

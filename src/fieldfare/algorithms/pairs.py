@@ -25,6 +25,7 @@ AROUND: Mapping[str, str] = {
     "topnorm": "sub-models, `TopNorm()`",
     "multirate": "sub-models, `MultiRate()`",
     "depth": "sub-models by depth, a net with `exits`",
+    "fitting": "levels that the job plans, `family.fitting()`",
     "nested": "`Nested(...)`",
     "scaled": "`Scaled()`",
     "masked loss": 'loss "masked_cross_entropy"',
@@ -68,7 +69,7 @@ REASONS: Mapping[str, str] = {
 """Why a pair is refused, and what would be right."""
 
 _RULES = "prefix rolling random topnorm multirate"
-_SUBS = f"{_RULES} depth"
+_SUBS = f"{_RULES} depth fitting"
 _LOCAL = "nested scaled masked_heads compress feedback quantise low_rank prune freeze keep"
 _MOVING = "rolling random topnorm multirate"
 
@@ -133,6 +134,7 @@ METHODS: Mapping[str, Mapping[str, str]] = {
 BESIDE: Mapping[str, Mapping[str, str]] = {
     **{rule: _row(whole="keep") for rule in _RULES.split()},
     "depth": _row(exits="masked loss", whole="keep"),
+    "fitting": _row(whole="keep"),
     "nested": _row(same="scaled low_rank"),
     "scaled": _row(),
     "masked loss": _row(),
@@ -186,6 +188,7 @@ def around(algorithm: Any) -> tuple[str, ...]:
         narrow = any(getattr(one, "rate", 1.0) != 1.0 for one in levels)
         out += [rule] if rule is not None and (narrow or not deep) else []
         out += ["depth"] if deep else []
+        out += ["fitting"] if hasattr(view, "prove") else []
     for local in getattr(inner, "local", ()):
         if isinstance(local, Sent):
             out.append("feedback" if local.feedback else "compress")
