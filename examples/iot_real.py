@@ -78,7 +78,7 @@ def methods(family, shape, assign, rounds, example):
         "FedRolex": (family, ff.FedRolex(rounds, 10, view=family.view(Rolling(), assign)), assign),
         "FjORD": (family, ff.FjORD(rounds, 10, view=view, shares=LEVELS, distil=1.0), assign),
         "int8 replies": (family, ff.compress(sent, bits=8), assign),
-        "ours": (family, ff.NestedFL(rounds, 10, view=view, shares=LEVELS), assign),
+        "ours": (family, ff.NestedFL(rounds, 10, view=view, shares=LEVELS, own_start=True), assign),
     }
 
 

@@ -98,7 +98,7 @@ def methods(mix):
         "half of the weights": (FAMILY, ff.prune(cut(225), share=0.5), assign),
         "rank 8": (FAMILY, ff.low_rank(cut(280), rank=8), assign, 0.06),
         "frozen first layer": (FAMILY, ff.freeze(cut(165), names=FAMILY.layout.names[:2]), assign),
-        "ours": (FAMILY, ff.NestedFL(150, 10, view=view, shares=LEVELS), assign),
+        "ours": (FAMILY, ff.NestedFL(150, 10, view=view, shares=LEVELS, own_start=True), assign),
     }
     return {name: (*told, 0.1)[:4] for name, told in found.items()}
 
