@@ -146,6 +146,22 @@ def test_clients_that_are_always_at_work_get_levels_as_they_begin():
     assert done.summary["plan"]["outside_ids"] == [5]
 
 
+def test_rings_hold_the_parts_planned_at_the_start_and_changes_are_refused():
+    def ring(fleet):
+        return ff.Job(model=FAMILY, data=DATA, training=TRAINING, algorithm=ff.HADFL(2, view=FAMILY.fitting()),
+                      simulated=ff.Simulated(fleet=fleet, workers=1))  # fmt: skip
+
+    done = run(ring(Fleet(memory_bytes=np.maximum(RAM, M[3]))))
+    assert {name: one["devices"] for name, one in done.summary["plan"]["levels"].items()} == {
+        "1": 2, "1/2": 1, "1/4": 1, "1/8": 2,
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="HADFL trains on every device: device 5 fits no level"):
+        run(ring(Fleet(memory_bytes=RAM)))
+    with pytest.raises(UsageError, match="the same part in every cycle"):
+        run(ring(Fleet(memory=memory(M[0], M[2]))))
+    assert run(ring(Fleet(memory=memory(M[0], M[0] + 5.0)))).summary["plan"]["outside"] == 0
+
+
 def test_rules_that_draw_levels_draw_them_below_the_planned_ones():
     done = run(job(Fleet(memory_bytes=RAM), FAMILY.fitting(MultiRate())))
     found = plan(FAMILY, Fleet(memory_bytes=RAM), TRAINING, known=NEEDS)

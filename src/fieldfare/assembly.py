@@ -148,6 +148,11 @@ def _fitted(job: Job, net: Any, population: Population) -> Fitted | None:
     planned = fitted(asked, net, population.fleet, job.training, population.examples, rows)
     if several(job.algorithm) and (told := planned.told()):
         raise UsageError(f"{type(job.algorithm).__name__} trains on every device: {told[0]}")
+    if several(job.algorithm) and not planned.steady:
+        raise UsageError(
+            f"{type(job.algorithm).__name__}: a device trains the same part in every cycle, and memory or speeds of "
+            "this fleet ask for another later: use an algorithm with a server, or a fleet that does not change."
+        )
     return planned
 
 

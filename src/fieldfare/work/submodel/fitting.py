@@ -149,6 +149,12 @@ class Fitted:
             raise UsageError(f"Sample(where={where!r}): the fleet has no such column (it has: {known}).")
         return np.flatnonzero(fits & self.fleet.flags[where] if where else fits)
 
+    @property
+    def steady(self) -> bool:
+        """Whether every device has the same level all the time."""
+        same = (replan(self.first, self.fleet, at).assign for at in self.moments[1:])
+        return not self.moving and all(np.array_equal(one, self.first.assign) for one in same)
+
     def told(self) -> list[str]:
         """Who is left out at the beginning, and why, in a few lines."""
         return self.first.told()
