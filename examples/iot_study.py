@@ -86,6 +86,7 @@ def methods(mix):
         "quarter alone": (alone(16, 16), ff.FedAvg(quarter, ff.Sample(min(10, hold), "quarter")), assign),
         "HeteroFL": (FAMILY, ff.HeteroFL(150, 10, view=view), assign),
         "HeteroFL, no scaler": (FAMILY, ff.HeteroFL(150, 10, view=view, scaled=False), assign),
+        "HeteroFL, own start": (FAMILY, cut(own_start=True), assign),
         "FedRolex": (FAMILY, ff.FedRolex(150, 10, view=FAMILY.view(Rolling(), assign)), assign),
         "random window": (FAMILY, cut(view=FAMILY.view(RandomWindow(), assign)), assign),
         "largest channels": (NORMS, cut(view=NORMS.view(assign=assign)), assign),
