@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -315,10 +316,19 @@ def test_a_level_of_one_for_all_is_plain_fedfly_in_every_bit_byte_and_second(tmp
 
 @pytest.mark.parametrize(
     "policy",
-    [ff.Restart(), ff.StopAndCopy(), ff.StopAndCopy("relay", compress=True), ff.PreCopy(), ff.PreCopy(replay=False)],
+    [
+        ff.Restart(),
+        ff.StopAndCopy(),
+        ff.StopAndCopy("relay", compress=True),
+        ff.StopAndCopy("carry"),
+        ff.PreCopy(),
+        ff.PreCopy(replay=False),
+    ],
     ids=str,
 )
 def test_sub_models_that_move_end_in_the_bits_of_those_that_stay(tmp_path, policy):
+    if policy.route == "carry":
+        pytest.importorskip("cryptography")
     stayed = run(make(replica_every=2))
     moved = run(make(policy=policy, moves=MOVES, replica_every=2), tmp_path)
     nodes = read_nodes(moved.path)
@@ -338,6 +348,30 @@ def test_windows_that_change_and_labels_that_stay_move_as_well(more):
     assert bits(moved) == bits(stayed)
     if "rule" in more:
         assert bits(moved) != bits(run(make(simulated=on((), memory)))), "other channels"
+
+
+@pytest.mark.slow
+def test_levels_of_fewer_layers_are_cut_and_move_too():
+    from fieldfare.work.submodel.exits import exit_loss, exits
+
+    nn = torch.nn
+    layers = {"a": nn.Sequential(nn.Linear(64, 32), nn.ReLU()), "b": nn.Sequential(nn.Linear(32, 32), nn.ReLU())}
+    module = nn.Sequential(OrderedDict({**layers, "c": nn.Linear(32, 10)}))
+    net = split_net(exits(module, after=("a", "b"), example=columns(2)["x"]), exit_loss(distil=0.3), ("accuracy",))
+    family = ff.submodels(net, (ff.Level(1), ff.Level(1, 2), ff.Level(0.5, 1)))
+    memory = (4e9, 4e9, 26e3, 4e9)
+    stayed, moved = (
+        run(make(model=family, width=("plan", 1, "plan", 0), simulated=on(moves, memory))) for moves in ((), MOVES)
+    )
+    assert bits(moved) == bits(stayed)
+    assert {"accuracy", "accuracy@1d2", "accuracy@1/2d1"} <= moved.final.keys()
+
+
+@pytest.mark.slow
+def test_two_workers_train_sub_models_to_the_bits_of_one():
+    one, two = (run(make(1, simulated=on(MOVES[:2], workers=workers))) for workers in (1, 2))
+    assert bits(one) == bits(two)
+    assert one.summary["bytes_between"] == two.summary["bytes_between"]
 
 
 def test_a_rounded_session_of_a_sub_model_crosses_and_gives_nearly_the_same():

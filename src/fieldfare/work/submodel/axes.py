@@ -116,7 +116,7 @@ class Axes:
 
     def layout_of(self, sizes: Sequence[int], names: Sequence[str] | None = None) -> Layout:
         """Layout of the sub-model with `sizes` channels (and of the parameters `names` only)."""
-        names = self.layout.names if names is None else names
+        names = [name for name in self.layout.names if names is None or name in names]
         return Layout.of({name: self.shape(name, sizes) for name in names})
 
     def positions(self, axis: Axis, kept: Sequence[I64]) -> I64:
