@@ -159,6 +159,7 @@ def model_of(draft: Draft) -> Any:
 
         from fieldfare.work.submodel.exits import exit_loss, exits
 
+        torch.manual_seed(4)
         net = exits(module(), ("1",), torch.zeros(2, 64))
         levels = (ff.Level(1, 2), ff.Level(1, 1))
         return submodels(net, levels, loss=loss.get("loss") or exit_loss(0.3), metrics=("accuracy",),

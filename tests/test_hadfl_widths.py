@@ -37,6 +37,7 @@ RINGS = {
     "pacedring": lambda **more: ff.PacedRing(4, **more),
     "pacedring of two, 32 bits": lambda **more: ff.PacedRing(4, per_cycle=2, wire="int32", **more),
     "pacedring, overlap": lambda **more: ff.PacedRing(4, overlap=True, **more),
+    "pacedring, inverse": lambda **more: ff.PacedRing(4, per_cycle=2, draw="age", counted="inverse", **more),
     "decentralised": lambda **more: ff.DecentralisedFedAvg(3, **more),
     "all-reduce": lambda **more: ff.AllReduce(3, **more),
 }

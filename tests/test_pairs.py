@@ -41,6 +41,7 @@ SAID = {
     "together": r"masks cancel",
     "nobody": r"no sum over clients at a server",
     "exits": r"loss of its own",
+    "here": r"computed in one process",
 }
 """Words of the refusals where they stand, by reason."""
 CELLS = [(one, other) for one, other in pairs() if "ray" not in (one, other)]
@@ -95,8 +96,10 @@ def a_ray():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), ON_RAY, ids=[f"{one} {other}" for one, other in ON_RAY])
-def test_a_cell_on_ray_runs_to_the_same_bits(a_ray, first, second):
-    assert cell(first, second) == RUNS
+def test_a_cell_on_ray_runs_to_the_same_bits_or_is_refused(a_ray, first, second):
+    if cell(first, second) != RUNS:
+        check_cell(first, second)
+        return
     draft = cases.draft_of(first, second)
     here = cases.job_of(replace(draft, on="local")).run(None, progress=False).model.vector
     assert cases.job_of(draft).run(None, progress=False).model.vector.tobytes() == here.tobytes()

@@ -64,6 +64,7 @@ REASONS: Mapping[str, str] = {
     "early": "a client begins again before it is known whether its last reply counted; use FedAvg",
     "together": "masks cancel among those who mask together, and without rounds nobody does; use FedAvg",
     "nobody": "there is no server that sums; use FedAvg",
+    "here": 'moves and sessions are computed in one process; use Simulated(on="local")',
     "exits": "a net with exits has a loss of its own; use exit_loss(...)",
 }
 """Why a pair is refused, and what would be right."""
@@ -127,7 +128,7 @@ METHODS: Mapping[str, Mapping[str, str]] = {
     "allreduce": _RING,
     "pairgossip": _GOSSIP,
     "graphgossip": _GOSSIP,
-    "fedfly": _row(drawn="multirate", uncut="depth", halves=_LOCAL, nobody="secure"),
+    "fedfly": _row(drawn="multirate", uncut="depth", halves=_LOCAL, nobody="secure", here="ray"),
 }
 """A row per method."""
 
