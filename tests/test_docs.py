@@ -30,6 +30,7 @@ RUN = (
     "fedfly.md",
     "compress.md",
     "submodels.md",
+    "compositions.md",
     "assess-trace.md",
 )
 
