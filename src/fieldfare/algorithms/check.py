@@ -158,11 +158,14 @@ def _check_local(algorithm: FedAvg) -> None:
 def _check_view(algorithm: FedAvg) -> None:
     if algorithm.view is None:
         return
+    if algorithm.slot not in (None, "residual") or not isinstance(algorithm.rule, Plain):
+        raise UsageError(
+            f"{algorithm.name} keeps, or replies with, more than a delta, of the whole model; it cannot be combined "
+            "with sub-models: use FedAvg, or one made of it without."
+        )
     if not isinstance(algorithm.server.fold, Coverage):
         fold = type(algorithm.server.fold).__name__
         raise UsageError(f"{algorithm.name}: {fold} cannot fold sub-models; use server=chain(coverage(), ...).")
-    if algorithm.slot not in (None, "residual") or not isinstance(algorithm.rule, Plain):
-        raise UsageError(f"{algorithm.name} keeps vectors of the whole model; it cannot be combined with sub-models.")
 
 
 def _check_heads(algorithm: FedAvg) -> None:
