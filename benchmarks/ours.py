@@ -5,6 +5,8 @@
     ours.py driver 10000 S    replies per second with trivial work, 1,000,000 devices, for S seconds
     ours.py population N      memory and seconds per round with N devices and a cohort of 100
     ours.py events N PRESET S tasks per second without training: FedBuff, 1,000 at work, buffer 100, N devices
+    ours.py events N PRESET S BY  the same, devices chosen by that rule
+    ours.py assess-trained S  client tasks per second of FedBuff with a net of 189,000 parameters and 100 records each
     ours.py async W1 50 S     clients per second of FedBuff with that buffer and of FedAvg, 100 at work, S seconds each
     ours.py mixed W2 S        clients per second of cohorts of sub-models, uniform and mixed, S seconds each
     ours.py fold              100 updates of 10 million parameters into one mean
@@ -172,12 +174,13 @@ class _Costs:
         return {}
 
 
-def events(devices: int, preset: str, seconds: float) -> dict[str, float]:
+def events(devices: int, preset: str, seconds: float, by: str = "uniform") -> dict[str, float]:
     """Tasks (a start and an end) per second of simulating who works when, after a second to warm up, and memory.
 
-    `preset`: of `fieldfare.fleet.generate`, or "phones": log-normal speeds, always there.
+    `preset`: of `fieldfare.fleet.generate`, or "phones": log-normal speeds, always there. `by`: a rule of selection.
     """
     from fieldfare.core.params import Layout, Params
+    from fieldfare.core.quorum import Sample
     from fieldfare.sim.observe import Published
     from fieldfare.sim.population import Population
     from fieldfare.sim.simulator import Simulator, World
@@ -189,7 +192,7 @@ def events(devices: int, preset: str, seconds: float) -> dict[str, float]:
     built = time.perf_counter() - began
     examples = np.random.default_rng(0).integers(5, 200, devices)
     world = World(
-        {"central": ("central", ff.FedBuff(rounds=10**9, cohort=1000, buffer=100))},
+        {"central": ("central", ff.FedBuff(rounds=10**9, cohort=Sample(1000, by=by), buffer=100))},
         Params(np.zeros(8, np.float32), Layout.of({"w": (8,)})),
         Population(devices, examples, fleet),
         {"train": _Costs()},
@@ -228,6 +231,29 @@ def asynchronous(name: str, buffer: int, seconds: float) -> dict[str, float]:
             made = replace(made, algorithm=ff.FedBuff(rounds=10**6, cohort=w.cohort, buffer=buffer))
         found[kind].append(_clients_per_s(made, seconds))
     return {kind: float(np.median(rates)) for kind, rates in found.items()}
+
+
+ASSESSED = (736, 256, 2)
+"""Widths of a net of 189,186 parameters, as FLINT's model B has (an MLP over sparse features)."""
+
+
+def assess_trained(seconds: float) -> dict[str, float]:
+    """Client tasks per second of FedBuff: 189,186 parameters, 100 records a client in batches of 20, 100 at work.
+
+    Devices come and go as in "flint-strict" and are chosen by the search's own rule.
+    """
+    inputs, n = ASSESSED[0], 2000
+    generator = np.random.default_rng(SEED)
+    held = ff.Federated(
+        {"x": generator.standard_normal((100_000, inputs), np.float32), "y": generator.integers(0, 2, 100_000)},
+        offsets=np.arange(n + 1) * 100, rows=np.arange(n * 100) % 100_000, classes=2, name="189k",
+    )  # fmt: skip
+    made = ff.Job(
+        model=ff.mlp(*ASSESSED), data=held, training=ff.Training(lr=0.1, batch_size=20), seed=SEED,
+        algorithm=ff.FedBuff(10**6, ff.Sample(100, by="rested"), 50, ff.Staleness(limit=10)),
+        simulated=ff.Simulated(fleet=ff.fleet.generate("flint-strict", criteria="session")),
+    )  # fmt: skip
+    return {"tasks_per_s": _clients_per_s(made, seconds), "parameters": float(ff.mlp(*ASSESSED).layout.size)}
 
 
 def mixed(name: str, seconds: float) -> dict[str, float]:
@@ -339,6 +365,10 @@ def main(argv: list[str]) -> None:
             print(json.dumps(population(int(devices))))
         case ["events", devices, preset, seconds]:
             print(json.dumps(events(int(devices), preset, float(seconds))))
+        case ["events", devices, preset, seconds, by]:
+            print(json.dumps(events(int(devices), preset, float(seconds), by)))
+        case ["assess-trained", seconds]:
+            print(json.dumps(assess_trained(float(seconds))))
         case ["async", name, buffer, seconds]:
             print(json.dumps(asynchronous(name, int(buffer), float(seconds))))
         case ["mixed", name, seconds]:

@@ -187,6 +187,55 @@ def events(devices: int, fleet: str, effort: Effort) -> Row:
     return row
 
 
+def assess_time_only(effort: Effort) -> Row:
+    """Tasks per second of a simulation without training in which devices come and go and are chosen among those there.
+
+    1,000,000 devices as FLINT's traces have them; `rested`: the search's rule, over 20,000 devices, which looks at all
+    who are there for every task.
+    """
+    row = Row("assess-time-only", "tasks/s", "more")
+    kinds = {"flint-strict": ("1000000", "uniform"), "flash-charging": ("1000000", "uniform"),
+             "rested": ("20000", "rested")}  # fmt: skip
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+
+    def several() -> float:
+        for _ in range(effort.repeats):
+            for kind, (devices, by) in kinds.items():
+                fleet = "flint-strict" if kind == "rested" else kind
+                found[kind].append(probe("ours.py", "events", devices, fleet, str(effort.min_s), by))
+        return median(one["tasks_per_s"] for one in found["flint-strict"])
+
+    row.ours = _try(row, OURS.name, several)
+    row.detail |= {"devices": 1_000_000, "cohort": 1000, "buffer": 100, "processes": 1, "aim": 100_000}
+    row.detail |= {"tasks_per_s": {kind: median(one["tasks_per_s"] for one in of) for kind, of in found.items() if of}}
+    return row
+
+
+FLINT_TASKS_PER_H = 60_000.0
+
+
+def assess_trained(effort: Effort) -> Row:
+    """Client tasks per hour with training, 189,186 parameters and 100 records a task; FLINT had 60,000 on 20 executors.
+
+    The limit is the machine's matrix product in float32 over what a task takes.
+    """
+    row = Row("assess-trained", "tasks/h", "more")
+    found: list[dict[str, float]] = []
+
+    def several() -> float:
+        for _ in range(effort.repeats):
+            found.append(probe("ours.py", "assess-trained", str(effort.min_s)))
+        return 3600.0 * median(one["tasks_per_s"] for one in found)
+
+    row.ours = _try(row, OURS.name, several)
+    flops = 2 * (3 * (736 * 256 + 256 * 2) - 736 * 256) * 100
+    peak = _try(row, "limit", _peak_flops)
+    row.limit = 3600.0 * peak / flops if peak else None
+    row.detail |= {"flops_per_task": flops, "records": 100, "batch": 20, "cohort": 100, "buffer": 50, "aim": 1_000_000}
+    row.detail |= {"flint_with_20_executors": FLINT_TASKS_PER_H, "fleet": "flint-strict", "by": "rested"}
+    return row
+
+
 def asynchronous(name: str, effort: Effort, buffer: int = 50) -> Row:
     """Clients per second of FedBuff over those of FedAvg on the same workload, 100 at work, in one process by turns."""
     row = Row(f"async-{name}{'' if buffer == 50 else f'-{buffer}'}", "share of sync", "more", limit=1.0)
@@ -342,6 +391,8 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
     "events-1M-flash-charging": lambda effort: events(1_000_000, "flash-charging", effort),
     "events-10M": lambda effort: events(10_000_000, "phones", effort),
     "events-10M-flash-charging": lambda effort: events(10_000_000, "flash-charging", effort),
+    "assess-time-only": assess_time_only,
+    "assess-trained": assess_trained,
     **{f"async-{name}": (lambda effort, name=name: asynchronous(name, effort)) for name in ("W1", "W2", "W3")},
     **{
         f"async-{name}-{buffer}": (lambda effort, name=name, buffer=buffer: asynchronous(name, effort, buffer))
