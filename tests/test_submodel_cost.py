@@ -127,6 +127,22 @@ def test_what_pooling_takes_to_go_back_is_counted_where_formats_meet(pool, path)
         assert declared(made, training).memory_bytes == pytest.approx(measured(made, training), rel=0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["auto", "graph"])
+@pytest.mark.parametrize("outside", [2, 8])
+def test_convolutions_of_single_pixels_of_one_channel_take_no_more_than_is_counted(outside, path):
+    head = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(outside, 10)
+    module = nn.Sequential(nn.Conv2d(3, 1, 3, 1, 1), nn.ReLU(), nn.Conv2d(1, outside, 1), *head)
+    rows = {"x": np.zeros((2, 3, 16, 16), np.float32), "y": np.zeros(2, np.int64)}
+    made = submodels(ff.torch_net(module, example=rows, path=path), (1,))
+    for batch in (8, 15, 16, 40):
+        training = ff.Training(batch_size=batch)
+        seen = measured(made, training)
+        assert declared(made, training).memory_bytes > 0.99 * seen
+        if batch < 16 or path == "graph":
+            assert declared(made, training).memory_bytes == pytest.approx(seen, rel=0.05)
+
+
 @pytest.mark.parametrize("training", TRAININGS, ids=["sgd", "momentum", "adam"])
 def test_computed_memory_of_declared_layers_is_within_five_percent(training):
     made = submodels(ff.mlp(64, 200, 100, 10), (1, 0.5))

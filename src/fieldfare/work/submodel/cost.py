@@ -54,7 +54,8 @@ def declared(net: Any, training: Training | None = None, layout: Layout | None =
     """What `net`, or its sub-model of `layout`, takes to train with `training` (its batch size and optimiser).
 
     Peak memory by liveness: what lives at any moment of a step, not the sum. Of torch nets it holds for the CPU
-    allocator within 5 % (MLP, VGG, ResNet, LSTM, transformer; depthwise convolutions of a few channels within a fifth);
+    allocator within 5 % (MLP, VGG, ResNet, inception, dense blocks, depthwise convolutions, LSTM, GRU, transformer).
+    Convolutions of a single channel: below 100 kB up to a quarter too few, of single pixels up to four times too many;
     the batches that a simulation gathers ahead are not in it. Errors: `UsageError` for a torch net without an example.
     """
     from fieldfare.work.dense import DenseNet

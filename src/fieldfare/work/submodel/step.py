@@ -26,7 +26,9 @@ from fieldfare.work.torch_lower import Ending, Lowered, arranged, chain_of
 
 _BRGEMM, _BRGEMM_BACK, _MORE = 8216, 8344, 36864
 _RNN_SCRATCH = 12856
-"""Bytes that oneDNN's convolution and recurrence take for themselves, whatever their size (x86, measured)."""
+_SINGLE = 16
+"""Bytes that oneDNN's convolution and recurrence take for themselves, whatever their size; from so many examples on,
+single pixels of a single channel may go back in blocks of 16 channels, which is counted always (x86, measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ def _beside(name: str, args: Any, out: Any) -> int:
     if name == "convolution_backward" and torch.backends.mkldnn.is_available() and args[1].dim() == 4:  # type: ignore[no-untyped-call]
         w = args[2]
         blocked = _blocked(w, 16)
+        if w.shape[1] == 1 < w.shape[0] and prod(w.shape[2:]) == 1 and args[9] == 1 and len(args[1]) >= _SINGLE:
+            return blocked + sum(_padded(t, 0) for t in args[:2])
         if w.is_contiguous(memory_format=torch.channels_last):
             turned = 4 * w.shape[0] * -(-w.shape[1] // 16) * 16 * prod(w.shape[2:])
             scratch = (_BRGEMM_BACK if max(args[4]) == 1 else _MORE) * (args[9] == 1)
@@ -119,10 +123,10 @@ def _blocked(w: Tensor, block: int) -> int:
     return 4 * up * (i if block == 32 or i < 16 else -(-i // 16) * 16) * prod(places)
 
 
-def _padded(x: Tensor) -> int:
-    """Bytes of activations in blocks of 16 channels; few channels are left as they are."""
+def _padded(x: Tensor, few: int = 8) -> int:
+    """Bytes of activations in blocks of 16 channels; fewer than `few` are left as they are."""
     n, c, *places = x.shape
-    return 4 * n * (c if c < 8 else -(-c // 16) * 16) * prod(places)
+    return 4 * n * (c if c < few else -(-c // 16) * 16) * prod(places)
 
 
 def _rnn_workspace(args: Any) -> int:
