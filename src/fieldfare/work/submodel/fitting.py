@@ -128,6 +128,7 @@ class Fitted:
             return replace(run, on=ids, quorum=_of(run.quorum, len(ids)))
         name = f"{_NAME}{float(self.since(now))!r}" + ("" if run.on.where is None else f" {run.on.where}")
         ids = self.ids(name)
+        assert ids is not None
         if not len(ids):
             raise UsageError(
                 f"at {now:.0f} s none of the devices that are {run.on.where!r} fits any level: {planned.told(1)[0]}"
