@@ -142,7 +142,11 @@ class Draft:
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
-        return Artefact(folder, manifest)
+        written = Artefact(folder, manifest)
+        from fieldfare.assess.platform.places import sent
+
+        sent(written)
+        return written
 
     def _fill(self, made: Path) -> dict[str, Any]:
         end = ".parquet" if find_spec("pyarrow") else ".csv"
@@ -178,8 +182,15 @@ class Draft:
 
 
 def read_artefact(place: str | Path, kind: str | None = None) -> Artefact:
-    """The artefact in a folder, refused where it is of another `kind` or its manifest does not bear its own hash."""
+    """The artefact in a folder, refused where it is of another `kind` or its manifest does not bear its own hash.
+
+    A URL is fetched first (extra `fsspec`).
+    """
     folder = Path(place)
+    if ":/" in str(place):
+        from fieldfare.assess.platform.places import fetch, is_url
+
+        folder = fetch(place) if is_url(place) else folder
     file = folder / MANIFEST
     if not file.is_file():
         raise UsageError(

@@ -91,9 +91,11 @@ def _fit(value: Any, hint: str) -> Any:
 
 def tell(artefact: Any, as_json: bool, *, shown: Sequence[str] = (), title: str = "") -> None:
     """Print an artefact: its values (those `shown`, or all) in words, or as JSON."""
+    from fieldfare.assess.platform.places import address
+
     if as_json:
         values = {name: one.value for name, one in artefact.values.items()}
-        told = {"kind": artefact.kind, "path": str(artefact.path), "sha256": artefact.sha256, "values": values}
+        told = {"kind": artefact.kind, "path": address(artefact.path), "sha256": artefact.sha256, "values": values}
         print(json.dumps(told, allow_nan=False))
         return
     from rich.console import Console
@@ -112,9 +114,13 @@ def tell(artefact: Any, as_json: bool, *, shown: Sequence[str] = (), title: str 
     console = Console(highlight=False)
     console.print(title or f"{artefact.kind} {artefact.sha256[:12]}")
     console.print(table)
-    console.print(f"written: {artefact.path}", soft_wrap=True, markup=False)
+    console.print(f"written: {address(artefact.path)}", soft_wrap=True, markup=False)
 
 
 def artefact_at(place: str | Path, default: str) -> Path:
-    """Where to write: the folder given, or `assess/<default>` here."""
+    """Where to write: the folder given, or `assess/<default>` here; for a URL, the folder that is sent there."""
+    if ":/" in str(place):
+        from fieldfare.assess.platform.places import is_url, staged
+
+        return staged(place) if is_url(place) else Path(place)
     return Path(place) if place else Path("assess") / default

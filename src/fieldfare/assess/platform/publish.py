@@ -1,0 +1,109 @@
+"""What a simulation is, to the platform: a run per trial, and a model with signature and lineage in the registry.
+
+Here: which trial's model is published, what of a trial is tracked. Not here: the registries. Invariants: the model is
+that of the best point's middle trial, never of the luckiest seed; its lineage names, by hash, the simulation and
+everything that it was made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fieldfare.assess.artefact import Artefact, words
+from fieldfare.assess.platform.registry import WEIGHTS, Entry, Registry, signature_of
+from fieldfare.core.errors import UsageError
+from fieldfare.core.metrics import lower_is_better
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was put there: the model (None: the simulation trained none), and the tracker's runs, where it has some."""
+
+    entry: Entry | None
+    runs: tuple[str, ...] = ()
+
+
+def publish(
+    simulation: Artefact, registry: Registry, *, name: str, version: str | None = None, work: str | Path | None = None,
+    stage: str | None = None, more: Sequence[Artefact] = (),
+) -> Published:  # fmt: skip
+    """Put a simulation's model into a registry, and its trials where the registry tracks runs; again changes nothing.
+
+    `work`: the folder of the trials (default: beside the artefact, `<name>-runs`). `version`: default, the beginning
+    of the simulation's hash. `stage`: promote it. `more`: artefacts that belong to its lineage, such as the decision.
+    """
+    if simulation.kind != "simulation":
+        raise UsageError(f"{simulation.path} is a {simulation.kind} artefact: publish takes a simulation.")
+    folder = simulation.path.with_name(simulation.path.name + "-runs") if work is None else Path(work)
+    entry = None
+    if simulation.params["search"]["train"]:
+        best, trial = str(simulation.params["best"]), middle_trial(simulation)
+        place = folder / "arms" / best / str(trial)
+        if not (place / WEIGHTS).is_file():
+            raise UsageError(f"{place} has no {WEIGHTS}: name the folder of the simulation's trials (--runs).")
+        lineage = [simulation, *more, *(dict(one) for one in simulation.inputs)]
+        entry = registry.put(name, version or simulation.sha256[:12], place / WEIGHTS, signature_of(place), lineage)
+    runs = tuple(_track(simulation, registry)) if hasattr(registry, "track") else ()
+    if entry is not None and stage is not None:
+        entry = registry.promote(name, entry.version, stage)
+    return Published(entry, runs)
+
+
+def middle_trial(simulation: Artefact) -> int:
+    """The best point's trial whose final metric is the median (of an even number: the worse one beside it)."""
+    table = simulation.table("trials")
+    mine = np.array(words(table["point"])) == simulation.params["best"]
+    trial, final = np.asarray(table["trial"])[mine], np.asarray(table["metric_final"], np.float64)[mine]
+    sign = 1.0 if lower_is_better(str(simulation.params["search"]["metric"])) else -1.0
+    order = np.lexsort((trial, sign * final))
+    return int(trial[order[len(order) // 2]])
+
+
+def trials(simulation: Artefact) -> list[dict[str, Any]]:
+    """Every trial as `{key, name, params, tags, metrics}`; metrics are (name, value, virtual seconds, version)."""
+    search: Mapping[str, Any] = simulation.params["search"]
+    table, points = simulation.table("trials"), simulation.table("points")
+    of_point = {name: i for i, name in enumerate(words(points["point"]))}
+    evals = simulation.table("evals") if "evals" in simulation.manifest["tables"] else None
+    out: list[dict[str, Any]] = []
+    for i, point in enumerate(words(table["point"])):
+        number = int(table["trial"][i])  # type: ignore[index]
+        at = of_point[point]
+        settings = {
+            one: points[one][at].item() for one in ("concurrency", "buffer", "staleness", "lr") if one in points
+        }  # type: ignore[index]
+        settings = {one: value for one, value in settings.items() if value == value}
+        fixed = {f"search.{one}": value for one, value in search.items() if one not in settings}
+        end_s, last = float(table["horizon_s"][i]), int(table["versions"][i])  # type: ignore[index]
+        told: list[tuple[str, float, float, int]] = [
+            (one, float(column[i]), end_s, last)  # type: ignore[index]
+            for one, column in table.items()
+            if one not in ("point", "trial") and float(column[i]) == float(column[i])  # type: ignore[index]
+        ]
+        if evals is not None:
+            rows = (np.array(words(evals["point"])) == point) & (np.asarray(evals["trial"]) == number)
+            for row in np.flatnonzero(rows):
+                t_s, step = float(evals["t_s"][row]), int(evals["version"][row])  # type: ignore[index]
+                told.append((words(evals["metric"])[row], float(evals["value"][row]), t_s, step))  # type: ignore[index]
+                told.append(("virtual_s", t_s, t_s, step))
+        out.append({
+            "key": f"{simulation.sha256[:16]}-{point}-{number}", "name": f"{point}, trial {number}",
+            "params": {**settings, **fixed, "seed": int(search["seed"]) + number, "point": point, "trial": number},
+            "tags": {"fieldfare.simulation": simulation.sha256,
+                     "fieldfare.best": str(point == simulation.params["best"]).lower(),
+                     **{f"fieldfare.lineage.{one['kind']}": str(one["sha256"]) for one in simulation.inputs}},
+            "metrics": told,
+        })  # fmt: skip
+    return out
+
+
+def _track(simulation: Artefact, registry: Any) -> list[str]:
+    return [
+        registry.track(one["key"], one["name"], params=one["params"], tags=one["tags"], metrics=one["metrics"])
+        for one in trials(simulation)
+    ]
