@@ -18,6 +18,7 @@ TOOLS = {
     "privacy": "fieldfare.assess.decide.cli_privacy",
     "decide": "fieldfare.assess.decide.cli",
     "report": "fieldfare.assess.decide.cli_report",
+    "demo": "fieldfare.assess.demo.cli",
     "publish": "fieldfare.assess.platform.cli_publish",
 }
 """Each tool's command, and the module whose `command` it is; in the order of the workflow."""

@@ -1,8 +1,8 @@
 """Who takes part: the rules by name, and those that fit in a few lines.
 
-Here: `Uniform`, `Available`, `PowerOfChoice`, `LeastAvailable`, the table `SELECTIONS` and `selection_of`. Not here:
-`Oort` (`oort`), `Tiers` (`tiers`), the protocol (`pool`). Invariant: a rule ranks the candidates that it is given; who
-may work at all is the driver's business.
+Here: `Uniform`, `Available`, `PowerOfChoice`, `LeastAvailable`, `Rested`, the table `SELECTIONS` and `selection_of`.
+Not here: `Oort` (`oort`), `Tiers` (`tiers`), the protocol (`pool`). Invariant: a rule ranks the candidates that it is
+given; who may work at all is the driver's business.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fieldfare.fleet.pool import F64, I64, Draw, Pool, Reported, Selection, Stat
 from fieldfare.fleet.tiers import Tiers, tiers_of
 
 __all__ = [
-    "SELECTIONS", "Available", "Draw", "LeastAvailable", "Oort", "Pool", "PowerOfChoice", "Reported", "Rule",
+    "SELECTIONS", "Available", "Draw", "LeastAvailable", "Oort", "Pool", "PowerOfChoice", "Reported", "Rested", "Rule",
     "Selection", "State", "Tiers", "Uniform", "draws", "selection_of", "tiers_of",
 ]  # fmt: skip
 
@@ -186,6 +186,33 @@ class LeastAvailable:
         return state
 
 
+@settings
+@dataclass(frozen=True, slots=True)
+class Rested:
+    """Those who took part least often so far, ties by chance: everybody has a turn before anybody has two.
+
+    FLINT's arrival-driven selection takes each session once (Wang et al., MLSys 2023, section 3.4). Departure: turns
+    are counted by device, and whoever has had one is asked again while nobody else is there.
+    """
+
+    name: ClassVar[str] = "rested"
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def init(self, n: int) -> State:
+        """How often each device was asked `[n]`."""
+        return {"times": np.zeros(n, np.int32)}
+
+    def choose(self, state: State, count: int, pool: Pool, draw: Draw) -> tuple[I64, State]:
+        """`count` ids of the pool, ascending; cost O(m)."""
+        pool.serve(self, count)
+        return pool.ids[lowest(state["times"][pool.ids], count, draw(0, pool.ids))], state
+
+    def observe(self, state: State, reported: Reported) -> State:
+        """A turn for everybody who was asked, whatever came of it."""
+        np.add.at(state["times"], reported.ids, 1)
+        return state
+
+
 class Rule(NamedTuple):
     """A registered rule: the class of its settings, what it does in one line, where it is from."""
 
@@ -205,6 +232,7 @@ SELECTIONS: dict[str, Rule] = {
         LeastAvailable, "those first who will hardly be there later",
         "Abdelmoniem et al. (REFL), EuroSys 2023, arXiv 2111.01108",
     ),
+    "rested": Rule(Rested, "those who took part least often so far", "after Wang et al. (FLINT), MLSys 2023"),
     "tiers": Rule(Tiers, "one tier of like speed at a time", "Chai et al. (TiFL), HPDC 2020, arXiv 2001.09249"),
 }  # fmt: skip
 

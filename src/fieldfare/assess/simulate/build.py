@@ -27,7 +27,7 @@ from fieldfare.work.adapt import as_net
 from fieldfare.work.evaluate import central_evaluation
 
 LEAST_LOSS = 0.005
-LEAST_ROWS = 20
+LEAST_ROWS, LEAST_SHARE = 200, 0.05
 
 
 def build(
@@ -128,7 +128,8 @@ def _loss(search: Search, mine: Sequence[Trial], known: float, *, how: str) -> d
 def worst_group_gap(job: Job, search: Search, fleet: Fleet, folder: Path, whole: Params) -> float | None:
     """Loss against the central model on the worst class of devices' rows, over that on all rows; None without classes.
 
-    Losses below half a per cent count as half a per cent, so that the ratio of two that are nothing is one.
+    Losses below half a per cent count as half a per cent, so that the ratio of two that are nothing is one; classes
+    with few rows (under 200, or 5 %) are left out, as their loss is chance.
     """
     if fleet.kind is None or len(fleet.kinds) < 2:
         return None
@@ -143,7 +144,8 @@ def worst_group_gap(job: Job, search: Search, fleet: Fleet, folder: Path, whole:
         return sign * (theirs - ours) / abs(theirs) if theirs else 0.0
 
     groups = [np.flatnonzero(np.asarray(fleet.kind) == kind) for kind in range(len(fleet.kinds))]
-    groups = [one for one in groups if len(one) and data.sizes[one].sum() >= LEAST_ROWS]
+    least = max(LEAST_ROWS, LEAST_SHARE * data.sizes.sum())
+    groups = [one for one in groups if len(one) and data.sizes[one].sum() >= least]
     if len(groups) < 2:
         return None
     return max(max(loss(one), LEAST_LOSS) for one in groups) / max(loss(np.arange(data.n_clients)), LEAST_LOSS)

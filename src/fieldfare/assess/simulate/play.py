@@ -91,8 +91,8 @@ def ranked(found: Sequence[Trial], kept: Sequence[Point], search: Search) -> lis
     return sorted(kept, key=worth)
 
 
-def central(job: Job, search: Search, work: Path, passes: int = 30) -> tuple[float, Any]:
-    """The metric of the same model trained on all clients' rows in one place: the best of `passes` passes, and it.
+def central(job: Job, search: Search, work: Path) -> tuple[float, Any]:
+    """The metric of the same model trained on all clients' rows in one place: the best of its passes, and the model.
 
     The central trainer is the client's own: same model, optimiser and batch, one client with everything.
     """
@@ -101,7 +101,7 @@ def central(job: Job, search: Search, work: Path, passes: int = 30) -> tuple[flo
                        test=data.test, name=f"{data.name}, pooled")  # fmt: skip
     training = replace(job.training, steps=None, epochs=1)
     whole = replace(
-        job, data=pooled, algorithm=FedAvg(passes, 1), training=training, simulated=Simulated(workers=1),
+        job, data=pooled, algorithm=FedAvg(search.passes, 1), training=training, simulated=Simulated(workers=1),
         evaluate=Evaluation(every=1), seed=search.seed, name="central",
     )  # fmt: skip
     with _opened(work, search) as folder:

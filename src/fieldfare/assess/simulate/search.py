@@ -14,7 +14,7 @@ from fieldfare.algorithms.deadline import SemiSync
 from fieldfare.algorithms.fedavg import FedAvg
 from fieldfare.algorithms.fedbuff import FedBuff
 from fieldfare.core.errors import UsageError
-from fieldfare.core.quorum import Staleness
+from fieldfare.core.quorum import Sample, Staleness
 from fieldfare.core.settings import settings
 from fieldfare.job import Evaluation, Job
 
@@ -25,10 +25,11 @@ class Search:
     """A grid: every combination of `concurrency`, `buffer`, `staleness` (-1: no limit) and `lr` (none: the job's own).
 
     `mode`: "async" (FedBuff) or "sync": rounds of `buffer` replies, of `over` times as many asked; `concurrency` and
-    `staleness` mean nothing there. `versions`: the most a trial makes. `trials` of each point (FLINT: 5, and 15 for a
-    decision). `halving`: after every second trial the worse half of the points gets no more. `metric`, `target`:
-    reached when its moving average (0.3) is there five evaluations in a row (Green FL's rule); `every` versions one.
-    `train`: false simulates time alone, of `hours` at most. `central`: the central model's metric, where it is known.
+    `staleness` mean nothing there. `by`: who is asked, a selection rule's name. `versions`: the most a trial makes.
+    `trials` of each point (FLINT: 5, and 15 for a decision). `halving`: after every second trial the worse half of the
+    points gets no more. `metric`, `target`: reached when its moving average (0.3) is there five evaluations in a row
+    (Green FL's rule); `every` versions one. `train`: false simulates time alone, of `hours` at most. `central`: the
+    central model's metric, where it is known; else it is trained, for `passes` over all rows.
     """
 
     mode: Literal["async", "sync"] = "async"
@@ -38,6 +39,7 @@ class Search:
     lr: tuple[float, ...] = ()
     over: float = 1.3
     timeout_s: float | None = None
+    by: str = "rested"
     versions: int = 200
     trials: int = 5
     halving: bool = False
@@ -47,10 +49,11 @@ class Search:
     train: bool = True
     hours: float | None = None
     central: float | None = None
+    passes: int = 30
     seed: int = 0
 
     def __post_init__(self) -> None:
-        numbers = {"versions": self.versions, "trials": self.trials, "every": self.every}
+        numbers = {"versions": self.versions, "trials": self.trials, "every": self.every, "passes": self.passes}
         for name, value in numbers.items():
             if value < 1:
                 raise UsageError(f"Search({name}={value}): use a number >= 1.")
@@ -96,9 +99,10 @@ def points(search: Search) -> list[Point]:
 def algorithm(search: Search, point: Point) -> FedBuff | FedAvg:
     """FedBuff, or over-selected rounds."""
     if search.mode == "sync":
-        return SemiSync(search.versions, point.buffer, over=search.over, timeout_s=search.timeout_s)
+        return SemiSync(search.versions, point.buffer, over=search.over, timeout_s=search.timeout_s, by=search.by)
     stale = Staleness(limit=None if point.staleness < 0 else point.staleness)
-    return FedBuff(search.versions, point.concurrency, point.buffer, stale, timeout_s=search.timeout_s)
+    on = Sample(point.concurrency, by=search.by)
+    return FedBuff(search.versions, on, point.buffer, stale, timeout_s=search.timeout_s)
 
 
 def job_of(job: Job, search: Search, point: Point, trial: int, fleet: Any) -> Job:
