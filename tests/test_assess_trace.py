@@ -200,19 +200,6 @@ def test_parts_on_ray_give_the_same_bits(half_known, tmp_path):
 
 
 @pytest.mark.slow
-def test_acceptance_6_flint_strict_keeps_22_percent_with_troughs_at_7_to_15_percent_of_the_peak(tmp_path):
-    config = TraceConfig(criteria=STRICT)
-    made = build_trace(Recipe("flint-strict", clients=3000), tmp_path / "a", config, seed=1)
-    table = made.table("criteria")
-    shares = dict(zip(words(table["criterion"]), table["share_devices"].tolist(), strict=True))
-    for name, paper in (("wifi", 0.70), ("battery", 0.34), ("os_released", 0.93), ("all", 0.22)):
-        assert shares[name] == pytest.approx(paper, abs=0.025), name
-    assert made.number("eligible_share_device_s") == pytest.approx(0.22, abs=0.025)
-    assert 0.07 <= made.number("trough_over_peak") <= 0.15
-    assert made.number("weeks") == 2.0
-
-
-@pytest.mark.slow
 def test_fedscale_charging_swings_by_four(tmp_path):
     config = TraceConfig(criteria=Criteria(charging=True))
     made = build_trace(Recipe("fedscale-charging", clients=3000), tmp_path / "a", config)

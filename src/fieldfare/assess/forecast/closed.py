@@ -8,11 +8,15 @@ over the day the mean over a day is meant.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import erf, exp, inf, log, sqrt
+from functools import cache
+from math import erf, erfc, exp, inf, lgamma, log, pi, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fieldfare.core.errors import UsageError
+
+F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +115,17 @@ def throughput(
 def synchronous_round_s(cohort: int, task: LogNormal, over: float = 1.0) -> float:
     """Expected seconds until `cohort` of ceil(over x cohort) independent tasks are done: an order statistic's mean.
 
-    Blom's approximation of the order statistic in probability, which is within a few per cent from cohorts of 5 on.
+    The integral of exp(mu + sigma z) over the density of the order statistic of standard normals, on a fine grid:
+    with heavy tails the mean of the slowest lies far above what it is in probability.
 
     >>> round(synchronous_round_s(50, LogNormal(30.0, 0.6)))
-    96
+    101
     """
     asked = int(np.ceil(over * cohort - 1e-9))
-    share = (cohort - 0.375) / (asked + 0.25)
-    return task.quantile(share)
+    z, below, above = _normals()
+    ways = lgamma(asked + 1) - lgamma(cohort) - lgamma(asked - cohort + 1)
+    log_density = ways + (cohort - 1) * below + (asked - cohort) * above - z**2 / 2 - 0.5 * log(2 * pi)
+    return float(np.exp(log_density + task.mu + task.sigma * z).sum() * (z[1] - z[0]))
 
 
 def task_s(
@@ -149,6 +156,14 @@ def aggregators(peak_updates_per_s: float, seconds_per_update: float, load: floa
     2
     """
     return max(1, int(np.ceil(peak_updates_per_s * seconds_per_update / load - 1e-9)))
+
+
+@cache
+def _normals() -> tuple[F64, F64, F64]:
+    """(z, log P(Z < z), log P(Z > z)) on a grid wide enough for sigmas of up to 10."""
+    z = np.linspace(-12.0, 25.0, 7401)
+    below, above = (np.array([max(0.5 * erfc(sign * x / sqrt(2)), 1e-320) for x in z]) for sign in (-1, 1))
+    return z, np.log(below), np.log(above)
 
 
 def _phi(z: float) -> float:
