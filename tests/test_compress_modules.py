@@ -400,7 +400,7 @@ def test_nets_with_exits_learn_from_widths_inside_at_every_exit():
         x, y = (torch.from_numpy(data.columns[name][data.rows]) for name in ("x", "y"))
         a, b = whole(x), small(x)
 
-        def apart(teacher, student):
+        def apart(teacher, student, y=y):
             p, q = (teacher.detach() / 2).softmax(-1), (student / 2).softmax(-1)
             return 4 * (p * (p.log() - q.log())).sum(-1)[y >= 0].mean()
 
