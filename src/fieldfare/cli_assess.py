@@ -20,6 +20,7 @@ TOOLS = {
     "report": "fieldfare.assess.decide.cli_report",
     "demo": "fieldfare.assess.demo.cli",
     "publish": "fieldfare.assess.platform.cli_publish",
+    "metrics": "fieldfare.assess.platform.cli_metrics",
 }
 """Each tool's command, and the module whose `command` it is; in the order of the workflow."""
 
