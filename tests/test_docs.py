@@ -31,6 +31,7 @@ RUN = (
     "compress.md",
     "submodels.md",
     "compositions.md",
+    "assess.md",
     "assess-trace.md",
 )
 
@@ -87,7 +88,7 @@ def test_every_command_that_is_shown_exists_with_its_options(page):
             assert found is not None, words
             context = click.Context(found, info_name=name, parent=context)
             command = found
-        takes = any(isinstance(p, click.Argument) and p.required for p in command.params)
+        takes = any(p.required for p in command.params)
         bare = not words and takes  # named in passing, without its arguments
         if not bare:
             command.make_context(context.info_name, words, parent=context.parent)
