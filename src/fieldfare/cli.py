@@ -35,7 +35,7 @@ EXIT = {
     5: "the disk is full: nothing is lost but the round; free space and `fieldfare resume`",
     6: "a worker process was killed, or ran out of memory: `fieldfare resume` with fewer workers or a smaller chunk",
     7: "a sweep is done but for points that could not be run: the report, and a line each, say why",
-    8: "`fieldfare assess decide`: NO-GO; the report says which gate, by which number",
+    8: "`fieldfare assess decide`: NO-GO, the report says by which number; `drift`: a run outside of its forecast",
     9: "`fieldfare assess decide`: INCOMPLETE; evidence is missing, the report says which",
     130: "interrupted (Ctrl-C or SIGTERM): `fieldfare resume` goes on",
 }

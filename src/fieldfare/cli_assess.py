@@ -21,6 +21,7 @@ TOOLS = {
     "demo": "fieldfare.assess.demo.cli",
     "publish": "fieldfare.assess.platform.cli_publish",
     "metrics": "fieldfare.assess.platform.cli_metrics",
+    "drift": "fieldfare.assess.platform.cli_drift",
 }
 """Each tool's command, and the module whose `command` it is; in the order of the workflow."""
 

@@ -21,7 +21,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.settings import settings
 
 EXIT: Mapping[Verdict, int] = {"GO": 0, "GO WITH CONDITIONS": 0, "NO-GO": 8, "INCOMPLETE": 9}
-KINDS = ("trace", "proxy", "features", "bench", "simulation", "forecast", "privacy")
+KINDS = ("trace", "proxy", "features", "bench", "simulation", "forecast", "privacy", "drift")
 
 
 @settings

@@ -48,6 +48,7 @@ def sections(decided: Decided) -> list[Section]:
             "With ranges, and the closed form beside the simulation.",
             _forecast,
         ),
+        ("drift", "drift", "Live against the forecast", "A run that went on since, laid beside the forecast.", _drift),
         ("privacy", "privacy", "Privacy and security", "What is known of the mechanism, and who says so.", _privacy),
     ):
         artefact = decided.evidence.of(kind, last)
@@ -226,6 +227,24 @@ def _tornado(one: Artefact, quantity: str) -> str:
     return _figure(
         f"What moves {quantity}", "Light: an input at its low end; dark: at its high end; all else as it is.", markup
     )
+
+
+def _drift(one: Artefact) -> str:
+    table = one.table("drift")
+    names, units = (texts(table[c]) for c in ("quantity", "unit"))
+    forecast, low, high, live, inside = (
+        np.asarray(table[c], np.float64) for c in ("forecast", "low", "high", "live", "inside")
+    )
+    told = {1.0: "inside", 0.0: "outside"}
+    rows = [
+        [page.cell(name, head=True), page.cell(words(float(forecast[i]), units[i]), number=True),
+         page.cell(span(float(low[i]), float(high[i]), units[i]), number=True),
+         page.cell(words(float(live[i]), units[i]), number=True), page.cell(told.get(float(inside[i]), "no range"))]
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    head = [("quantity", False), ("forecast", True), ("range", True), ("live", True), ("", False)]
+    made = f"{one.params['versions']:,} of the {one.params['planned']:,.0f} versions forecast were made"
+    return f"<p>{made}; the run is {one.params['status']}.</p>" + page.table(head, rows, caption="drift")
 
 
 def _privacy(one: Artefact) -> str:

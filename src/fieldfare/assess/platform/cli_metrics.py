@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -36,10 +37,9 @@ def command(
     if port is not None:
         endpoint = prometheus.serve(prometheus.source_of(str(folder)), port, address)
         print(f"http://{address}:{endpoint.port}/metrics", file=sys.stderr, flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             endpoint.thread.join()
-        finally:
-            endpoint.close()
+        endpoint.close()
         return
     if out is not None:
         prometheus.write(out, found)

@@ -125,8 +125,8 @@ class Live:
     """A callback of a job: writes its metrics after every round, or serves them while it runs.
 
     `file`: for a textfile collector. `port`: of an HTTP endpoint on `address` (extra `prometheus`; 0: any free one,
-    then in `self.port`). Durations and staleness come as totals alone: tasks one by one are in the run's folder, which the
-    command `fieldfare assess metrics` reads. `close` ends the endpoint.
+    then in `self.port`). Durations and staleness come as totals alone: tasks one by one are in the run's folder, which
+    the command `fieldfare assess metrics` reads. `close` ends the endpoint.
     """
 
     def __init__(self, file: str | Path | None = None, port: int | None = None, address: str = "127.0.0.1") -> None:
