@@ -3,8 +3,9 @@
 Here: classes by name (boards) or by given speed, and a target that holds a child process down to one. Not here: real
 devices. How: low priority on one core, and sleep after steps until the slower machine would be as far; or, when asked
 for, a quota of processor time in a control group (which slows the start, too, and lets runs of milliseconds through
-whole, so it is not the default); memory by a limit on address space beyond what the libraries take. Invariant: what only the real device would tell (processor share, heat, energy) is null. That a board is
-as much slower as its sustained FLOP/s say, whatever the model, is our reading: small steps are bound by other things.
+whole, so it is not the default); memory by a limit on address space beyond what the libraries take. Invariant: what
+only the real device would tell (processor share, heat, energy) is null. That a board is as much slower as its sustained
+FLOP/s say, whatever the model, is our reading: small steps are bound by other things.
 """
 
 from __future__ import annotations
