@@ -42,7 +42,7 @@ def accounted(noise_multiplier: float, sampling: float, rounds: int, delta: floa
     """Epsilon of `rounds` rounds of the sampled Gaussian mechanism, by dp-accounting's PLD accountant.
 
     Valid where clients are sampled by chance; where devices come when they like, amplification by sampling does not
-    hold (Kairouz et al., ICML 2021): pass sampling=1. Needs the package `dp-accounting`.
+    hold (Kairouz et al., ICML 2021): pass sampling=1. Needs the extra `privacy`.
     """
     if not (noise_multiplier > 0 and 0 < sampling <= 1 and rounds >= 1 and 0 < delta < 1):
         raise UsageError(
