@@ -10,6 +10,7 @@ from importlib import import_module
 import click
 
 TOOLS = {
+    "bench": "fieldfare.assess.bench.cli",
     "trace": "fieldfare.assess.trace.cli",
     "proxy": "fieldfare.assess.proxy.cli",
     "features": "fieldfare.assess.features.cli",
