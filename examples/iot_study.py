@@ -109,11 +109,11 @@ for partition in DATA:
     for mix in MIXES:
         told = {}
         for method, (model, algorithm, levels, lr) in methods(mix).items():
-            told[method] = f"{partition} {mix} {method}"
+            told[method], simulated = f"{partition} {mix} {method}", ff.Simulated(fleet=fleet(levels))
             arms[told[method]] = {
                 seed: ff.Job(
                     model=model, data=digits(partition, seed), algorithm=algorithm, training=replace(TRAINING, lr=lr),
-                    seed=seed, evaluate=ff.Evaluation(every=10), simulated=ff.Simulated(fleet=fleet(levels)),
+                    seed=seed, evaluate=ff.Evaluation(every=10), simulated=simulated,
                 )
                 for seed in SEEDS
             }  # fmt: skip
