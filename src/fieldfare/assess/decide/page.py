@@ -29,6 +29,7 @@ a.src{font:12px ui-monospace,monospace;color:var(--muted)}
 .bar{display:inline-block;width:110px;height:9px;background:var(--soft);border:1px solid var(--line);border-radius:5px;
 position:relative;vertical-align:middle;margin-right:6px;overflow:hidden}
 .bar i{position:absolute;left:0;top:0;bottom:0;background:var(--tone)}
+td.used{white-space:nowrap}
 td.sha{font:12px ui-monospace,monospace;overflow-wrap:anywhere}
 ul.list{margin:6px 0 0;padding-left:20px}
 </style>"""
@@ -132,7 +133,7 @@ def _check(one: Mapping[str, Any]) -> list[str]:
     side = "at most" if one["at"] == "most" else "at least"
     told = words(value, one["unit"]) if value is not None or one["required"] else "not known (not required)"
     return [
-        page.cell(""), page.cell(f"{one['name']}: {told}", under=one["note"]), f"<td>{bar}</td>",
+        page.cell(""), page.cell(f"{one['name']}: {told}", under=one["note"]), f'<td class="used">{bar}</td>',
         page.cell(f"{side} {words(limit, one['unit'])}", number=True), f"<td>{source(one['source_sha256'])}</td>",
     ]  # fmt: skip
 

@@ -131,10 +131,13 @@ def _trace(one: Artefact) -> str:
         hours = [str(h) if h % 6 == 0 else "" for h in range(24)]
         figures.append(_figure("By hour and day", "Dark: many devices.", charts.heat(
             grid, label="devices by hour and weekday", rows=DAYS, columns=hours)))  # fmt: skip
-    return _pictures(figures) + _values(one) + "".join(
-        f"<h3>{title}</h3>{table_of(one, name)}" for name, title in
-        (("criteria", "Criteria"), ("intersections", "Criteria together"), ("fairness", "Fairness")) if _has(one, name)
-    )  # fmt: skip
+    shown = f"<h3>Criteria</h3>{table_of(one, 'criteria')}" if _has(one, "criteria") else ""
+    more = (
+        ("intersections", "Criteria together"),
+        ("fairness", "Fairness: shares of groups before and after a filter"),
+    )
+    folded = [page.details(title, table_of(one, name, most=200)) for name, title in more if _has(one, name)]
+    return _pictures(figures) + shown + "".join(folded) + page.details("All numbers of the trace", _values(one))
 
 
 def _proxy(one: Artefact) -> str:
@@ -145,10 +148,10 @@ def _proxy(one: Artefact) -> str:
         drawn = charts.curve(
             np.log10(n[keep]), (keep + 1) / len(n), label="cumulative share of clients by records", x_label="records",
             y_label="share of clients", x_words=lambda v: f"{10**v:,.0f}", step=True,
-            x_ticks=[float(v) for v in range(int(np.log10(n[-1])) + 1)],
+            x_ticks=[float(v) for v in range(8) if np.log10(n[0]) <= v <= np.log10(n[-1])],
         )  # fmt: skip
         figures.append(_figure("Records per client", "Share of clients with at most so many; logarithmic.", drawn))
-    return _pictures(figures) + _values(one)
+    return _pictures(figures) + page.details("All numbers of the proxy", _values(one))
 
 
 def _features(one: Artefact) -> str:

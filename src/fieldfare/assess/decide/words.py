@@ -15,7 +15,7 @@ def words(value: float | None, unit: str) -> str:
         return "missing"
     match unit:
         case "s" if value >= 2 * 86_400:
-            return f"{value / 86_400:.3g} days"
+            return f"{value / 86_400:.3g} days" if value < 1000 * 86_400 else f"{value / 86_400:,.0f} days"
         case "s":
             return units.duration(value)
         case "h":

@@ -182,7 +182,9 @@ def walk(
                 words = f"{node.kind} of {models[at.model]}" if node.kind in ("bench", "simulation") else node.kind
                 return Walk(tuple(path), "INCOMPLETE", f"{node.title}: no evidence yet ({words})", None, (words,))
             if node.then is None:
-                return Walk(tuple(path), _of(path), "every gate was passed", tightest(path))
+                words = [step.id for step in path if step.override is not None]
+            passed = "every gate was passed" + (f", {' and '.join(words)} by a person's word" if words else "")
+            return Walk(tuple(path), _of(path), passed, tightest(path))
             here = node.then
             continue
         gate, reply = GATES[here], ask(here, at)
