@@ -182,9 +182,7 @@ def walk(
                 words = f"{node.kind} of {models[at.model]}" if node.kind in ("bench", "simulation") else node.kind
                 return Walk(tuple(path), "INCOMPLETE", f"{node.title}: no evidence yet ({words})", None, (words,))
             if node.then is None:
-                words = [step.id for step in path if step.override is not None]
-            passed = "every gate was passed" + (f", {' and '.join(words)} by a person's word" if words else "")
-            return Walk(tuple(path), _of(path), passed, tightest(path))
+                return Walk(tuple(path), _of(path), _passed(path), tightest(path))
             here = node.then
             continue
         gate, reply = GATES[here], ask(here, at)
@@ -214,6 +212,11 @@ def walk(
             return Walk(tuple(path), "NO-GO", f"{gate.title} No: {refused.reason}; {why}", worst(reply))
         at = Try(at.model + 1, 0) if gate.change == "model" else Try(at.model, at.pet + 1)
         here = gate.no
+
+
+def _passed(path: Sequence[Step]) -> str:
+    human = [step.id for step in path if step.override is not None]
+    return "every gate was passed" + (f", {' and '.join(human)} by a person's word" if human else "")
 
 
 def worst(reply: Reply) -> Check | None:
