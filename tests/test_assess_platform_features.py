@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from feature_loops import as_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldfare.assess.artefact import words
+from fieldfare.assess.artefact import read_artefact, words
 from fieldfare.assess.platform.features import FeatureStore, ParquetFeatures, Schema, by_view, store_at
+from fieldfare.cli import app
 from fieldfare.core.errors import MissingExtra, UsageError
-from fieldfare.fleet.columns import Text
+from fieldfare.fleet.columns import Text, read_columns
 
 pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
@@ -163,8 +165,6 @@ def test_rows_keep_their_order_and_number_in_a_table_of_many(tmp_path: Path) -> 
 
 
 def _columns(folder: Path) -> tuple[Any, ...]:
-    from fieldfare.fleet.columns import read_columns
-
     return tuple(read_columns(next(folder.glob("*.parquet"))).values())
 
 
@@ -285,6 +285,24 @@ def test_the_installed_feast_has_the_calls_that_are_made() -> None:
     asked = inspect.signature(real.FeatureStore.get_historical_features).parameters
     assert {"entity_df", "features"} <= set(asked)
     assert isinstance(inspect.getattr_static(real.FeatureView, "join_keys"), property)
+
+
+def test_the_proxy_tool_joins_features_as_of_each_row(store: ParquetFeatures, tmp_path: Path) -> None:
+    import json
+
+    (tmp_path / "t.csv").write_text("user,at,y\na,9,0\na,12,1\nb,50,0\na,40,1\n")
+    given_ = ["assess", "proxy", str(tmp_path / "t.csv"), "--label", "y", "--by", "user", "--key", "k", "--set",
+              "timestamp=at", "--store", str(store.root), "--out", str(tmp_path / "p"), "--json"]  # fmt: skip
+    found = CliRunner().invoke(app, [*given_, "--feature", "users:clicks"])
+    assert found.exit_code == 0, found.output
+    made = read_artefact(tmp_path / "p", "proxy")
+    assert made.sha256 == json.loads(found.stdout.splitlines()[-1])["sha256"]
+    assert [one["kind"] for one in made.inputs] == ["table", "features"]
+    rows = [read_columns(made.file(name)) for name in made.manifest["files"] if "part-" in name]
+    pairs = [(listed(one["at"]), listed(one["clicks"])) for one in rows]
+    told_ = {at: value for each in pairs for at, value in zip(*each, strict=True)}
+    assert told_ == {9.0: None, 12.0: 1.0, 50.0: 7.0, 40.0: 3.0}
+    assert isinstance(CliRunner().invoke(app, given_).exception, UsageError)
 
 
 def test_features_go_by_view_in_their_order() -> None:

@@ -8,6 +8,7 @@ newest row at or before the entity's moment; of rows of one moment that of the l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -174,6 +175,28 @@ def store_at(where: str) -> FeatureStore:
     if not Path(where).is_dir():
         raise UsageError(f"{where} is no folder: name a feature store's folder, or feast:REPO.")
     return ParquetFeatures(Path(where))
+
+
+def with_features(
+    columns: Mapping[str, Array | Text], where: str, features: Sequence[str], time: str | None = None
+) -> tuple[Table, dict[str, Any]]:
+    """A table of examples with features as of each row's moment (its column `time`), and how to cite them.
+
+    The citation's hash is of the values that were joined, whichever store they are from.
+    """
+    moment = time or TIME
+    if moment not in columns:
+        raise UsageError(f"the table has no column {moment!r} of moments: name it (timestamp), to join features.")
+    keys = {name: values for name, values in columns.items() if name != moment}
+    joined = store_at(where).get_offline({**keys, TIME: columns[moment]}, features)
+    names = [one.partition(":")[2] for one in features]
+    found = hashlib.sha256()
+    for name in names:
+        values = joined[name]
+        told = "\0".join(words(values)).encode() if isinstance(values, Text) else np.ascontiguousarray(values).tobytes()
+        found.update(name.encode() + b"\0" + told)
+    cited = {"kind": "features", "path": ",".join(features), "sha256": found.hexdigest()}
+    return {**columns, **{name: joined[name] for name in names}}, cited
 
 
 def by_view(features: Sequence[str]) -> dict[str, list[str]]:

@@ -22,10 +22,17 @@ SHOWN = (
 @click.option("--preset", type=click.Choice(["A", "B", "C"]), help="Made-up clients of these sizes (FLINT, table 2).")
 @click.option("--clients", type=int, help="How many made-up clients, without --by.")
 @click.option("--key", metavar="TEXT", help="The hash's key, for the same numbers again (default: random, forgotten).")
+@click.option("--store", metavar="FOLDER|feast:REPO", help="A feature store: its values as of each row's moment.")
+@click.option("--feature", "wanted", metavar="VIEW:NAME", multiple=True, help="A feature of --store to join.")
 @common
-def command(table: Path, key: str | None, as_json: bool, out: Path | None, config: Path | None, **given: Any) -> None:
-    """Share the rows of a Parquet or CSV TABLE out to clients: by a field, or made up with a wanted skew."""
+def command(
+    table: Path, key: str | None, store: str | None, wanted: tuple[str, ...], as_json: bool, out: Path | None,
+    config: Path | None, **given: Any,
+) -> None:  # fmt: skip
+    """Share the rows of a Parquet or CSV TABLE (a file or a URL) out to clients: by a field, or with a wanted skew."""
     from fieldfare.assess.artefact import cite_file
+    from fieldfare.assess.platform.features import with_features
+    from fieldfare.assess.platform.places import local
     from fieldfare.assess.proxy.write import Config, build
     from fieldfare.core.errors import UsageError
     from fieldfare.fleet.columns import read_columns
@@ -34,8 +41,13 @@ def command(table: Path, key: str | None, as_json: bool, out: Path | None, confi
     told = settings_of(config, given.pop("set_"), **given)
     if "label" not in told:
         raise UsageError("proxy needs the label's column: give --label NAME, or label = ... in the file.")
-    columns = read_columns(table)
-    made_of = [cite_file(table, "table")]
+    file = local(table)
+    columns, made_of = read_columns(file), [cite_file(file, "table")]
+    if store is not None or wanted:
+        if store is None or not wanted:
+            raise UsageError("--store WHERE and --feature VIEW:NAME go together.")
+        columns, cited = with_features(columns, store, wanted, told.get("timestamp"))
+        made_of.append(cited)
     secret = None if key is None else key.encode()
     artefact = build(columns, made(Config, told), artefact_at(out or "", "proxy"), inputs=made_of, key=secret)
     tell(artefact, as_json, shown=SHOWN)
