@@ -46,8 +46,10 @@ TABLES = ("flash_cifar", "flash_mnist", "hadfl_cifar", "iot_real")
 """Examples on optional tables of real data."""
 STUDIES = ("fedfly_study", "hadfl_study", "iot_study")
 """Studies of many minutes, of which the quick form is run here; longer than an example, for they hold many arms."""
+PAPERS = ("flint_paper",)
+"""Sweeps of many points with tables beside a paper's: what they print is tested, and points of them."""
 ALL = sorted(path.stem for path in EXAMPLES.glob("*.py"))
-NAMES = [name for name in ALL if name not in (*TABLES, *STUDIES)]
+NAMES = [name for name in ALL if name not in (*TABLES, *STUDIES, *PAPERS)]
 CLAIMING = sorted(path.name.split(".")[0] for path in EXAMPLES.glob("*.claims.toml"))
 PRINTED = {
     "csv_hospitals": "Federated(8 clients",
@@ -151,7 +153,7 @@ def test_a_run_logged_to_mlflow_or_tensorboard_can_be_read_back(tmp_path):
 @pytest.mark.parametrize("name", ALL)
 def test_an_example_is_one_short_file(name):
     lines = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= (12 if name == "hello" else 140 if name in (*STUDIES, "iot_real") else 60)
+    assert len(lines) <= (12 if name == "hello" else 140 if name in (*STUDIES, *PAPERS, "iot_real") else 60)
 
 
 def test_every_example_has_stored_numbers():
@@ -252,6 +254,32 @@ def test_on_measured_phones_who_does_not_wait_learns_harder_pictures_sooner_too(
         assert result.final["accuracy"] >= 0.4
         took[name] = result.summary["virtual_s"]
     assert took["do not wait"] < took["wait for the fastest"] / 2
+
+
+@pytest.mark.slow
+def test_the_papers_tables_are_printed_beside_ours_and_agree_in_shape(tmp_path):
+    pytest.importorskip("duckdb", reason="flint_paper needs duckdb, which is not installed")
+    done = program(tmp_path, str(EXAMPLES / "flint_paper.py"), "--quick")
+    assert done.returncode == 0, done.stderr
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line]
+    assert {line[0].split(":")[0] for line in lines if ":" in line[0]} == {
+        "Table 1", "Table 3", "Table 5", "Figure 8", "Figure 7"
+    }  # fmt: skip
+    told = {line[0]: line[1:] for line in lines}
+    assert float(told["all"][1].rstrip("%")) == pytest.approx(22, abs=3)
+    for task, above in (("A", 5), ("B", 5), ("C", 10)):
+        assert 1.0 < float(told[task][1].split()[0]) < 2.0 < above < float(told[task][2].split()[0])
+    tasks = [float(told[f"{c}, 10"][1]) for c in (60, 120, 180, 240)]
+    assert 1.5 < tasks[1] / tasks[0] < 2.05
+    assert max(tasks[1:]) / min(tasks[1:]) < 1.1
+    stale = [float(told[f"120, {limit}"][5].rstrip("%")) for limit in (1, 10, 20, 30, 40)]
+    assert stale == sorted(stale, reverse=True)
+    for limit, share in zip((1, 10), stale, strict=False):
+        assert share == pytest.approx(float(told[f"120, {limit}"][4].rstrip("%")), rel=0.4)
+    each = [float(told[f"{k}"][1]) / k for k in (20, 40, 80, 120)]
+    assert max(each) / min(each) < 1.2
+    sweep = load_job(EXAMPLES / "flint_paper.py")
+    assert len(sweep.points()) == 100
 
 
 @pytest.mark.parametrize("name", TABLES)
