@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -84,6 +85,19 @@ def test_any_enough_shares_bring_the_secret_back(value, ids, need):
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_with_sub_models_it_is_the_plain_coverage_fold_bit_for_bit(driver, rule):
     plain = mixed(rule=rule)
+    assert digest(driver(world(SecureSum(plain))).model) == digest(driver(world(plain)).model)
+
+
+@both
+@pytest.mark.parametrize(
+    "around",
+    [
+        partial(ff.prune, share=0.4), partial(ff.freeze, names=("2",)), ff.masked_heads,
+        partial(ff.compress, share=0.2), partial(ff.low_rank, rank=2), partial(ff.quantise, bits=4),
+    ],
+)  # fmt: skip
+def test_what_clients_leave_out_of_their_parts_counts_for_nobody_under_masks_either(driver, around):
+    plain = around(mixed(Everyone(), server=chain(clip(0.5), coverage(), momentum(0.9))))
     assert digest(driver(world(SecureSum(plain))).model) == digest(driver(world(plain)).model)
 
 

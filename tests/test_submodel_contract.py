@@ -9,7 +9,18 @@ import fieldfare as ff
 from fieldfare.aggregate import chain, coverage, momentum
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Params, View
-from fieldfare.work.submodel import Level, MultiRate, Prefix, RandomWindow, Rolling, TopNorm, submodels
+from fieldfare.work.submodel import (
+    Budget,
+    Level,
+    MultiRate,
+    Prefix,
+    RandomWindow,
+    Rolling,
+    TopNorm,
+    plan,
+    replanned,
+    submodels,
+)
 
 DATA = ff.synthetic(clients=12, classes=5, features=16, seed=3, min_examples=12, log_mean=1.0, log_sigma=0.5)
 NET = ff.mlp(16, 12, 8, 5)
@@ -39,6 +50,22 @@ def test_zero_training_lifts_to_exactly_zero(rule):
 def test_rate_one_for_everyone_is_fedavg_bit_for_bit(rule):
     family = submodels(NET, (1,))
     assert trained(family, family.view(rule)).vector.tobytes() == trained(NET).vector.tobytes()
+
+
+@pytest.mark.parametrize("widths", [(16, 6, 8, 5), (16, 24, 8, 5), (16, 8, 12, 5)])
+@pytest.mark.parametrize("by", ["round", "plan", "ring", "masked"])
+def test_a_view_of_another_model_is_refused_before_launch(widths, by):
+    other = submodels(ff.mlp(*widths), (1, 0.5))
+    view, server = other.view(), chain(coverage())
+    algorithm = {
+        "round": ff.FedAvg(2, 8, server=server, view=view),
+        "plan": ff.FedBuff(2, 4, 2, server=chain(coverage(weighted=False)), view=replanned(plan(other, Budget([1e9])))),
+        "ring": ff.PacedRing(cycles=4, view=view),
+        "masked": ff.SecureSum(ff.FedAvg(2, 8, server=server, view=view)),
+    }[by]
+    for model in (NET, submodels(NET, (1, 0.5))):
+        with pytest.raises(UsageError, match="the view of another model"):
+            job(model, algorithm).run(runs=None)
 
 
 def test_rate_one_is_fedavg_bit_for_bit_for_a_torch_module():

@@ -108,6 +108,13 @@ def test_onnx_is_the_same_function_or_says_what_it_needs():
         assert dims[0].dim_param
 
 
+def test_declared_layers_are_no_module_and_are_told_so_whether_or_not_onnx_is_there():
+    one = export(mlp(), mlp().init(0), 0.5)
+    for take in (one.module, one.onnx):
+        with pytest.raises(UsageError, match="no torch module"):
+            take()
+
+
 def test_statistics_where_there_are_none_are_refused_in_one_line():
     with pytest.raises(UsageError, match="declared layers have none"):
         export(mlp(), mlp().init(0), 0.5, data=columns("mlp"))

@@ -81,6 +81,7 @@ def assemble(job: Job) -> Assembly:
     works: dict[str, Work] = secured(job.algorithm, works_of(net, job, local), model.size)
     check(job.algorithm, training=job.training, layout=model.layout, clients=job.data.n_clients)
     refuse(job.algorithm, _beside(job, net))
+    _check_view(job, model.layout)
     if not job.simulated.train and "secure" in around(job.algorithm):
         raise UsageError("SecureSum needs keys that clients compute, and Simulated(train=False) computes nothing.")
     if not job.simulated.train and job.stop_at is not None:
@@ -135,6 +136,17 @@ def assemble(job: Job) -> Assembly:
         slots |= work.slots(model.layout)
     measure = evaluations["test"][0] if placement and evaluations else None
     return Assembly(world, works, net, slots, measure, population.data, given, planned)
+
+
+def _check_view(job: Job, layout: Layout) -> None:
+    """Refuse sub-models cut from another model than the job's: their places in its vector mean something else."""
+    view: Any = getattr(innermost(job.algorithm), "view", None)
+    cut = getattr(getattr(view, "view", view), "axes", None)  # of plans, those of the view inside
+    if cut is not None and cut.layout != layout:
+        raise UsageError(
+            f"view=... is the view of another model: it cuts one of {cut.layout.size:,} parameters, and the job's has "
+            f"{layout.size:,}, or others: make it of the family that is Job(model=...)."
+        )
 
 
 def _fitted(job: Job, net: Any, population: Population) -> Fitted | None:

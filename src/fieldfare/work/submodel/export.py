@@ -45,7 +45,11 @@ class Exported:
         return central_evaluation(self.net, columns)(self.params.vector)
 
     def onnx(self) -> bytes:
-        """The module as an ONNX file, for batches of any size. Errors: `MissingExtra` without the package onnx."""
+        """The module as an ONNX file, for batches of any size.
+
+        Errors: `UsageError` for declared layers; `MissingExtra` without the packages onnx and onnxscript.
+        """
+        module = self.module()
         for package in ("onnx", "onnxscript"):
             if find_spec(package) is None:
                 raise MissingExtra(f"ONNX needs the package {package}: pip install 'fieldfare[onnx]'.")
@@ -60,7 +64,7 @@ class Exported:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found = torch.onnx.export(
-                    self.module(), inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: batch} for _ in inputs)
+                    module, inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: batch} for _ in inputs)
                 )
         finally:
             told.setLevel(level)
