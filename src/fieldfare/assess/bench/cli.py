@@ -77,6 +77,9 @@ def command(
         )
     if read and not jobs and records is not None:
         task.setdefault("records", records)
+    limits = made(Limits, told.get("limits", {}))
+    settings = made(Config, {**task, "limits": limits, **({} if seed is None else {"seed": seed})})
+    people = () if population is None else read_population(population)
     found: list[Record] = [one for file in read for one in read_records(file)]
     packages = _packages(jobs, told, records, inputs) if jobs else []
     say = _silent if quiet else _say
@@ -88,9 +91,6 @@ def command(
         return
     made_of = [cite_file(file / "records.jsonl" if file.is_dir() else file, "records") for file in sorted(read)]
     made_of += [] if population is None else [cite_file(population, "population")]
-    people = () if population is None else read_population(population)
-    limits = made(Limits, told.get("limits", {}))
-    settings = made(Config, {**task, "limits": limits, **({} if seed is None else {"seed": seed})})
     artefact = build(found, place, settings, people, made_of)
     names = sorted({str(one["model"]["name"]) for one in found})
     tell(artefact, as_json, shown=[f"{name}.{one}" for name in names for one in SHOWN])

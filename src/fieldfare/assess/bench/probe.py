@@ -202,43 +202,51 @@ def dense(model, plan):
     update = adam(weights, plan["lr"]) if plan["optimizer"] == "adam" else sgd(weights, plan["lr"])
 
     def step():
-        held, h = [], x
-        for i, layer in enumerate(layers):
-            held.append(h)
-            if layer[0] == "linear":
-                h = h @ weights[i, "w"].T
-                if (i, "b") in weights:
-                    h = h + weights[i, "b"]
-            elif layer[0] == "relu":
-                h = np.maximum(h, np.float32(0))
-            elif layer[0] == "tanh":
-                h = np.tanh(h)
-            elif layer[0] == "sigmoid":
-                h = np.float32(1) / (np.float32(1) + np.exp(-h))
-        if labels is not None:
-            d = np.exp(h - h.max(1, keepdims=True))
-            d /= d.sum(1, keepdims=True)
-            d[np.arange(len(d)), labels] -= np.float32(1)
-        else:
-            d = np.float32(2) * (h - wanted)
-        d /= np.float32(len(d))
-        found = {}
-        for i in range(len(layers) - 1, -1, -1):
-            below, layer = held[i], layers[i]
-            if layer[0] == "linear":
-                found[i, "w"] = d.T @ below
-                if (i, "b") in weights:
-                    found[i, "b"] = d.sum(0)
-                if i:
-                    d = d @ weights[i, "w"]
-            elif layer[0] == "relu":
-                d = d * (below > 0)
-            elif layer[0] in ("tanh", "sigmoid"):
-                out = held[i + 1]
-                d = d * (np.float32(1) - out * out if layer[0] == "tanh" else out * (np.float32(1) - out))
-        update(found)
+        update(gradients(np, layers, weights, x, labels, wanted))
 
     return step
+
+
+def gradients(np, layers, weights, x, labels, wanted):
+    """Of the mean cross-entropy of labels `[b]`, or the mean over records of summed squares from `wanted` `[b, o]`."""
+    held, h = [], x
+    for i, layer in enumerate(layers):
+        held.append(h)
+        if layer[0] == "linear":
+            h = h @ weights[i, "w"].T
+            if (i, "b") in weights:
+                h = h + weights[i, "b"]
+        elif layer[0] == "relu":
+            h = np.maximum(h, h.dtype.type(0))
+        elif layer[0] == "tanh":
+            h = np.tanh(h)
+        elif layer[0] == "sigmoid":
+            h = h.dtype.type(1) / (h.dtype.type(1) + np.exp(-h))
+    one = h.dtype.type(1)
+    if labels is not None:
+        d = np.exp(h - h.max(1, keepdims=True))
+        d /= d.sum(1, keepdims=True)
+        d[np.arange(len(d)), labels] -= one
+    else:
+        d = (one + one) * (h - wanted)
+    d /= h.dtype.type(len(d))
+    found, out = {}, h
+    for i in range(len(layers) - 1, -1, -1):
+        below, layer = held[i], layers[i]
+        if layer[0] == "linear":
+            found[i, "w"] = d.T @ below
+            if (i, "b") in weights:
+                found[i, "b"] = d.sum(0)
+            if i:
+                d = d @ weights[i, "w"]
+        elif layer[0] == "relu":
+            d = d * (below > 0)
+        elif layer[0] == "tanh":
+            d = d * (one - out * out)
+        elif layer[0] == "sigmoid":
+            d = d * (out * (one - out))
+        out = below
+    return found
 
 
 def sgd(weights, lr):

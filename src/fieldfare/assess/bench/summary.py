@@ -92,7 +92,7 @@ class Device:
 @dataclass(frozen=True, slots=True)
 class Times:
     """T_m: a row per kind of device, `[n]` each: seconds per record, share of users, how it was come by; and the row's
-    95 % quantile; `line` where one was drawn."""
+    95 % quantile; `line` where one was drawn; how many `devices` were measured."""
 
     kinds: tuple[Kind, ...]
     each_s: F64
@@ -100,12 +100,12 @@ class Times:
     share: F64
     how: tuple[str, ...]
     line: Line | None
+    devices: int
 
     def fit(self) -> tuple[float, float, float]:
         """(mean, mu, sigma) of seconds per record: sigma^2 = ln(1 + s^2 / m^2), mu = ln m - sigma^2 / 2."""
         mean, std = spread(self.each_s, self.share)
-        measured = sum(how == "measured" for how in self.how)
-        sigma = SIGMA if measured < FEWEST else sqrt(log(1 + (std / mean) ** 2))
+        sigma = SIGMA if self.devices < FEWEST else sqrt(log(1 + (std / mean) ** 2))
         return mean, log(mean) - sigma**2 / 2, sigma
 
 
@@ -170,7 +170,8 @@ def times_of(devices: Sequence[Device], people: Sequence[Kind], model: str, seed
     if not kinds:
         return None
     log_noise = dict(zip(kinds, noise(seed, model, [kind.name for kind in kinds]), strict=True))
-    weights = np.array([max(sum(k.share for k in people if one in of[k]), 1e-9) for one in measured])
+    weights = np.array([sum(kind.share for kind in people if one in of[kind]) for one in measured])
+    weights[weights == 0] = weights[weights > 0].mean() if weights.any() else 1.0  # measured, and not of the population
     draws = dict(zip(kinds, drawn(seed, model, [kind.name for kind in kinds], each, weights), strict=True))
     rows: list[tuple[float, float, str]] = []
     for kind in kinds:
@@ -186,7 +187,7 @@ def times_of(devices: Sequence[Device], people: Sequence[Kind], model: str, seed
     share = np.array([kind.share for kind in kinds])
     return Times(
         kinds, np.array([one[0] for one in rows]), np.array([one[1] for one in rows]), share / share.sum(),
-        tuple(one[2] for one in rows), found if any(one[2] == "score" for one in rows) else None,
+        tuple(one[2] for one in rows), found if any(one[2] == "score" for one in rows) else None, len(measured),
     )  # fmt: skip
 
 
@@ -310,7 +311,7 @@ class _Part:
         by = {"score": "; time by its score", "drawn": "; time drawn from devices measured"}.get(how, "")
         return {
             "device_model": model, "os": os, "os_version": version, "model": self.name, "eligible": int(not over),
-            "reason": "; ".join(over) if over else good + by, "p95_task_s": p95, "how": how,
+            "reason": ("; ".join(over) or good) + by, "p95_task_s": p95, "how": how,
         }  # fmt: skip
 
 
