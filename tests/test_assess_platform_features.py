@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import types
 from datetime import UTC, datetime, timedelta
@@ -207,7 +206,7 @@ def test_rows_of_other_keys_or_without_them_are_not_put(store: ParquetFeatures) 
 
 @pytest.fixture
 def feast(monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
-    """A small module with Feast's names and call signatures (0.5x), over the rows above; its order is by time."""
+    """A small module with Feast's names, call signatures (0.67) and habits, over the rows above."""
     pytest.importorskip("pandas")
     import pandas as pd
 
@@ -248,6 +247,11 @@ def feast(monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
             found = as_of(asked, USERS, ["user"], names)
             for name in names:
                 frame[name] = pd.array([one[name] for one in found], dtype="Int64" if name == "clicks" else "object")
+            known = {
+                row["user"] for row in USERS
+            }  # as the file store does: out with those that have rows, all too late
+            late = [one[names[0]] is None and row["user"] in known for one, row in zip(found, asked, strict=True)]
+            frame = frame[[not one for one in late]]
             return RetrievalJob(frame.sort_values("event_timestamp", ascending=False).reset_index(drop=True))
 
     monkeypatch.setitem(sys.modules, "feast", types.SimpleNamespace(FeatureStore=FakeStore))
@@ -280,11 +284,39 @@ def test_what_feast_cannot_do_or_does_not_have_is_told(feast: FeatureStore, monk
         store_at("feast:repo").get_schema("users")
 
 
-def test_the_installed_feast_has_the_calls_that_are_made() -> None:
-    real = pytest.importorskip("feast")
-    asked = inspect.signature(real.FeatureStore.get_historical_features).parameters
-    assert {"entity_df", "features"} <= set(asked)
-    assert isinstance(inspect.getattr_static(real.FeatureView, "join_keys"), property)
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_feast_itself_gives_what_the_folder_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ParquetFeatures
+) -> None:
+    feast = pytest.importorskip("feast")
+    import pandas as pd
+
+    (tmp_path / "feature_store.yaml").write_text(
+        "project: shop\nregistry: registry.db\nprovider: local\noffline_store: {type: file}\n"
+        "online_store: {type: sqlite, path: online.db}\nentity_key_serialization_version: 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    begin = 1.7e9
+    when = pd.to_datetime([(begin + row["t_s"]) * 1e6 for row in USERS], unit="us", utc=True)
+    rows = {"user": [row["user"] for row in USERS], "at": when, "clicks": [row["clicks"] for row in USERS]}
+    pd.DataFrame(rows).to_parquet("users.parquet")
+    user = feast.Entity(name="user", join_keys=["user"], value_type=feast.ValueType.STRING)
+    source = feast.FileSource(path="users.parquet", timestamp_field="at")
+    fields = [feast.Field(name="clicks", dtype=feast.types.Int64)]
+    feast.FeatureStore(".").apply(
+        [
+            user,
+            feast.FeatureView(name="users", entities=[user], schema=fields, source=source, ttl=timedelta(seconds=15)),
+        ]
+    )
+    asked = {"user": ["b", "a", "a", "c", "a"], "t_s": [21.0, 9.0, 29.9, 50.0, 30.0]}
+    late = {**asked, "t_s": [begin + one for one in asked["t_s"]]}
+    about = store.root / "users" / "view.json"
+    about.write_text(about.read_text().replace("null", "15.0"))
+    theirs = store_at("feast:.").get_offline(late, ["users:clicks"])
+    assert listed(theirs["clicks"]) == listed(store.get_offline(asked, ["users:clicks"])["clicks"])
+    assert listed(theirs["clicks"]) == [7, None, None, None, 3]
 
 
 def test_the_proxy_tool_joins_features_as_of_each_row(store: ParquetFeatures, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Feast as a feature store: its feature views, joined by its own offline store.
 
 Here: from Feast's calls to ours. Not here: the join. Invariant: a row comes back for every entity, in their order,
-whatever order Feast's offline store gives. Written for Feast 0.50 and later; Feast has no lower bound on time but a
+whatever Feast's offline store gives: its file store sorts by time, and leaves entities out that have rows of features
+but none in time, so views are asked for one by one. Checked with Feast 0.67; Feast has no lower bound on time but a
 view's own ttl, so `from_s` is refused.
 """
 
@@ -61,19 +62,23 @@ class FeastFeatures:
         if from_s is not None:
             raise UsageError("Feast bounds the age of values by each view's ttl: give no from_s.")
         table = moments(entities, to_s)
-        for view, names in by_view(features).items():
+        wanted = by_view(features)
+        for view, names in wanted.items():
             check(self.get_schema(view), names, table)
         import pandas as pd
 
         told = {name: _series(values) for name, values in table.items() if name != TIME}
         us = np.round(np.asarray(table[TIME], np.float64) * 1e6).astype(np.int64)
         asked = pd.DataFrame({**told, EVENT: pd.to_datetime(us, unit="us", utc=True), ROW: np.arange(len(us))})
-        found = self.store.get_historical_features(entity_df=asked, features=list(features)).to_df()
-        if sorted(found[ROW].tolist()) != list(range(len(us))):
-            raise UsageError(f"Feast gave {len(found)} rows for {len(us)} entities: look at the offline store's views.")
-        found = found.sort_values(ROW, kind="stable")
         out: Table = {name: column(values) for name, values in entities.items()}
-        return out | {name: _column(found[name]) for one in features for name in (one.partition(":")[2],)}
+        for view, names in wanted.items():
+            references = [f"{view}:{name}" for name in names]
+            found = self.store.get_historical_features(entity_df=asked, features=references).to_df()
+            if found[ROW].duplicated().any():
+                raise UsageError(f"Feast gives several rows of view {view!r} for one entity: mend the view's source.")
+            found = found.set_index(ROW).reindex(range(len(us)))
+            out |= {name: _column(found[name]) for name in names}
+        return out
 
 
 def _series(values: Array | Text) -> Any:
