@@ -276,7 +276,10 @@ def test_unmeasured_devices_get_the_time_of_their_score_with_noise_and_the_error
     assert found.number("B.extrapolation_error") == pytest.approx(exp(0.3) - 1, abs=0.15)
     why = eligible(found)["new 0"][1]
     assert why.endswith("time by its score")
-    assert "not measured: cpu_pct, mem_bytes" in why
+    kind = build(scored(30, 0.3), tmp_path / "b", Config(limits=Limits(p95_task_s=200)), population(people))
+    assert eligible(kind)["new 0"] == (
+        1, "ok; not measured: cpu_pct, mem_bytes, battery_share_per_day; time by its score",
+    )  # fmt: skip
 
 
 def test_a_wide_population_of_weak_phones_is_slower_than_those_measured(tmp_path: Path):
@@ -347,6 +350,28 @@ def test_a_population_that_cannot_be_is_refused(tmp_path: Path, text: str, said:
     (tmp_path / "p.csv").write_text(text)
     with pytest.raises(UsageError, match=said):
         read_population(tmp_path / "p.csv")
+
+
+@pytest.mark.data
+def test_the_phones_of_a_benchmark_are_a_population(tmp_path: Path):
+    import realdata
+
+    pytest.importorskip("pyarrow")
+    from fieldfare.fleet.columns import read_columns
+
+    table = read_columns(realdata.file("traces_devices/ai_benchmark_2020_phones.parquet"))
+    names, scores = words(table["model"]), np.asarray(table["ai_score"], np.float64)
+    at = {name: float(score) for name, score in zip(names, scores, strict=True)}
+    people = population(Kind(name, score=score) for name, score in at.items())
+    ranked = sorted(at, key=lambda name: at[name])
+    measured = ranked[:: len(ranked) // 26][:27]
+    draw = np.random.default_rng(5).normal(size=27)
+    records = [record(name, 60 * (at[name] / 1e4) ** -0.5 * exp(0.3 * z), score=at[name])
+               for name, z in zip(measured, draw, strict=True)]  # fmt: skip
+    found = build(records, tmp_path / "b", people=people)
+    assert len(found.table("times")["share"]) == len(at)
+    assert found.number("B.extrapolation_sigma") == pytest.approx(0.3, abs=0.1)
+    assert 0.4 < (found.number("B.lognormal_sigma") or 0) < 0.9
 
 
 def test_every_record_of_the_table_has_every_column():

@@ -33,6 +33,7 @@ RUN = (
     "compositions.md",
     "assess.md",
     "assess-trace.md",
+    "assess-bench.md",
 )
 
 

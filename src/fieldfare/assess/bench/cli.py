@@ -48,12 +48,8 @@ def command(
     inputs: tuple[str, ...], population: Path | None, paper: bool, models: str | None, as_json: bool, quiet: bool,
     out: Path | None, seed: int | None, set_: tuple[str, ...], config: Path | None,
 ) -> None:  # fmt: skip
-    """Measure a model's training step: the model, job or nn.Module that JOB.py makes, on every target.
-
-    Settings are plan.* (records, batch, epochs, warmup, repeats, threads, optimizer, limit_s), task.* (records, epochs,
-    tasks_per_day), limits.* (p95_task_s, cpu_pct, mem_bytes, storage_bytes, battery_share_per_day) and model.* (name,
-    version, assets_bytes, loss).
-    """
+    """Measure a training step of what JOB.py makes (a job, a net, a module) on every target; settings: plan.*, task.*,
+    limits.*, model.*."""
     from fieldfare.assess.artefact import cite_file
     from fieldfare.assess.bench.population import read_population
     from fieldfare.assess.bench.records import read_records
