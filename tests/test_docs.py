@@ -34,11 +34,13 @@ RUN = (
     "assess.md",
     "assess-trace.md",
     "assess-bench.md",
+    "assess-platform.md",
 )
 
 
 @pytest.mark.parametrize("name", RUN)
 def test_the_snippets_of_a_page_print_what_they_say(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("FIELDFARE_CACHE", str(tmp_path / "cache"))
     assert run_snippets(DOCS / name, monkeypatch, tmp_path, capsys)
 
 
