@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -54,6 +55,13 @@ def probe() -> Any:
 
 
 # ---- the probe -------------------------------------------------------------------------------------------------------
+
+
+def test_the_probe_is_written_for_the_pythons_of_boards():
+    text = PROBE.read_text("utf-8")
+    ast.parse(text, feature_version=(3, 8))
+    assert "strict=" not in text
+    assert "removeprefix" not in text
 
 
 def test_the_probe_is_one_file_that_needs_numpy_alone():
@@ -434,14 +442,23 @@ def test_a_phone_measures_and_what_its_files_hide_comes_from_getprop_and_dumpsys
         assert (one["battery_before"], one["battery_after"], one["temp_c_max"]) == (0.84, 0.83, 31.2)
         assert one["charge_mah"] == pytest.approx(4.0)
         assert one["battery_full_mah"] == pytest.approx(3310 / 0.84)
-        assert one["energy_j"] is None
-        assert one["energy_source"] is None
+        assert one["energy_j"] == pytest.approx(4.0 * 3.6 * 4.012)
+        assert one["energy_source"] == "battery charge"
     assert good[0].serial not in lines(found).decode()
     calls = said(state)
     assert calls[-1][2] == "shell"
     assert calls[-1][3].startswith("for p in $(pgrep -f /data/local/tmp/fieldfare-bench/[p]robe.py); do kill -9 $p")
     assert calls[-1][3].endswith("; rm -rf /data/local/tmp/fieldfare-bench")
     assert all(call[:2] == ["-s", good[0].serial] for call in calls[1:])
+
+
+def test_a_phone_on_the_cable_tells_nothing_of_what_its_battery_gave(adb: Any, small: Package):
+    adb("cable")
+    found = measure(Adb(phones()[0].serial), small)
+    for one in found:
+        for name in ("battery_before", "battery_after", "charge_mah", "battery_full_mah", "energy_j", "energy_source"):
+            assert one[name] is None
+        assert one["temp_c_max"] == 31.2
 
 
 @pytest.mark.parametrize(
@@ -511,7 +528,7 @@ def test_a_phone_without_room_is_refused_and_left_clean(adb: Any, small: Package
 def test_words_of_android_are_understood_whatever_is_missing():
     assert listed("List of devices attached\n\n") == ()
     assert properties("")["model"] is None
-    assert battery("garbage") == {"share": None, "charge_mah": None, "temp_c": None}
+    assert battery("garbage") == {"share": None, "charge_mah": None, "volts": None, "temp_c": None, "plugged": 0}
     assert battery("  level: 50\n  scale: 200\n")["share"] == 0.25
 
 

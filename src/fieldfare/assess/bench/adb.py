@@ -102,10 +102,12 @@ def properties(text: str) -> dict[str, Any]:
 
 
 def battery(text: str) -> dict[str, float | None]:
-    """Share, mAh and degrees of what `dumpsys battery` prints; None for what it does not say.
+    """Share, mAh, volts and degrees of what `dumpsys battery` prints; None for what it does not say.
 
-    >>> battery("  level: 84\\n  scale: 100\\n  temperature: 291\\n  Charge counter: 3310000\\n")
-    {'share': 0.84, 'charge_mah': 3310.0, 'temp_c': 29.1}
+    `plugged`: 1 where something charges it, so that its charge says nothing of what was spent.
+
+    >>> battery("  level: 84\\n  scale: 100\\n  voltage: 4012\\n  Charge counter: 3310000\\n")
+    {'share': 0.84, 'charge_mah': 3310.0, 'volts': 4.012, 'temp_c': None, 'plugged': 0}
     """
     told = {name.strip().lower(): value for name, value in re.findall(r"^\s*([\w ]+): (-?\d+)\s*$", text, re.MULTILINE)}
 
@@ -114,7 +116,10 @@ def battery(text: str) -> dict[str, float | None]:
 
     level, full, counter = number("level", 1.0), number("scale", 1.0), number("charge counter", 1e-3)
     share = None if level is None or not full else level / full
-    return {"share": share, "charge_mah": counter or None, "temp_c": number("temperature", 0.1)}
+    return {
+        "share": share, "charge_mah": counter or None, "volts": number("voltage", 1e-3) or None,
+        "temp_c": number("temperature", 0.1), "plugged": int(bool(re.search(r"powered: true", text))),
+    }  # fmt: skip
 
 
 @dataclass

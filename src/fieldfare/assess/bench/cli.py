@@ -48,8 +48,7 @@ def command(
     inputs: tuple[str, ...], population: Path | None, paper: bool, models: str | None, as_json: bool, quiet: bool,
     out: Path | None, seed: int | None, set_: tuple[str, ...], config: Path | None,
 ) -> None:  # fmt: skip
-    """Measure a training step of what JOB.py makes (a job, a net, a module) on every target; settings: plan.*, task.*,
-    limits.*, model.*."""
+    """Measure a training step of what JOB.py makes (a job, a net, a module) on every target."""
     from fieldfare.assess.artefact import cite_file
     from fieldfare.assess.bench.population import read_population
     from fieldfare.assess.bench.records import read_records

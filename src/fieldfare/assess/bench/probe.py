@@ -1,10 +1,10 @@
 """Times training steps of a model on the machine it runs on: `python3 probe.py spec.json > results.jsonl`.
 
-One file that runs alone: the standard library, NumPy for declared nets, torch for modules; no package of ours. It goes
-to boards and phones as it is (a phone needs a Python, such as Termux'). Here: dummy inputs, the steps, what the
-machine's own sensors say. Not here: where it runs (`targets`), what is made of its records (`summary`). Invariants:
-standard output holds one JSON record per repeat and nothing else; what no sensor tells is null, never 0. Its dummy
-numbers come from NumPy's or torch's own generator, as it has no other; no result depends on them.
+One file that runs alone, from Python 3.8 on: the standard library, NumPy for declared nets, torch for modules; no
+package of ours. It goes to boards and phones as it is (a phone needs a Python, such as Termux'). Here: dummy inputs, the
+steps, what the machine's own sensors say. Not here: where it runs (`targets`), what is made of its records (`summary`).
+Invariants: standard output holds one JSON record per repeat and nothing else; what no sensor tells is null, never 0.
+Its dummy numbers come from NumPy's or torch's own generator, as it has no other; no result depends on them.
 """
 
 from __future__ import annotations
@@ -504,7 +504,7 @@ class Sensors:
         """Energy of what was watched, and by which sensor: RAPL, else the battery's current and voltage."""
         if self.rapl and len(watch.joules) == 2:
             total = 0.0
-            for path, a, b in zip(self.rapl, *watch.joules, strict=True):
+            for path, a, b in zip(self.rapl, *watch.joules):  # noqa: B905
                 if a is None or b is None:
                     return {"energy_j": None, "energy_source": None}
                 wraps = number(os.path.join(path, "max_energy_range_uj"), 1e-6) or 0.0

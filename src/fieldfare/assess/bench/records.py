@@ -77,24 +77,27 @@ def filled_battery(
 ) -> list[Record]:
     """Records with the battery as the target saw it before the first and after the last repeat.
 
-    Only where the probe saw none; of several repeats each has its part of the charge that was spent. A charge that grew
-    (the cable charges the phone) is not known: None. Heat is that at the end.
+    Only where the probe saw none. Of several repeats each has its part of the charge that was spent, and of its energy
+    at the voltage shown. On a cable nothing is known of what was spent: None. Heat is that at the end.
     """
     if before is None or after is None:
         return list(records)
-    spent = (
-        None
-        if before["charge_mah"] is None or after["charge_mah"] is None
-        else before["charge_mah"] - after["charge_mah"]
-    )
-    done = [one for one in records if one["status"] == "ok"]
-    each = spent / len(done) if spent is not None and spent > 0 and done else None
-    full = before["charge_mah"] / before["share"] if before["charge_mah"] and before["share"] else None
-    seen = {"battery_before": before["share"], "battery_after": after["share"], "temp_c_max": after["temp_c"],
-            "battery_full_mah": full}  # fmt: skip
+    done = sum(one["status"] == "ok" for one in records)
+    seen: dict[str, Any] = {"temp_c_max": after["temp_c"]}
+    each: dict[str, Any] = {}
+    if not before["plugged"] and not after["plugged"]:
+        had, has = before["charge_mah"], after["charge_mah"]
+        full = had / before["share"] if had and before["share"] else None
+        seen |= {"battery_before": before["share"], "battery_after": after["share"], "battery_full_mah": full}
+        if had is not None and has is not None and had > has and done:
+            each["charge_mah"] = (had - has) / done
+            if before["volts"]:
+                each |= {"energy_j": each["charge_mah"] * 3.6 * before["volts"], "energy_source": "battery charge"}
     made: list[Record] = []
     for one in records:
-        more = {**seen, "charge_mah": each if one["status"] == "ok" else None}
+        more = {**seen, **(each if one["status"] == "ok" else {})}
+        if one["energy_j"] is not None:
+            more = {name: value for name, value in more.items() if not name.startswith("energy")}
         made.append({**one, **{name: value for name, value in more.items() if one[name] is None}})
     return made
 
