@@ -1,10 +1,11 @@
 """Times training steps of a model on the machine it runs on: `python3 probe.py spec.json > results.jsonl`.
 
 One file that runs alone, from Python 3.8 on: the standard library, NumPy for declared nets, torch for modules; no
-package of ours. It goes to boards and phones as it is (a phone needs a Python, such as Termux'). Here: dummy inputs, the
-steps, what the machine's own sensors say. Not here: where it runs (`targets`), what is made of its records (`summary`).
-Invariants: standard output holds one JSON record per repeat and nothing else; what no sensor tells is null, never 0.
-Its dummy numbers come from NumPy's or torch's own generator, as it has no other; no result depends on them.
+package of ours. It goes to boards and phones as it is (a phone needs a Python, such as Termux'). Here: dummy inputs,
+the steps, what the machine's own sensors say. Not here: where it runs (`targets`), what is made of its records
+(`summary`). Invariants: standard output holds one JSON record per repeat and nothing else; what no sensor tells is
+null, never 0. Its dummy numbers come from NumPy's or torch's own generator, as it has no other; no result depends on
+them.
 """
 
 from __future__ import annotations

@@ -226,16 +226,19 @@ class _Part:
         fit = (None, None, None) if self.times is None else self.times.fit()
         battery = _mean([one.battery_each for one in self.devices])
         energy = _mean([one.energy_each for one in self.devices])
+        first = ("params", "params_trainable", "storage_bytes", "wire_down_bytes", "wire_up_bytes")
         return {
-            "model": self.name, **{key: self.about[key] for key in self.about if key != "name"},
+            "model": self.name, **{key: self.about[key] for key in first},
+            "mem_bytes": _mean([one.mem_bytes for one in self.devices]),
             "mean_s": None if mean is None else mean * self.task,
             "std_s": std * self.task if std is not None and n > 1 else None,
             "cpu_pct": _mean([one.cpu_pct for one in self.devices]),
-            "mem_bytes": _mean([one.mem_bytes for one in self.devices]), "per_record_s": fit[0],
+            "per_record_s": fit[0],
             "lognormal_mu": fit[1], "lognormal_sigma": fit[2], "n_devices": n,
             "p95_task_s": None if fit[1] is None or fit[2] is None else exp(fit[1] + P95 * fit[2]) * self.task,
             "battery_share_per_day": None if battery is None else battery * self.task * self.config.tasks_per_day,
             "energy_j": None if energy is None else energy * self.task,
+            **{key: self.about[key] for key in self.about if key not in (*first, "name")},
         }  # fmt: skip
 
     def values(self) -> dict[str, Value]:
@@ -249,7 +252,7 @@ class _Part:
             if 0 < n < FEWEST and name in _SPREAD:
                 told = f"of {n} device{'s' if n > 1 else ''}: spread over devices assumed as in FLINT's table 5"
                 found[name] = Value(row[name], unit, how="assumed", note=told)
-            elif name in _EXACT:
+            elif name in _EXACT or name in _OWN:
                 found[name] = Value(row[name], unit, how="closed form" if name == "flops_per_record" else "measured")
         at = None if self.times is None else self.times.line
         if at is not None:
@@ -321,6 +324,7 @@ UNITS: Mapping[str, str] = {
     "battery_share_per_day": "share", "flops_per_record": "FLOP", "energy_j": "J",
 }  # fmt: skip
 _EXACT = ("storage_bytes", "wire_down_bytes", "wire_up_bytes", "flops_per_record")
+_OWN = ("cpu_pct", "battery_share_per_day", "energy_j")  # which no device that is played tells
 _SPREAD = ("lognormal_mu", "lognormal_sigma", "p95_task_s")
 _TEXT = ("model", "version", "device_model", "os", "os_version", "reason", "how")
 
