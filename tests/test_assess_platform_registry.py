@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import fieldfare as ff
 from fieldfare.assess.artefact import Artefact, Draft, Value, read_artefact
 from fieldfare.assess.platform import places
 from fieldfare.assess.platform.publish import middle_trial, publish, trials
-from fieldfare.assess.platform.registry import FolderRegistry, Registry, registry_at
+from fieldfare.assess.platform.registry import STAGES, FolderRegistry, Registry, registry_at
 from fieldfare.assess.simulate.build import build
 from fieldfare.assess.simulate.search import Search
 from fieldfare.cli import app
@@ -111,6 +112,19 @@ def test_a_version_that_a_killed_program_left_unlisted_can_be_put_again(tmp_path
     (tmp_path / "ads" / "versions.json").unlink()
     assert same(registry.put("ads", "1", weights(2.0), SIGNATURE, LINEAGE).model(), weights(2.0))
     assert registry.names() == ["ads"]
+
+
+def test_writers_at_the_same_time_lose_no_version(tmp_path: Path) -> None:
+    registry, versions = FolderRegistry(tmp_path), [str(i) for i in range(12)]
+
+    def put(version: str) -> None:
+        registry.put("ads", version, weights(float(version)), SIGNATURE, LINEAGE)
+        registry.promote("ads", version, STAGES[int(version) % 3])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(put, versions))
+    assert [registry.get("ads", one).model().vector[0] for one in versions] == [float(one) for one in versions]
+    assert all(int(registry.get("ads", stage).version) % 3 == i for i, stage in enumerate(STAGES))
 
 
 def test_without_mlflow_or_an_address_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

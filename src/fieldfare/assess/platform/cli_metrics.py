@@ -49,15 +49,11 @@ def command(
             found = prometheus.families(journal, folder.name)
             prometheus.write(out, found)
     if as_json:
-        values = {
-            f"{one.name}{suffix}": {}
-            for one in found
-            for suffix, _, _ in one.samples
-        }  # fmt: skip
+        values: dict[str, dict[str, float]] = {}
         for one in found:
             for suffix, labels, value in one.samples:
                 key = ",".join(f"{name}={word}" for name, word in labels if name != "run")
-                values[one.name + suffix][key] = value
+                values.setdefault(one.name + suffix, {})[key] = value
         print(json.dumps({"kind": "metrics", "run": folder.name, "status": journal.status, "values": values}))
     elif out is None:
         print(prometheus.exposition(found), end="")

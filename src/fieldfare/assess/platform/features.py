@@ -253,7 +253,8 @@ def check(schema: Schema, names: Sequence[str], table: Table) -> None:
 def _joined(con: Any, query: str, entities: Table, folder: Path) -> Table:
     """The features that `query` finds, a row for each of the entities, in their order."""
     given, target = folder / "entities.parquet", folder / "joined.parquet"
-    write_columns(given, iter([{**entities, ROW: np.arange(len(entities[TIME]))}]))
+    numbered: Table = {**entities, ROW: np.arange(len(entities[TIME]))}
+    write_columns(given, iter([numbered]))
     con.execute(f"CREATE OR REPLACE TEMP VIEW entities AS SELECT * FROM read_parquet({sql.text(str(given))})")
     con.execute(f"COPY ({query}) TO {sql.text(str(target))} (FORMAT parquet)")
     found = read_columns(target)

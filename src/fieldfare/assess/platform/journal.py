@@ -113,7 +113,7 @@ def read_journal(run: str | Path, root: str | Path = "runs", now: float | None =
     """
     found = RunFolder.find(str(run), root)
     folder, status = found.path, found.status
-    config = found.read_json("config.json") if (folder / "config.json").is_file() else {}
+    config: Any = found.read_json("config.json") if (folder / "config.json").is_file() else {}
     fleet = read_fleet(folder)
     devices = fleet.get("devices")
     times = [one.stat().st_mtime for one in (folder / "snapshots").glob("*") if one.is_file()]

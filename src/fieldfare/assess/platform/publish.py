@@ -18,6 +18,10 @@ from fieldfare.assess.artefact import Artefact, words
 from fieldfare.assess.platform.registry import WEIGHTS, Entry, Registry, signature_of
 from fieldfare.core.errors import UsageError
 from fieldfare.core.metrics import lower_is_better
+from fieldfare.fleet.columns import Array, Text
+
+SETTINGS = ("concurrency", "buffer", "staleness", "lr")
+"""What tells a point from another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +71,44 @@ def middle_trial(simulation: Artefact) -> int:
 def trials(simulation: Artefact) -> list[dict[str, Any]]:
     """Every trial as `{key, name, params, tags, metrics}`; metrics are (name, value, virtual seconds, version)."""
     search: Mapping[str, Any] = simulation.params["search"]
-    table, points = simulation.table("trials"), simulation.table("points")
-    of_point = {name: i for i, name in enumerate(words(points["point"]))}
-    evals = simulation.table("evals") if "evals" in simulation.manifest["tables"] else None
+    points, told = simulation.table("points"), simulation.table("trials")
+    settings = _numbers(points, words(points["point"]), SETTINGS)
+    names, totals = words(told["point"]), _numbers(told, range(len(words(told["point"]))))
+    evals = _evaluations(simulation)
     out: list[dict[str, Any]] = []
-    for i, point in enumerate(words(table["point"])):
-        number = int(table["trial"][i])  # type: ignore[index]
-        at = of_point[point]
-        settings = {
-            one: points[one][at].item() for one in ("concurrency", "buffer", "staleness", "lr") if one in points
-        }  # type: ignore[index]
-        settings = {one: value for one, value in settings.items() if value == value}
-        fixed = {f"search.{one}": value for one, value in search.items() if one not in settings}
-        end_s, last = float(table["horizon_s"][i]), int(table["versions"][i])  # type: ignore[index]
-        told: list[tuple[str, float, float, int]] = [
-            (one, float(column[i]), end_s, last)  # type: ignore[index]
-            for one, column in table.items()
-            if one not in ("point", "trial") and float(column[i]) == float(column[i])  # type: ignore[index]
-        ]
-        if evals is not None:
-            rows = (np.array(words(evals["point"])) == point) & (np.asarray(evals["trial"]) == number)
-            for row in np.flatnonzero(rows):
-                t_s, step = float(evals["t_s"][row]), int(evals["version"][row])  # type: ignore[index]
-                told.append((words(evals["metric"])[row], float(evals["value"][row]), t_s, step))  # type: ignore[index]
-                told.append(("virtual_s", t_s, t_s, step))
+    for i, point in enumerate(names):
+        number, last = int(totals[i].pop("trial")), (totals[i]["horizon_s"], int(totals[i]["versions"]))
+        fixed = {f"search.{name}": value for name, value in search.items() if name not in settings[point]}
+        lineage = {f"fieldfare.lineage.{one['kind']}": str(one["sha256"]) for one in simulation.inputs}
+        best = str(point == simulation.params["best"]).lower()
         out.append({
             "key": f"{simulation.sha256[:16]}-{point}-{number}", "name": f"{point}, trial {number}",
-            "params": {**settings, **fixed, "seed": int(search["seed"]) + number, "point": point, "trial": number},
-            "tags": {"fieldfare.simulation": simulation.sha256,
-                     "fieldfare.best": str(point == simulation.params["best"]).lower(),
-                     **{f"fieldfare.lineage.{one['kind']}": str(one["sha256"]) for one in simulation.inputs}},
-            "metrics": told,
+            "params": {**settings[point], **fixed, "seed": int(search["seed"]) + number, "point": point,
+                       "trial": number},
+            "tags": {"fieldfare.simulation": simulation.sha256, "fieldfare.best": best, **lineage},
+            "metrics": [*((name, value, *last) for name, value in totals[i].items()), *evals.get((point, number), ())],
         })  # fmt: skip
+    return out
+
+
+def _numbers(
+    table: Mapping[str, Array | Text], keys: Sequence[Any], columns: Sequence[str] = ()
+) -> dict[Any, dict[str, float]]:
+    """Rows of a table by key, its numbers alone; what is missing is left out."""
+    chosen = {n: np.asarray(v) for n, v in table.items() if not isinstance(v, Text) and (not columns or n in columns)}
+    return {key: {n: v[i].item() for n, v in chosen.items() if np.isfinite(v[i])} for i, key in enumerate(keys)}
+
+
+def _evaluations(simulation: Artefact) -> dict[tuple[str, int], list[tuple[str, float, float, int]]]:
+    """What was measured of each trial, by point and number, where it is kept."""
+    out: dict[tuple[str, int], list[tuple[str, float, float, int]]] = {}
+    if "evals" in simulation.manifest["tables"]:
+        table = simulation.table("evals")
+        rows = _numbers(table, range(len(words(table["point"]))))
+        for i, (point, metric) in enumerate(zip(words(table["point"]), words(table["metric"]), strict=True)):
+            t_s, step = rows[i]["t_s"], int(rows[i]["version"])
+            mine = out.setdefault((point, int(rows[i]["trial"])), [])
+            mine += [(metric, rows[i]["value"], t_s, step), ("virtual_s", t_s, t_s, step)]
     return out
 
 

@@ -9,10 +9,12 @@ one version at a time; weights that are not what the manifest says are refused.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +82,7 @@ class FolderRegistry:
     ) -> Entry:
         """See `Registry`. Cost: one copy of the weights."""
         place = self._folder(name) / checked(version, "version")
-        with tempfile.TemporaryDirectory(prefix="fieldfare-") as temporary:
+        with self._alone(name), tempfile.TemporaryDirectory(prefix="fieldfare-") as temporary:
             file = file_of(weights, Path(temporary))
             order = self._versions(name)
             if version in order:
@@ -97,7 +99,7 @@ class FolderRegistry:
             draft.values["model_bytes"] = Value(float(file.stat().st_size), "B")
             draft.files[WEIGHTS] = file
             draft.write(place)
-        write_atomic(self._folder(name) / "versions.json", [dumps([*order, version], indent=1), b"\n"])
+            write_atomic(self._folder(name) / "versions.json", [dumps([*order, version], indent=1), b"\n"])
         return self.get(name, version)
 
     def get(self, name: str, version: str | None = None) -> Entry:
@@ -119,8 +121,9 @@ class FolderRegistry:
         """See `Registry`."""
         checked_stage(stage)
         number = self.get(name, version).version
-        stages = {**self._stages(name), stage: number}
-        write_atomic(self._folder(name) / "stages.json", [dumps(stages, indent=1), b"\n"])
+        with self._alone(name):
+            stages = {**self._stages(name), stage: number}
+            write_atomic(self._folder(name) / "stages.json", [dumps(stages, indent=1), b"\n"])
         return self.get(name, number)
 
     def names(self) -> list[str]:
@@ -129,6 +132,15 @@ class FolderRegistry:
 
     def _folder(self, name: str) -> Path:
         return self.root / checked(name, "model's name")
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """One writer of a model at a time; whoever comes second waits."""
+        folder = self._folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _versions(self, name: str) -> list[str]:
         found = _json(self._folder(name) / "versions.json", [])
