@@ -144,6 +144,7 @@ def numeric(net, shares, start, x, y, each, distil=0.0, temperature=1.0, weight=
         ("turn", 0.6, 0.0),
         ("only", 0.0, 0.0),
         ("only", 0.6, 0.0),
+        ("only", 0.6, 0.3),
     ],
 )
 def test_the_gradient_of_what_is_inside_is_that_of_the_declared_loss(each, distil, back):

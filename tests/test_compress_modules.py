@@ -327,7 +327,7 @@ def test_gradients_are_taken_at_rounded_weights():
 @pytest.mark.parametrize("each", ["all", "turn", "only"])
 def test_masked_losses_and_momentum_are_those_of_the_declared_net_too(each):
     net = ff.work.dense.DenseNet(NET.layers, "masked_cross_entropy")
-    local = Nested(WIDTHS, 0.4, 2.0, 0.7, each, 0.0 if each == "only" else 0.3), Rounded(6)
+    local = Nested(WIDTHS, 0.4, 2.0, 0.7, each, 0.3), Rounded(6)
     training = Training(lr=0.05, batch_size=4, epochs=2, momentum=0.9)
     data, keys = block([9, 6, 3], 16, 5), rng.keys(0, ("test",), np.arange(3))
     cohort = Cohort(NET.init(0).vector[None], np.zeros(3, np.int64), NET.layout, np.arange(3), keys, data)

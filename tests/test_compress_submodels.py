@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -342,6 +343,19 @@ def test_who_covers_what_is_what_the_declarations_say(rule):
                 assert np.array_equal(covered[i], wanted)
                 seen += 1
         assert seen == 8
+
+
+@rules
+@pytest.mark.parametrize("around", [partial(ff.prune, share=0.4), partial(ff.freeze, names=("4", "0.bias"))])
+def test_of_two_declarations_a_weight_is_covered_where_both_cover_it(rule, around):
+    plain, seen = ff.FedAvg(1, 8, server=COVER, view=FAMILY.view(rule)), []
+    for algorithm in (around(plain), ff.masked_heads(plain), ff.masked_heads(around(plain))):
+        calls, _, _ = watched(job(algorithm, data=SKEWED))
+        seen.append({int(c): out.leaves[COVERED][i] for cohort, out, _ in calls for i, c in enumerate(cohort.clients)})
+    assert len(seen[0]) == 8
+    for client, one in seen[0].items():
+        assert np.array_equal(seen[2][client], one & seen[1][client])
+        assert not np.array_equal(seen[2][client], seen[1][client])
 
 
 @pytest.mark.parametrize("server", [COVER, chain(coverage(), momentum(0.9))], ids=["plain", "momentum"])

@@ -170,6 +170,18 @@ def test_factors_of_a_matrix_of_that_rank_are_that_matrix_and_their_delta_is_of_
     assert np.linalg.matrix_rank(delta[first.weight].reshape(first.outputs, first.inputs), tol=1e-5) <= 2
 
 
+def test_both_factors_of_a_frozen_matrix_stay_while_others_train():
+    net = ff.mlp(6, 5, 4, 3)
+    small = compress.factored(net, 2)
+    shapes = dict(zip(small.layout.names, small.layout.shapes, strict=True))
+    parts = [shapes[name] for name in compress.in_factors(net, small, ("2.weight",))]
+    assert parts == [(2, 5), (4, 2)]
+    assert [shapes[name] for name in compress.in_factors(net, small, ("2",))] == [(2, 5), (4, 2), (4,)]
+    declared = LowRank(2), Frozen(("2.weight",))
+    found = float(Train(net, local=declared).cost(np.array([10]), net.layout, {}).bytes_up)
+    assert found == 4.0 * (small.layout.size - 2 * 5 - 4 * 2)
+
+
 def test_gradients_are_taken_at_rounded_weights():
     net, bits = SMALL, 3
     one = cohort(net, [4])

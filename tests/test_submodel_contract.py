@@ -11,6 +11,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Params, View
 from fieldfare.work.submodel import (
     Budget,
+    Group,
     Level,
     MultiRate,
     Prefix,
@@ -21,6 +22,7 @@ from fieldfare.work.submodel import (
     replanned,
     submodels,
 )
+from fieldfare.work.submodel.rules import Moment
 
 DATA = ff.synthetic(clients=12, classes=5, features=16, seed=3, min_examples=12, log_mean=1.0, log_sigma=0.5)
 NET = ff.mlp(16, 12, 8, 5)
@@ -50,6 +52,15 @@ def test_zero_training_lifts_to_exactly_zero(rule):
 def test_rate_one_for_everyone_is_fedavg_bit_for_bit(rule):
     family = submodels(NET, (1,))
     assert trained(family, family.view(rule)).vector.tobytes() == trained(NET).vector.tobytes()
+
+
+def test_windows_begin_at_the_first_channel_and_go_around_the_end_and_units_are_whole():
+    ring = Group("a", 6)
+    at = [Rolling().kept(0, ring, 3, Moment(round_, None)).tolist() for round_ in (1, 2, 5, 7)]
+    assert at == [[0, 1, 2], [1, 2, 3], [0, 4, 5], [0, 1, 2]]
+    assert Rolling(2).kept(0, Group("a", 8, unit=2), 4, Moment(2, None)).tolist() == [4, 5, 6, 7]
+    units = Group("a", 12, unit=4)
+    assert [units.keep(rate) for rate in (1.0, 0.7, 0.5, 0.4, 0.25, 0.1)] == [12, 12, 8, 8, 3, 2]
 
 
 @pytest.mark.parametrize("widths", [(16, 6, 8, 5), (16, 24, 8, 5), (16, 8, 12, 5)])

@@ -75,6 +75,27 @@ def test_a_pass_for_statistics_gives_a_level_norms_of_its_own_and_changes_no_par
     assert not np.allclose(found[1][:8], found[0.5])
 
 
+def test_statistics_are_of_whole_batches_and_without_dropout():
+    family, data = vgg(), columns("vgg", 300)
+    torch = pytest.importorskip("torch")
+    first = {name: column[:256] for name, column in data.items()}
+    model = family.init(1)
+    whole, short = (export(family, model, 0.5, data=one).params.sides for one in (first, data))
+    for name, side in whole.items():
+        assert np.array_equal(short[name], side), "the 44 rows behind the first batch are left out"
+    nn = torch.nn
+    net = nn.Sequential(
+        nn.Linear(16, 8), nn.Dropout(0.5), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 5)
+    )
+    rows = columns("mlp", 64)
+    family = submodels(net, (1, 0.5), example=rows)
+    one = export(family, family.init(0), 1, data=rows)
+    taken = one.params.tensors()
+    before = rows["x"] @ taken["0.weight"].T + taken["0.bias"]
+    np.testing.assert_allclose(one.params.sides["2.running_mean"], before.mean(0), atol=1e-5)
+    np.testing.assert_allclose(one.params.sides["2.running_var"], before.var(0, ddof=1), rtol=1e-4)
+
+
 def test_a_module_taken_home_computes_alone():
     family = vgg()
     torch = pytest.importorskip("torch")

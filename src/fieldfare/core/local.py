@@ -77,7 +77,8 @@ class Nested:
     `each`: "all" of them at every step beside the client's own; "turn": one of them, in turn; "only": one of them or
     the client's own, in turn, and nothing beside it. Their loss is `weight` times the mean over those of a step of
     (1 - distil) cross-entropy + distil T**2 KL(own || smaller), at `temperature` T; no gradient goes into the own.
-    `back`: the own's loss is (1 - back) cross-entropy + back T**2 KL(smaller || own), of the mean of those of the step.
+    `back`: the own's loss is (1 - back) cross-entropy + back T**2 KL(smaller || own), of the mean of those of the step
+    (with "only" there are none beside it, and it is the cross-entropy).
     """
 
     shares: tuple[float, ...]

@@ -70,17 +70,15 @@ class Inside:
         inner = self.inner
         if inner.each == "only":
             d *= (self.drawn == -1).astype(np.float32)[:, None, None]
-        if not inner.back:
+        if not inner.back or inner.each == "only":  # then nobody is there to learn from
             return
         t, mean, met = np.float32(inner.temperature), np.zeros_like(self.own), np.zeros(len(d), np.float32)
         for at, _, _, logits, _ in self.nets:
             mean[at] += softmax(logits / t)
             met[at] += 1
-        mean /= np.maximum(met, 1)[:, None, None]
-        apart = (softmax(self.own / t) - mean) * (np.float32(inner.back) * t) * self.share
-        some = (met > 0).astype(np.float32)[:, None, None]
-        d *= 1 - np.float32(inner.back) * some
-        d += apart * some
+        mean /= met[:, None, None]
+        d *= 1 - np.float32(inner.back)
+        d += (softmax(self.own / t) - mean) * (np.float32(inner.back) * t) * self.share
 
     def learn(self) -> None:
         """Add the smaller nets' gradients to the stack's."""
