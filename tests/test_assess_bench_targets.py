@@ -15,8 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fieldfare as ff
+from fieldfare.assess.artefact import read_artefact
 from fieldfare.assess.bench import emulated
 from fieldfare.assess.bench.adb import Adb, battery, listed, phones, properties, usable
 from fieldfare.assess.bench.emulated import DeviceClass, Emulated, device_class, quota_group
@@ -24,6 +28,7 @@ from fieldfare.assess.bench.farm import Farm, write_package
 from fieldfare.assess.bench.package import PROBE, About, Package, Plan, model_of, package, schema, sizes
 from fieldfare.assess.bench.records import DEVICE_TEXT, NUMBERS, lines, parse
 from fieldfare.assess.bench.targets import Exit, Local, Ssh, filled, measure, spent, status_of
+from fieldfare.cli import app
 from fieldfare.core.errors import UsageError
 
 HERE = Path(__file__).parent
@@ -238,6 +243,42 @@ model[0].weight.requires_grad_(False)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("net", "loss", "inputs"),
+    [
+        ("torch.nn.Embedding(9, 9)", "", {"x": "int64[5]<9", "y": "int64[5]<9"}),
+        ("torch.nn.Conv2d(1, 3, 3, padding=1)", "", {"x": "float32[1,4,4]", "y": "int64[4,4]<3"}),
+        ("torch.nn.Linear(4, 2)", "mse", {"x": "float32[4]", "y": "float32[2]"}),
+        ("torch.nn.Bilinear(3, 4, 2)", "", {"a": "float32[3]", "b": "float32[4]", "y": "int64<2"}),
+    ],
+)
+def test_modules_of_every_sort_take_made_up_inputs(tmp_path: Path, net: str, loss: str, inputs: dict[str, str]):
+    pytest.importorskip("torch")
+    text = f"import torch\nmodel = {net}\n"
+    if "a" in inputs:
+        text = f"import fieldfare as ff\nimport torch\nmodel = ff.torch_net({net}, x=('a', 'b'))\n"
+    one = model_of(made(tmp_path, text), None, About(inputs=inputs, loss=loss))
+    found = measure(Local(), package(one, Plan(records=40, batch=10, repeats=1, optimizer="adam")))
+    assert [(line["status"], line["note"]) for line in found] == [("ok", None)]
+
+
+@pytest.mark.slow
+def test_a_module_of_a_job_takes_inputs_like_the_jobs_data(tmp_path: Path):
+    pytest.importorskip("torch")
+    text = """
+import fieldfare as ff, torch
+job = ff.Job(data=ff.data.synthetic(clients=5, classes=3, features=6, seed=1), algorithm=ff.FedAvg(rounds=1, cohort=2),
+             model=lambda: torch.nn.Linear(6, 3), loss=lambda out, y: torch.nn.functional.cross_entropy(out, y))
+"""
+    one = model_of(made(tmp_path, text))
+    assert one.spec["inputs"]["x"]["shape"] == [6]
+    assert one.spec["inputs"]["y"] == {"dtype": "int64", "shape": [], "below": 3}
+    assert one.spec["loss"] == "file"
+    found = measure(Local(), package(one, Plan(records=40, batch=10, repeats=1)))
+    assert [(line["status"], line["note"]) for line in found] == [("ok", None)]
+
+
+@pytest.mark.slow
 def test_a_module_that_fails_where_it_runs_is_a_record(tmp_path: Path):
     pytest.importorskip("torch")
     text = """
@@ -329,6 +370,37 @@ def test_lines_that_are_no_json_are_refused():
             parse(wrong, "records")
 
 
+@given(st.binary(max_size=200) | st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inside: st.lists(inside, max_size=3) | st.dictionaries(
+        st.sampled_from(["device", "model", "status", "wall_s", "package", "step_s", "name"]), inside, max_size=5
+    ), max_leaves=12,
+).map(lambda one: json.dumps(one).encode()))  # fmt: skip
+def test_whatever_comes_back_is_records_or_refused_in_one_line(data: bytes):
+    said = ""
+    try:
+        assert isinstance(parse(data, "x"), list)
+    except UsageError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
+def test_all_but_measured_numbers_is_the_same_each_time(small: Package, here: list[Any]):
+    again = measure(Local(), small)
+    told = [{name: one[name] for name in ("package", "status", "note", "device", "model", "repeat", "steps", "records",
+                                          "how", "energy_source")} for one in (*here, *again)]  # fmt: skip
+    assert told[:3] == told[3:]
+
+
+def test_a_machine_without_numpy_lacks_what_a_step_needs(small: Package, tmp_path: Path):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S "$@"\n', "ascii")
+    bare.chmod(0o755)
+    found = measure(Local(python=str(bare)), small)
+    assert [one["status"] for one in found] == ["op_missing"]
+    assert "numpy" in (found[0]["note"] or "")
+
+
 # ---- ssh -------------------------------------------------------------------------------------------------------------
 
 SSH = """#!/bin/sh
@@ -351,7 +423,7 @@ done
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home of a board that ssh and scp reach; its python3 is this one."""
-    tools, home = tmp_path / "tools", tmp_path / "home"
+    tools, home = tmp_path / "ssh", tmp_path / "home"
     (home / "bin").mkdir(parents=True)
     tools.mkdir()
     for place, text in ((tools / "ssh", SSH), (tools / "scp", SCP),
@@ -516,6 +588,35 @@ def test_a_probe_that_hangs_on_a_phone_is_a_timeout(adb: Any, small: Package, mo
     found = measure(Adb(phones()[0].serial), small)
     assert [one["status"] for one in found] == ["ok", "timeout"]
     assert found[0]["battery_after"] is None
+
+
+def test_the_command_takes_phones_and_boards_and_names_no_serial_number_or_path(
+    adb: Any, board: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    adb("two")
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path)
+    words = [
+        "assess",
+        "bench",
+        "net.py",
+        "--target",
+        "adb",
+        "--target",
+        "ssh:pi@board",
+        "--records",
+        "200",
+        "--out",
+        "b",
+    ]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "left out: a device is unauthorized" in done.stderr
+    assert "Pixel 6: ok" in done.stderr
+    found = read_artefact("b", "bench")
+    text = (found.path / "manifest.json").read_text() + found.file("records.jsonl").read_text()
+    for secret in (str(tmp_path), "1A2B3C4D5E6F", "R58M123ABC", "pi@board"):
+        assert secret not in text
+    assert len(found.table("eligible")["eligible"]) == 2
 
 
 def test_a_phone_without_room_is_refused_and_left_clean(adb: Any, small: Package):

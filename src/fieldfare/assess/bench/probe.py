@@ -302,14 +302,12 @@ def module(model, plan, folder):
     if model["loss"] in losses:
         loss = losses[model["loss"]]
     if model["loss"] == "cross_entropy":
-        plain, dims = loss, model["inputs"]["y"]["shape"]
+        plain = loss
 
-        def loss(out, wanted):  # logits of sequences have classes last
-            return (
-                plain(out.flatten(0, -2), wanted.flatten())
-                if dims and out.dim() == len(dims) + 2
-                else plain(out, wanted)
-            )
+        def loss(out, wanted):
+            if out.dim() > 2 and out.shape[:-1] == wanted.shape:  # of sequences: classes last
+                return plain(out.flatten(0, -2), wanted.flatten())
+            return plain(out, wanted)
 
     if not callable(loss):
         raise NotImplementedError(f"the loss {model['loss']!r} is not in the file and not known here")
