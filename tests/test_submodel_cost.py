@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import fieldfare as ff
 from fieldfare.core.errors import UsageError
+from fieldfare.core.local import ControlVariate, Frozen, LowRank, Nested, Proximal, Rounded, Scaled, Sent
 from fieldfare.work.submodel import declared, measured, submodels
 
 nets = pytest.importorskip("submodel_nets")
@@ -204,7 +206,7 @@ def test_smaller_levels_smaller_batches_and_fewer_slots_take_less():
 
 
 def test_the_cost_of_training_tells_the_peak_of_a_step_where_it_is_known():
-    from fieldfare.core.local import ControlVariate
+    from fieldfare.work import compress
     from fieldfare.work.train import Train
 
     sizes = np.array([20, 40])
@@ -214,8 +216,12 @@ def test_the_cost_of_training_tells_the_peak_of_a_step_where_it_is_known():
         for layout in (net.layout, half):
             cost = Train(net, training).cost(sizes, layout, {})
             assert cost.memory_bytes == declared(net, training, layout).memory_bytes
-    kept = Train(net, ff.Training(), (ControlVariate(),)).cost(sizes, net.layout, {})
-    assert kept.memory_bytes == declared(net, ff.Training()).memory_bytes + 2 * 4 * net.layout.size
+    kept = Train(net, ff.Training(), (ControlVariate(),)).cost(sizes, net.layout, {}).memory_bytes
+    assert kept == declared(net, ff.Training(), local=(ControlVariate(),)).memory_bytes
+    assert kept > declared(net, ff.Training()).memory_bytes + 3 * 4 * net.layout.size  # c, c_i, and the correction
+    low = Train(net, ff.Training(), (LowRank(2),)).cost(sizes, net.layout, {})
+    assert low.memory_bytes == declared(compress.factored(net, 2), ff.Training()).memory_bytes
+    assert low.memory_bytes < declared(net, ff.Training()).memory_bytes
     made = family("vgg")
     work = Train(made, TRAININGS[0])
     before = work.cost(sizes, made.layout, {}).memory_bytes
@@ -228,3 +234,73 @@ def test_a_net_that_cannot_be_looked_at_is_refused_in_one_line():
         declared(ff.torch_net(nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 5))))
     with pytest.raises(UsageError, match="memory is known of"):
         declared(object())
+
+
+NESTED = Nested((0.5, 0.25, 0.125), 0.5, 2.0, 1.0, "turn", 0.0)
+LOCALS = {
+    "nested in turn": (NESTED,),
+    "nested and back": (replace(NESTED, distil=0.0, back=0.5),),
+    "nested, all, both ways": (replace(NESTED, each="all", back=0.5),),
+    "nested, only": (replace(NESTED, each="only"),),
+    "rounded": (Rounded(8),),
+    "nested and rounded": (NESTED, Rounded(4)),
+    "low rank": (LowRank(4),),
+    "low rank, rounded": (LowRank(4), Rounded(8)),
+    "scaled": (Scaled(),),
+    "corrected": (ControlVariate(),),
+    "pulled": (Proximal(0.1),),
+    "error feedback": (Sent(0.1),),
+}
+
+
+def check_changed(made, local, trainings, example=None):
+    view = made.view()
+    for training in trainings:
+        for level in range(3):
+            layout = view.layout(level)
+            said = declared(made, training, layout, local).memory_bytes
+            assert said == pytest.approx(measured(made, training, layout, example, local), rel=0.05), (training, level)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("local", LOCALS.values(), ids=LOCALS)
+@pytest.mark.parametrize("widths", [(64, 200, 100, 10), (64, 1200, 400, 10)], ids=["small", "wide"])
+def test_computed_memory_of_declared_layers_is_that_of_the_step_an_algorithm_takes(widths, local):
+    rng = np.random.default_rng(0)
+    example = {"x": rng.standard_normal((30, 64), dtype=np.float32), "y": rng.integers(0, 10, 30)}
+    check_changed(submodels(ff.mlp(*widths)), local, TRAININGS, example)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("local", LOCALS.values(), ids=LOCALS)
+@pytest.mark.parametrize("kind", ["vgg", "resnet"])
+def test_computed_memory_of_torch_nets_is_that_of_the_step_an_algorithm_takes(kind, local):
+    check_changed(family(kind), local, TRAININGS[:2])
+
+
+@pytest.mark.slow
+def test_some_tensors_kept_as_they_are_take_a_mask_and_the_optimisers_vectors():
+    made = family("vgg")
+    check_changed(made, (Frozen((made.layout.names[0],)),), TRAININGS[:2])
+
+
+def test_an_idle_declaration_takes_nothing():
+    net = ff.mlp(64, 30, 10)
+    plain = declared(net)
+    assert declared(net, local=(Proximal(0.0),)) == plain
+    assert declared(net, local=(Scaled(),)) == plain
+    assert declared(net, local=(Nested(()),)) == plain
+    assert declared(net, local=(Rounded(8),)).memory_bytes > plain.memory_bytes + 3 * 4 * net.layout.size
+
+
+def test_what_travels_of_a_level_is_what_its_training_counts():
+    from fieldfare.work.train import Train
+
+    net = ff.mlp(64, 30, 10)
+    half = submodels(net, (0.5,)).view().layout(0)
+    for local in LOCALS.values():
+        for layout in (net.layout, half):
+            said, cost = declared(net, None, layout, local), Train(net, local=local).cost(np.array([1]), layout, {})
+            assert (said.bytes, said.up_bytes) == (round(cost.bytes_down), round(cost.bytes_up)), local
+            assert said.flops == cost.flops[0]
+            assert said.parameters == layout.size

@@ -95,7 +95,7 @@ def test_the_view_of_a_plan_gives_its_levels_and_marks_who_may_be_asked():
 def test_who_fits_no_level_is_told_with_what_it_would_take():
     found = plan(FAMILY, Budget(np.array([1e9, 4.2e4, 1e4])), TRAINING, known=NEEDS)
     few, none = found.told()
-    assert few.startswith("device 1 fits no level: the smallest, 1/8, takes 50.5 kB at batch 20 and 42 kB are free")
+    assert few.startswith("device 1 fits no level: the smallest, 1/8, takes 49.8 kB at batch 20 and 42 kB are free")
     batch = int(few.split("batch_size=")[1].split()[0])
     smallest = FAMILY.view().layout(3)
     assert declared(FAMILY, replace(TRAINING, batch_size=batch), smallest).memory_bytes <= 4.2e4

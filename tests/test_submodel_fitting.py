@@ -208,6 +208,50 @@ def test_what_was_proved_of_a_net_is_not_proved_again(monkeypatch):
     assert tried == ["1"]
 
 
+NESTED = ff.NestedFL(2, 6, distil=0.5, shares=(1, 0.5, 0.25, 0.125), view=FAMILY.fitting())
+ALGORITHMS_THAT_CHANGE_STEPS = {
+    "nested": NESTED,
+    "rounded": ff.quantise(ff.HeteroFL(2, 6, view=FAMILY.fitting()), bits=8),
+    "feedback": ff.compress(ff.HeteroFL(2, 6, view=FAMILY.fitting()), share=0.1),
+}
+
+
+@pytest.mark.parametrize("kind", ALGORITHMS_THAT_CHANGE_STEPS)
+def test_the_step_that_is_planned_and_proved_is_the_one_the_algorithm_takes(kind):
+    algorithm = ALGORITHMS_THAT_CHANGE_STEPS[kind]
+    really = needs(FAMILY, TRAINING, algorithm.local)
+    more = really[0].cost.memory_bytes
+    assert more > M[0] > really[1].cost.memory_bytes
+    between = np.full(6, (more + M[0]) / 2)
+    done = run(replace(job(Fleet(memory_bytes=between)), algorithm=algorithm)).summary["plan"]
+    assert {name: one["devices"] for name, one in done["levels"].items()} == {"1": 0, "1/2": 6, "1/4": 0, "1/8": 0}
+    assert [(one["level"], one["ok"]) for one in done["dry_runs"]] == [("1/2", True)]
+    assert done["dry_runs"][0]["used_bytes"] == pytest.approx(really[1].cost.memory_bytes, rel=0.05)
+    plain = run(job(Fleet(memory_bytes=between), cohort=6)).summary["plan"]
+    assert plain["levels"]["1"]["devices"] == 6
+
+
+def test_a_dry_run_fails_where_only_the_plain_step_fits():
+    rows = {"x": np.zeros((4, 64), np.float32), "y": np.arange(4)}
+    budget = M[0]
+    assert dry.dry_run(FAMILY, 1, budget, TRAINING, example=rows).ok
+    done = dry.dry_run(FAMILY, 1, budget, TRAINING, example=rows, local=NESTED.local)
+    assert not done.ok
+    assert done.used_bytes > 1.1 * budget
+
+
+def test_a_plan_by_hand_counts_what_it_is_told_of_the_algorithm():
+    fleet = Fleet(memory_bytes=np.full(6, M[0]))
+    assert plan(FAMILY, fleet, TRAINING).assign.tolist() == [0] * 6
+    found = plan(FAMILY, fleet, TRAINING, local=NESTED.local)
+    assert found.assign.tolist() == [1] * 6
+    assert plan(FAMILY, Fleet(memory_bytes=np.full(6, 7.4e4)), TRAINING).fits.all()
+    few = plan(FAMILY, Fleet(memory_bytes=np.full(6, 7.4e4)), TRAINING, local=ff.quantise(NESTED, bits=8).local)
+    batch = int(few.why(0).split("batch_size=")[1].split()[0])
+    taken = [needs(FAMILY, replace(TRAINING, batch_size=b), few.local)[3].cost.memory_bytes for b in (batch, batch + 1)]
+    assert taken[0] <= 7.4e4 < taken[1]
+
+
 def test_the_report_says_who_was_left_out(tmp_path):
     done = job(Fleet(memory_bytes=RAM), rounds=2).run(tmp_path, progress=False)
     assert done.path is not None

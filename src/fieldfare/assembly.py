@@ -157,7 +157,8 @@ def _fitted(job: Job, net: Any, population: Population) -> Fitted | None:
     if not isinstance(asked, Fitting):
         return None
     rows = {name: column[:2] for name, column in job.data.columns.items()}
-    planned = fitted(asked, net, population.fleet, job.training, population.examples, rows)
+    local = tuple(getattr(innermost(job.algorithm), "local", ()))
+    planned = fitted(asked, net, population.fleet, job.training, population.examples, rows, local)
     if several(job.algorithm) and (told := planned.told()):
         raise UsageError(f"{type(job.algorithm).__name__} trains on every device: {told[0]}")
     if several(job.algorithm) and not planned.steady:

@@ -68,7 +68,8 @@ def fit(
     family, training, rows, job = _family(model, None if levels is None else _levels(levels))
     given = {"batch_size": batch, "optimizer": optimizer, "momentum": momentum}
     training = replace(training, **{name: value for name, value in given.items() if value is not None})
-    found = needs(family, training)
+    local = () if job is None else _local(job)
+    found = needs(family, training, local)
     memory = free if free is not None else known.memory_bytes if known is not None else float("inf")
     devices = Budget(memory)
     if known is not None:
@@ -76,7 +77,7 @@ def fit(
             memory, known.flops_per_s, known.downlink_bytes_per_s, known.uplink_bytes_per_s, known.overhead_s,
             known.latency_s,
         )  # fmt: skip
-    planned = plan(family, devices, training, examples=examples or 0, deadline_s=deadline, known=found)
+    planned = plan(family, devices, training, examples=examples or 0, deadline_s=deadline, known=found, local=local)
     limited = free is not None or known is not None
     chosen = int(planned.assign[0])
     table: list[dict[str, Any]] = []
@@ -98,6 +99,7 @@ def fit(
     facts: dict[str, Any] = {
         "model": model, "batch_size": training.batch_size, "optimizer": training.optimizer,
         "momentum": training.momentum, "device": device, "memory_bytes": memory if limited else None,
+        "local": [repr(one) for one in local],
         "deadline_s": deadline, "levels": table, "level": found[chosen].level.name if limited and chosen >= 0 else None,
         "whole": dict(family.axes.whole),
     }  # fmt: skip
@@ -113,7 +115,7 @@ def fit(
     if limited and chosen < 0:
         _refuse(planned.why(0, device or "this device"), facts, as_json)
     if dry:
-        done = dry_run(family, found[chosen].level, memory, training, example=rows)
+        done = dry_run(family, found[chosen].level, memory, training, example=rows, local=local)
         facts["dry_run"] = {name: getattr(done, name) for name in ("ok", "way", "budget_bytes", "used_bytes", "said")}
         if not as_json:
             _show_proof(done)
@@ -206,6 +208,13 @@ def _family(model: str, levels: Sequence[Any] | None) -> tuple[Any, Any, Any, An
     if lacking := sorted(wanted - rows.keys()):
         raise UsageError(f"{path}: example has no column {lacking[0]!r}, it has {', '.join(rows) or 'none'}.")
     return family, training, rows, job
+
+
+def _local(job: Any) -> tuple[Any, ...]:
+    """What the job's algorithm declares of its clients' steps."""
+    from fieldfare.algorithms.evaluate import innermost
+
+    return tuple(getattr(innermost(job.algorithm), "local", ()))
 
 
 def _found(names: Mapping[str, Any], name: str, path: str) -> tuple[Any, str]:

@@ -292,10 +292,12 @@ def _train(
             inside.teach(d)
             backward(program, view, False)
             inside.learn()
+            own = inside = None  # or they would be there while the next step makes its own
         else:
             backward(program, view, optimiser is None)
         if master is not None:
             stack.w[turn.lo : turn.hi] = master
+            master = None
         if optimiser is not None:
             optimiser.step(turn.lo, turn.hi, turn.taken)
     losses[ids] = total

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 I64 = NDArray[np.int64]
 
 _CHANCE = np.uint64(rng.derive(0, "torch"))
-_GATHERED = 1 << 20
+GATHERED = 1 << 20
 
 
 class Batches:
@@ -37,7 +37,7 @@ class Batches:
         self, plan: Plan, inputs: Sequence[Column], target: Column, transform: Callable[[Any], Any] | None
     ) -> None:
         self.plan, self.inputs, self.target, self.transform = plan, inputs, target, transform
-        self._most = max(_GATHERED // sum(column.row_bytes for column in inputs), 1)
+        self._most = max(GATHERED // sum(column.row_bytes for column in inputs), 1)
         self._edges: dict[tuple[int, int], list[int]] = {}
 
     def edges(self, i: int) -> list[int]:

@@ -55,11 +55,11 @@ def find(local: tuple[Local, ...], kind: type[L]) -> L | None:
     return next((one for one in local if isinstance(one, kind)), None)
 
 
-def _step_of(net: Net, training: Training, layout: Layout) -> int | None:
-    """Bytes at the peak of a plain step, where that is known without work; None where not."""
+def _step_of(net: Net, training: Training, layout: Layout, local: tuple[Local, ...]) -> int | None:
+    """Bytes at the peak of a step as `local` has it, where that is known without work; None where not."""
     from fieldfare.work.submodel.cost import already_declared
 
-    found = already_declared(net, training, layout) if len(layout.names) else None
+    found = already_declared(net, training, layout, local) if len(layout.names) else None
     return None if found is None else found.memory_bytes
 
 
@@ -397,8 +397,8 @@ class Train:
     def cost(self, examples: I64, layout: Layout, config: Mapping[str, Scalar]) -> Cost:
         """FLOPs of the examples really taken, bytes of the vectors that travel each way, memory of a training step.
 
-        Memory is the peak that `work.submodel.declared` computes, and what declarations keep beside it: of declared
-        layers, and of torch nets of which it was asked before (a plan asks); of others, the vectors alone.
+        Memory is the peak of the step that `work.submodel.declared` computes, with what declarations keep beside it: of
+        declared layers, and of torch nets of which it was asked before (a plan asks); of others, the vectors alone.
         Whole vectors travel, also the personal part (as zeros on the way up), as the drivers send them.
         """
         training, _ = settings(self.training, config)
@@ -427,11 +427,11 @@ class Train:
                 case _:
                     pass
         vector = 4.0 * layout.size
-        memory = vector * held
-        if (step := _step_of(self.net, training, layout)) is not None:
-            memory = step + vector * (held - 2 - training.moments)
         local = self.local if layout == self.net.layout else of_level(self.local, self.net, layout)
         sent, back, net = compress.travelling(local, net, layout)
+        step = _step_of(self.net, training, layout, self.local)
+        small = vector if find(self.local, LowRank) is None else 4.0 * net.layout.size
+        memory = small * held if step is None else step
         more_down, more_up = vector * (down - 1), vector * (up - 1) + extra
         return Cost(net.flops() * taken, sent + more_down, back + more_up, memory)
 

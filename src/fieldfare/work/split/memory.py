@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 from fieldfare.work.net import Training
 from fieldfare.work.split.cuts import Cut
@@ -73,15 +72,6 @@ def _counted(net: SplitNet, start: Cut | None, stop: Cut | None, training: Train
 
     from fieldfare.work.submodel.step import Live, _emptied
 
-    class Watched(Live):
-        """Counts what the backward pass of batch norm has beside its result, too: a tensor like it (measured)."""
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = super().__torch_dispatch__(func, types, args, kwargs)
-            if func._schema.name == "aten::native_batch_norm_backward":
-                self.peak = max(self.peak, self.live + out[0].numel() * out[0].element_size())
-            return out
-
     half, size = net.half(start, stop), training.batch_size
     ends = None if start is None else start.place, None if stop is None else stop.place
     module = copy.deepcopy(between(net.traced, *ends)).train()
@@ -100,7 +90,7 @@ def _counted(net: SplitNet, start: Cut | None, stop: Cut | None, training: Train
         came = [torch.empty(one.shape, dtype=one.dtype) for one in batch]
         inputs = [one.contiguous(memory_format=last) for one in came] if half.turned else came
         goal = None if target is None else torch.empty(target.shape, dtype=target.dtype)
-        with Watched() as watch, torch.enable_grad():
+        with Live() as watch, torch.enable_grad():
             for one in (*module.parameters(), *module.buffers()):
                 watch.add(one)
             before = watch.live

@@ -19,8 +19,10 @@ import numpy as np
 
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
-from fieldfare.work.net import Drift, Training
+from fieldfare.core.local import Local
+from fieldfare.work.net import Training
 from fieldfare.work.shortage import wants_memory
+from fieldfare.work.submodel.actual import Actual, actual, memory_of
 from fieldfare.work.submodel.cost import _kept, measured
 from fieldfare.work.submodel.family import Family
 from fieldfare.work.submodel.fit import Planned, barred
@@ -52,11 +54,15 @@ class Dry:
 def dry_run(
     family: Family, level: Level | float, budget_bytes: float, training: Training | None = None, *,
     example: Any = None, spare: float = 0.1, way: str | None = None, timeout_s: float = 600.0,
+    local: Sequence[Local] = (),
 ) -> Dry:  # fmt: skip
     """Take one training step of `level` with `budget_bytes` of memory, and `spare` of it more.
 
+    The step is that of an algorithm which declares `local` (none: the plain one); where it trains nets inside in turn,
+    one of each; client state is held beside it.
+
     From 64 MB on (or with `way="address space"`) in a forked process whose address space is limited to what it had
-    after import, a step of the smallest level at a batch of two, and the model as it came, plus the budget. In it count
+    after import, steps of the smallest level at a batch of two, and the model as it came, plus the budget. In it count
     the model that trains, gradients, slots, activations, batch; not the vector that came, nor the one sent back.
     Below (or `way="allocator"`) the peak of the allocator is compared. Linux with glibc for the first. Cost: two steps.
     Errors: `UsageError`; an error of the step that is not for want of memory is told as such.
@@ -71,7 +77,7 @@ def dry_run(
         raise UsageError(f"dry_run(budget_bytes={budget_bytes}): a budget is a number of bytes above zero.")
     net = family.at(level)
     if way == "allocator":
-        used = measured(net, training, example=example)
+        used = measured(family.net, training, net.layout, example, local)
         ok = used <= (1 + spare) * budget
         return Dry(level, budget, ok, way, used, "" if ok else f"the step took {used} bytes")
     rows = example or getattr(family.net, "example", None)
@@ -79,9 +85,12 @@ def dry_run(
         raise UsageError("dry_run(...) takes a step: give an example (rows of the data's columns).")
     if sys.platform != "linux":
         raise UsageError("dry_run(way='address space') limits a process as Linux can: use way='allocator' here.")
-    nets = sorted(map(family.at, family.levels), key=lambda one: one.layout.size)
-    warm = next((one for one in nets if _stacks(one, training) == _stacks(net, training)), net)
-    kind, used, said = _in_child(warm, net, rows, training, int((1 + spare) * budget), timeout_s)
+    asked, inside = memory_of(local), getattr(family.net, "net", family.net)
+    step = actual(inside, net.layout, asked)
+    nets = [step, *(actual(inside, family.at(one).layout, asked) for one in family.levels)]
+    nets = [one for one in nets if _kind(one.net, training) == _kind(step.net, training)]
+    warm = min(nets, key=lambda one: one.net.layout.size)
+    kind, used, said = _in_child(warm, step, rows, training, int((1 + spare) * budget), timeout_s)
     if kind == "error":
         raise UsageError(f"the dry run of level {level.name} failed, and not for want of memory: {said}")
     return Dry(level, budget, kind == "ok", way, used, said)
@@ -152,6 +161,7 @@ def _tried(planned: Planned, level: Level, budget: float, example: Any, spare: f
         training.weight_decay,
         training.clip_norm,
         spare,
+        memory_of(planned.local),
     )
     before = _TRIED.setdefault(net, {}).setdefault(key, [])
     small = budget < LEAST
@@ -159,20 +169,20 @@ def _tried(planned: Planned, level: Level, budget: float, example: Any, spare: f
         alike = (one.budget_bytes < LEAST) == small
         if alike and (one.budget_bytes <= budget if one.ok else one.budget_bytes >= budget):
             return one
-    done = dry_run(planned.family, level, budget, training, example=example, spare=spare)
+    done = dry_run(planned.family, level, budget, training, example=example, spare=spare, local=planned.local)
     before.append(done)
     return done
 
 
 def _in_child(
-    warm: Any, net: Any, rows: Any, training: Training, budget: int, timeout_s: float
+    warm: Actual, step: Actual, rows: Any, training: Training, budget: int, timeout_s: float
 ) -> tuple[str, int, str]:
     """("ok", "memory" or "error", bytes used, what was said) of the step in a forked process."""
     import multiprocessing as mp
 
     context = mp.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_step, args=(warm, net, rows, training, budget, theirs), daemon=True)
+    child = context.Process(target=_step, args=(warm, step, rows, training, budget, theirs), daemon=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*")
         child.start()
@@ -194,7 +204,7 @@ def _in_child(
     return "memory", 0, f"the process died (exit code {child.exitcode})"
 
 
-def _step(warm: Any, net: Any, rows: Any, training: Training, budget: int, out: Any) -> None:
+def _step(warm: Actual, step: Actual, rows: Any, training: Training, budget: int, out: Any) -> None:
     """In the child: a warm-up step, the limit, the step; the answer goes through `out`."""
     import resource
 
@@ -203,8 +213,8 @@ def _step(warm: Any, net: Any, rows: Any, training: Training, budget: int, out: 
         sys.modules["torch"].set_num_threads(1)  # threads do not come along in a fork
     try:
         _take(warm, rows, training, 2)
-        start = net.init(0).vector[None]
-        kept, reply = _laid(net, training)
+        start = step.net.init(0).vector[None]
+        kept, reply = _laid(step.net, training)
         gc.collect()
         _soak()
         before = _told("VmSize:")
@@ -216,7 +226,9 @@ def _step(warm: Any, net: Any, rows: Any, training: Training, budget: int, out: 
         out.send(("error", 0, f"before the limit was set, {type(error).__name__}: {error}"))
         return
     try:
-        _take(net, rows, training, training.batch_size, start)
+        state = np.ones(step.kept // 4, np.float32)
+        _take(step, rows, training, training.batch_size, start)
+        del state
         answer = ("ok", 0, "")
     except Exception as error:
         wanted = re.search(r"(?:tried to allocate (\d+) bytes|\((\d+) bytes more)", str(error))
@@ -228,19 +240,20 @@ def _step(warm: Any, net: Any, rows: Any, training: Training, budget: int, out: 
     out.send(answer)
 
 
-def _take(net: Any, rows: Any, training: Training, batch: int, start: Any = None) -> None:
-    """One step of `net` on `batch` rows, again and again those there are."""
+def _take(step: Actual, rows: Any, training: Training, batch: int, start: Any = None) -> None:
+    """One step on `batch` rows, again and again those there are; one of each of the nets that are trained in turn."""
     from dataclasses import replace
 
     from fieldfare.work.plan import make_plan
 
-    training = replace(training, batch_size=training.batch_size if _stacks(net, training) else batch, steps=1)
+    net, turns = step.net, step.turns
+    training = replace(training, batch_size=training.batch_size if _stacks(net, training) else batch, steps=turns)
     taken = np.arange(batch) % len(rows[net.y])
     keys = np.zeros(1, np.uint64)
     data = Block(rows, taken, np.array([0, batch]))
-    plan = make_plan(data, keys, training, np.ones(1, np.int64))
+    plan = make_plan(data, keys, training, np.full(1, turns))
     start = net.init(0).vector[None] if start is None else start
-    net.fit(start, np.zeros(1, np.int64), data, plan, keys, training, 0.0, Drift())
+    net.fit(start, np.zeros(1, np.int64), data, plan, keys, training, 0.0, step.drift)
 
 
 def _stacks(net: Any, training: Training) -> bool:
@@ -249,11 +262,17 @@ def _stacks(net: Any, training: Training) -> bool:
     return not hasattr(net, "_module") or (dense is not None and net._stacks(training))
 
 
+def _kind(net: Any, training: Training) -> tuple[bool, bool]:
+    """What is alike of nets that need the same code to be there: by NumPy or torch, with nets inside or not."""
+    within = getattr(net, "_within", None)
+    return _stacks(net, training), within is not None and within.steps
+
+
 def _laid(net: Any, training: Training) -> tuple[int, int]:
     """(bytes of the model that trains, laid before the limit is set, bytes of the vector sent back)."""
     if _stacks(net, training):
         return 0, 0  # made in the step, the reply counted with it
-    net._held()
+    net._resident = None  # a gradient may be left there that this step does without
     return sum(t.untyped_storage().nbytes() for t in _kept(net)), 4 * net.layout.size
 
 

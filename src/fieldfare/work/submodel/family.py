@@ -95,8 +95,9 @@ class Family:
 
         Levels are planned (see `plan`) from the fleet's memory, and with `deadline_s` its speeds and links, and are
         planned again where memory (`Fleet.memory`) or speeds change: an ask goes by the time it is made. `prove`:
-        before the first round a step of each level in use is taken in the least memory of its devices (`dry_run`),
-        and where it fails they get the next. Who fits none is told, and is in the run's `summary["plan"]`.
+        before the first round a step of each level in use is taken, as the algorithm takes it, in the least memory of
+        its devices (`dry_run`), and where it fails they get the next. Who fits none is told, and is in the run's
+        `summary["plan"]`.
         """
         from fieldfare.work.submodel.fitting import Fitting
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.core.errors import UsageError
+from fieldfare.core.local import Local
 from fieldfare.core.params import Params
 from fieldfare.work.net import Training
 from fieldfare.work.plan import passes_and_steps
@@ -72,11 +73,12 @@ class Need:
     cost: Declared
 
 
-def needs(family: Family, training: Training | None = None) -> tuple[Need, ...]:
-    """What every level takes to train with `training`, in the family's order."""
+def needs(family: Family, training: Training | None = None, local: Sequence[Local] = ()) -> tuple[Need, ...]:
+    """What every level takes to train with `training`, in the family's order; as `local` declares that it is trained
+    (an algorithm's `local`; none: by the plain step)."""
     view = family.view()
     return tuple(
-        Need(number, level, declared(family, training, view.layout(number)))
+        Need(number, level, declared(family, training, view.layout(number), local))
         for number, level in enumerate(family.levels)
     )
 
@@ -87,7 +89,7 @@ class Planned:
 
     `seconds` `[levels, n]`: a round of each level, sending included; `memory_bytes` `[n]`: what each device has;
     `taken`: examples of a round, `[n]` or one number. `bars`: level n needs more than `bars[n]` bytes, as dry runs
-    found.
+    found. `local`: how the levels are trained.
     """
 
     family: Family
@@ -99,6 +101,7 @@ class Planned:
     deadline_s: float | None = None
     taken: Any = 0
     bars: Mapping[int, float] = field(default_factory=dict[int, float])
+    local: tuple[Local, ...] = ()
 
     @property
     def fits(self) -> NDArray[np.bool_]:
@@ -181,7 +184,7 @@ class Planned:
         def takes(batch: int) -> int:
             if batch not in self._batches:
                 training = replace(self.training, batch_size=batch)
-                self._batches[batch] = declared(self.family, training, layout).memory_bytes
+                self._batches[batch] = declared(self.family, training, layout, self.local).memory_bytes
             return self._batches[batch]
 
         low, high = 0, self.training.batch_size  # `low` fits, `high` does not
@@ -196,6 +199,7 @@ class Planned:
 def plan(
     family: Family, devices: Devices, training: Training | None = None, *, examples: int | Sequence[int] | I64 = 0,
     deadline_s: float | None = None, n: int | None = None, known: tuple[Need, ...] | None = None, at_s: float = 0.0,
+    local: Sequence[Local] = (),
 ) -> Planned:  # fmt: skip
     """The largest level (by parameters) that fits each device.
 
@@ -203,18 +207,19 @@ def plan(
     and a warm-up step), and a round of it, as `Fleet.durations` counts it, takes no more than `deadline_s` (None: as
     long as it likes). `examples`: what each device has, `[n]` or one number (0: one batch). `n` for columns that are
     all numbers. `known`: what `needs` gave before, to plan again at no cost. `at_s`: when a fleet is looked at whose
-    memory (`Fleet.memory`) or speeds (`Fleet.drift`) change. Cost: one pass over the columns per level.
+    memory (`Fleet.memory`) or speeds (`Fleet.drift`) change. `local`: what the algorithm declares of a step
+    (`algorithm.local`), which may take more than the plain one. Cost: one pass over the columns per level.
     Zhang & Kim, arXiv 2105.14675, propose local models compressed from the global one; the rule is ours.
     """
     training = training or Training()
-    found = needs(family, training) if known is None else known
+    found = needs(family, training, local) if known is None else known
     if deadline_s is not None and not deadline_s > 0:
         raise UsageError(f"plan(deadline_s={deadline_s}): a deadline is a number of seconds above zero.")
     sizes = np.asarray(examples, np.int64)
     once = training if sizes.any() else replace(training, steps=training.steps or 1)
     taken = passes_and_steps(np.where(sizes > 0, sizes, training.batch_size).reshape(-1), once)[2]
     taken = taken if sizes.ndim else taken[0]
-    return _planned(family, training, found, _columns(devices, at_s, n), taken, deadline_s, n, {})
+    return _planned(family, training, found, _columns(devices, at_s, n), taken, deadline_s, n, {}, tuple(local))
 
 
 def replan(planned: Planned, devices: Devices, at_s: float = 0.0) -> Planned:
@@ -226,7 +231,9 @@ def replan(planned: Planned, devices: Devices, at_s: float = 0.0) -> Planned:
     """
     p = planned
     n = len(p.assign)
-    return _planned(p.family, p.training, p.needs, _columns(devices, at_s, n), p.taken, p.deadline_s, n, p.bars)
+    return _planned(
+        p.family, p.training, p.needs, _columns(devices, at_s, n), p.taken, p.deadline_s, n, p.bars, p.local
+    )
 
 
 def _columns(devices: Devices, at_s: float, n: int | None) -> dict[str, F64]:
@@ -244,7 +251,7 @@ def _columns(devices: Devices, at_s: float, n: int | None) -> dict[str, F64]:
 
 def _planned(
     family: Family, training: Training, found: tuple[Need, ...], columns: Mapping[str, F64], taken: Any,
-    deadline_s: float | None, n: int | None, bars: Mapping[int, float],
+    deadline_s: float | None, n: int | None, bars: Mapping[int, float], local: tuple[Local, ...],
 ) -> Planned:  # fmt: skip
     lengths = {len(one) for one in (*columns.values(), taken) if np.ndim(one)}
     if len(lengths | ({n} if n is not None else set())) > 1:
@@ -254,11 +261,11 @@ def _planned(
     seconds = np.empty((len(found), count))
     memory = np.array(np.broadcast_to(columns["memory_bytes"], (count,)))
     fixed = columns["overhead_s"] + 2.0 * columns["latency_s"]
-    per_byte = 1.0 / columns["downlink_bytes_per_s"] + 1.0 / columns["uplink_bytes_per_s"]
     for at, need in enumerate(found):
-        seconds[at] = fixed + need.cost.bytes * per_byte + need.cost.flops * taken / columns["flops_per_s"]
+        link = need.cost.bytes / columns["downlink_bytes_per_s"] + need.cost.up_bytes / columns["uplink_bytes_per_s"]
+        seconds[at] = fixed + link + need.cost.flops * taken / columns["flops_per_s"]
     assign = _assign(found, memory, seconds, deadline_s, bars)
-    return Planned(family, training, found, assign, memory, seconds, deadline_s, taken, bars)
+    return Planned(family, training, found, assign, memory, seconds, deadline_s, taken, bars, local)
 
 
 def barred(planned: Planned, bars: Mapping[int, float]) -> Planned:

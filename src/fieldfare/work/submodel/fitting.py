@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fieldfare.core.effects import Run
 from fieldfare.core.errors import UsageError
+from fieldfare.core.local import Local
 from fieldfare.core.params import Params
 from fieldfare.core.quorum import Everyone, Sample
 from fieldfare.work.net import Training
@@ -184,8 +185,11 @@ def _of(quorum: Any, count: int) -> Any:
 
 def fitted(
     asked: Fitting, net: Any, fleet: Any, training: Training, examples: Sequence[int] | I64, example: Any,
+    local: Sequence[Local] = (),
 ) -> Fitted:  # fmt: skip
     """`asked` for the devices of `fleet`, of `examples` `[n]` each: planned, and proved where it says so.
+
+    `local`: how the algorithm trains a level; that step is planned and proved.
 
     Errors: `UsageError` where at some time nobody fits any level, or the job's model is another than the view's.
     """
@@ -199,7 +203,7 @@ def fitted(
     moments = tuple(sorted(times))
     moving = asked.deadline_s is not None and fleet.drift is not None and table is None
     sizes = np.asarray(examples, np.int64)
-    first = plan(family, fleet, training, examples=sizes, deadline_s=asked.deadline_s, n=len(sizes))
+    first = plan(family, fleet, training, examples=sizes, deadline_s=asked.deadline_s, n=len(sizes), local=local)
     plans = [first, *(replan(first, fleet, at) for at in moments[1:])]
     runs: tuple[Dry, ...] = ()
     if asked.prove and any(one.fits.any() for one in plans):

@@ -107,6 +107,8 @@ def _beside(name: str, args: Any, out: Any) -> int:
         form = suggest_memory_format(args[0])
         taken = (args[-1], out) if name.startswith("max") else (out,)
         return sum(0 if t.is_contiguous(memory_format=form) else _size(t) for t in taken)
+    if name == "native_batch_norm_backward":
+        return _size(args[1])
     return 0
 
 
