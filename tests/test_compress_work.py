@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from work_cohorts import cohort
 
 import fieldfare as ff
+from fieldfare.aggregate import chain, clip, mean, momentum
 from fieldfare.core.errors import UsageError
+from fieldfare.core.folds import Coverage
 from fieldfare.core.local import Frozen, LowRank, Pruned, Rounded, Sent
 from fieldfare.work import compress
 from fieldfare.work.inner import rounded
@@ -225,6 +229,15 @@ def test_bytes_are_those_that_travel():
     assert cost(Pruned(0.5)) == (4.0 * half + size / 8, 4.0 * half)
     assert cost(Pruned(0.5), Sent(bits=8))[1] == half + 4.0
     assert trained(ff.compress(ff.FedAvg(2, 8), bits=8)).summary["bytes_up"] == 16 * (size + 4)
+
+
+@pytest.mark.parametrize("around", [partial(ff.prune, share=0.5), ff.masked_heads])
+@pytest.mark.parametrize("method", [ff.FedAvg, ff.FedBuff])
+def test_a_mean_becomes_coverage_of_the_same_rows_votes_and_steps(around, method):
+    server = chain(clip(0.5), mean(weighted=False, step=2.0**-20, weight_step=0.5), momentum(0.9))
+    made = around(method(2, 8, server=server)).server
+    assert made.fold == Coverage(False, 2.0**-20, 0.5, server.fold.before)
+    assert made.after == server.after
 
 
 def test_what_has_no_meaning_is_refused_in_one_line():

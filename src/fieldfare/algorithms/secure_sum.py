@@ -1,11 +1,12 @@
-"""Sums of masked updates around any algorithm of rounds: the server learns neither an update nor who had which part.
+"""Sums of masked updates around any algorithm of rounds: replies tell neither an update nor who had which part.
 
 Bonawitz et al., CCS 2017, figure 4: keys, shares of them, masked words, shares of those who are there and of those who
 have gone. Each `Run` of the inner algorithm becomes four, and it is handed back one `Gathered`. With sub-models a
 client takes its part of the whole model by itself, and adds masked weights of all coordinates to masked sums of them
-(zeros where it has none), so that what is divided is known of all together alone. Not here: the client's side
-(`work.masked`), the arithmetic (`aggregate.masking`). Invariant: with the folds' own step the result is that of the
-plain fold over those whose masked words came, bit for bit.
+(zeros where it has none), so that what is divided is known of all together alone (a server that made the plan of
+levels itself knows it from there). Not here: the client's side (`work.masked`), the arithmetic (`aggregate.masking`).
+Invariant: with the folds' own step the result is that of the plain fold over those whose masked words came, bit for
+bit.
 
 This is the shape of it, not the secrecy: shares go through the server as they are, and keys can be guessed.
 """
