@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +183,23 @@ def test_a_command_reads_artefacts_from_urls_and_writes_its_own_to_one(tmp_path:
     decide = ["memory://shop/forecast", "memory://shop/privacy", "--models", "B", "--out", str(tmp_path / "d")]
     found = CliRunner().invoke(app, ["assess", "decide", *decide, "--json"], standalone_mode=False)
     assert {one["sha256"] for one in read_artefact(tmp_path / "d").inputs} >= {sha256}
+
+
+def test_what_was_written_to_a_url_before_does_not_bar_another_kind_once_it_is_gone(tmp_path: Path) -> None:
+    for kind in ("forecast", "bench"):
+        artefact(places.staged("memory://shop/x"), kind=kind)
+        assert read_artefact("memory://shop/x").kind == kind
+        fsspec.filesystem("memory").rm("/shop", recursive=True)
+
+
+def test_another_process_that_was_first_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = artefact(tmp_path / "a")
+    send(mine, "memory://shop/a")
+
+    def late(made: Path, target: Path) -> None:
+        shutil.copytree(made, target)
+        raise OSError(39, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places.os, "replace", late)
+        assert read_artefact(fetch("memory://shop/a")).sha256 == mine.sha256

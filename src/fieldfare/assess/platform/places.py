@@ -69,7 +69,11 @@ def fetch(url: str | Path, kind: str | None = None) -> Path:
             _same(made / one["path"], one["sha256"], f"{where}/{one['path']}")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(made, target)
+        try:
+            os.replace(made, target)
+        except OSError:
+            if not _whole(target, artefact):  # else another process was first
+                raise
     return target
 
 
@@ -125,6 +129,7 @@ def staged(url: str | Path) -> Path:
     where = _url(url)
     folder = cache_folder() / "staged" / hashlib.sha256(where.encode()).hexdigest()[:16]
     place = folder / _name(where)
+    shutil.rmtree(place, ignore_errors=True)
     _STAGED[place] = where
     return place
 
