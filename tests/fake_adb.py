@@ -38,6 +38,8 @@ def main() -> int:
         sys.stdout.write(call.get("out", ""))
         sys.stderr.write(call.get("err", ""))
         return call.get("rc", 0)
+    with (state / "unexpected.txt").open("a", encoding="utf-8") as log:
+        log.write(said + "\n")
     sys.stderr.write(f"error: the session has no call {said}\n")
     return 99
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import fieldfare as ff
 from fieldfare.assess.artefact import read_artefact
 from fieldfare.assess.bench import emulated
-from fieldfare.assess.bench.adb import Adb, battery, listed, phones, properties, usable
+from fieldfare.assess.bench.adb import PLACE, Adb, battery, listed, phones, properties, started, usable
 from fieldfare.assess.bench.emulated import DeviceClass, Emulated, device_class, quota_group
 from fieldfare.assess.bench.farm import Farm, write_package
 from fieldfare.assess.bench.package import PROBE, About, Package, Plan, model_of, package, schema, sizes
@@ -352,8 +352,10 @@ def test_a_child_is_ended_with_its_own_when_time_is_up(tmp_path: Path):
         ({"package": "other"}, "is of package 'other'"),
         ({"status": "fine"}, "status 'fine' is none of"),
         ({"wall_s": None}, "ok without wall_s"),
-        ({"wall_s": "1"}, "no finite number"),
+        ({"wall_s": "1"}, "no number of less"),
         ({"mem_delta_bytes": -1}, "below 0"),
+        ({"mem_delta_bytes": 10**400}, "no number of less"),
+        ({"temp_c_max": float("1e40")}, "no number of less"),
         ({"model": {}}, "does not name its model"),
         ({"device": 3}, "needs device, model and status"),
     ],
@@ -478,7 +480,10 @@ def test_hosts_that_do_not_answer_or_are_none_are_refused(board: Path, small: Pa
 
 @pytest.fixture
 def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`adb("phone")` puts an adb on the path that replays that session; its folder of state is returned."""
+    """`adb("phone")` puts an adb on the path that replays that session; its folder of state is returned.
+
+    A call that the session does not have fails the test.
+    """
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "adb").write_text(
@@ -494,7 +499,8 @@ def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv("FAKE_ADB_STATE", str(state))
         return state
 
-    return replay
+    yield replay
+    assert [one.read_text() for one in tmp_path.glob("state-*/unexpected.txt")] == []
 
 
 def said(state: Path) -> list[list[str]]:
@@ -519,9 +525,25 @@ def test_a_phone_measures_and_what_its_files_hide_comes_from_getprop_and_dumpsys
     assert good[0].serial not in lines(found).decode()
     calls = said(state)
     assert calls[-1][2] == "shell"
-    assert calls[-1][3].startswith("for p in $(pgrep -f /data/local/tmp/fieldfare-bench/[p]robe.py); do kill -9 $p")
+    assert calls[-1][3].startswith(
+        "run-as com.termux sh -c 'for p in $(pgrep -f /data/local/tmp/fieldfare-bench/[p]robe.py); do kill -9 $p"
+    )
     assert calls[-1][3].endswith("; rm -rf /data/local/tmp/fieldfare-bench")
     assert all(call[:2] == ["-s", good[0].serial] for call in calls[1:])
+
+
+def test_the_phones_command_tells_records_code_and_last_words(small: Package, tmp_path: Path):
+    for name, data in small.files.items():
+        (tmp_path / name).write_bytes(data)
+    done = subprocess.run(
+        ["sh", "-c", started(sys.executable).replace(PLACE, str(tmp_path))], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("rc=0\n", "")
+    assert len(parse((tmp_path / "results.jsonl").read_bytes(), "x", small.name)) == 3
+    words = ["sh", "-c", started("sh -c 'echo oh >&2; kill -9 $$' x").replace(PLACE, str(tmp_path))]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "rc=137\n"
+    assert done.stderr.startswith("oh\n")
 
 
 def test_a_phone_on_the_cable_tells_nothing_of_what_its_battery_gave(adb: Any, small: Package):

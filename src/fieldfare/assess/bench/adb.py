@@ -24,9 +24,10 @@ from fieldfare.assess.bench.targets import LOG, MISSING_PYTHON, RESULTS, Exit, c
 from fieldfare.core.errors import UsageError
 
 PLACE = "/data/local/tmp/fieldfare-bench"
+TERMUX = "run-as com.termux "
 PYTHONS = (
     "python3", "/data/local/tmp/python/bin/python3",
-    "run-as com.termux /data/data/com.termux/files/usr/bin/python3",
+    f"{TERMUX}/data/data/com.termux/files/usr/bin/python3",
 )  # fmt: skip
 """Where a phone may have a Python that adb's shell can run, in the order tried."""
 
@@ -122,6 +123,16 @@ def battery(text: str) -> dict[str, float | None]:
     }  # fmt: skip
 
 
+def started(python: str) -> str:
+    """The phone's shell command that runs the probe, tells its exit code and its last words.
+
+    By way of pipes: another user's process (run-as) may not write to a file of the shell.
+    """
+    probe = f"{{ {python} {PLACE}/probe.py {PLACE}/spec.json 2>&3; echo rc=$? > {PLACE}/exit; }}"
+    run = f"{{ {probe} | cat > {PLACE}/{RESULTS}; }} 3>&1 | cat > {PLACE}/{LOG}"
+    return f"{run}; cat {PLACE}/exit; tail -n 3 {PLACE}/{LOG} >&2"
+
+
 @dataclass
 class Adb:
     """A phone by its serial number; `python`: the command that runs Python there (None: looked for)."""
@@ -155,8 +166,7 @@ class Adb:
             self._exit = Exit(MISSING_PYTHON, False, f"no Python with NumPy on the phone; tried {tried}")
             return self._exit
         self._before = self._battery()
-        inside = f"{self._found} {PLACE}/probe.py {PLACE}/spec.json > {PLACE}/{RESULTS} 2> {PLACE}/{LOG}"
-        command = [self.adb, "-s", self.serial, "shell", f"{inside}; echo rc=$?; tail -n 3 {PLACE}/{LOG} >&2"]
+        command = [self.adb, "-s", self.serial, "shell", started(self._found)]
         done, out = spent(command, package.limit_s)
         self._exit = done if done.timed_out else Exit(code_in(out), False, done.said)
         if not done.timed_out and "rc=" not in out:  # the line to the phone broke
@@ -179,7 +189,8 @@ class Adb:
     def close(self) -> None:
         """Remove what was put on the phone; a probe that still runs there is ended."""
         stop = f"for p in $(pgrep -f {PLACE}/[p]robe.py); do kill -9 $p; done"
-        self._ask("shell", f"{stop}; rm -rf {PLACE}")
+        who = TERMUX if (self._found or "").startswith(TERMUX) else ""  # an app's processes are its own to see and end
+        self._ask("shell", f"{who}sh -c {shlex.quote(stop)}; rm -rf {PLACE}")
 
     def _python(self) -> str | None:
         for one in PYTHONS if self.python is None else (self.python,):

@@ -94,7 +94,7 @@ def this_machine_flops_per_s() -> float:
 
     net = mlp(256, 256, 256, 10)
     layers = [["linear", 256, 256, True], ["relu"], ["linear", 256, 256, True], ["relu"], ["linear", 256, 10, True]]
-    inputs = {
+    inputs: dict[str, Any] = {
         "x": {"dtype": "float32", "shape": [256], "below": None},
         "y": {"dtype": "int64", "shape": [], "below": 10},
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldfare.assess.bench.adb import PLACE, battery, properties
+from fieldfare.assess.bench.adb import PLACE, battery, properties, started
 from fieldfare.assess.bench.package import Package
 from fieldfare.assess.bench.records import Record, filled_battery, with_device
 from fieldfare.assess.bench.targets import LOG, RESULTS, Exit, code_in, filled
@@ -34,8 +34,7 @@ if command -v adb >/dev/null && adb get-state >/dev/null 2>&1; then
     adb shell "rm -rf {PLACE}; mkdir -p {PLACE}"
     adb push probe.py spec.json $(ls model.py 2>/dev/null) {PLACE}/
     adb shell dumpsys battery > results/battery_before.txt
-    RUN="$P {PLACE}/probe.py {PLACE}/spec.json > {PLACE}/{RESULTS} 2> {PLACE}/{LOG}"
-    adb shell "$RUN; echo rc=\\$?" > results/exit.txt
+    adb shell "{started("$P").replace("$?", chr(92) + "$?")}" > results/exit.txt
     adb shell dumpsys battery > results/battery_after.txt
     adb pull {PLACE}/{RESULTS} results/{RESULTS}
     adb pull {PLACE}/{LOG} results/{LOG}

@@ -231,16 +231,16 @@ def _layers(net: DenseNet, given: Mapping[str, Any]) -> dict[str, Any]:
     layers: list[list[Any]] = []
     for layer in net.layers:
         match layer:
-            case Linear(inputs, outputs, bias):
-                layers.append(["linear", inputs, outputs, bias])
+            case Linear(width, out, bias):
+                layers.append(["linear", width, out, bias])
             case Activation(kind):
                 layers.append([kind])
             case _:
                 continue
     loss = "squared_error" if net.loss == "squared_error" else "cross_entropy"
     outputs = net.program.outputs
-    y = {"dtype": "int64", "shape": [], "below": outputs}
-    inputs = {"x": {"dtype": "float32", "shape": [net.program.inputs], "below": None}, "y": y}
+    y: dict[str, Any] = {"dtype": "int64", "shape": [], "below": outputs}
+    inputs: dict[str, Any] = {"x": {"dtype": "float32", "shape": [net.program.inputs], "below": None}, "y": y}
     if loss == "squared_error":
         inputs["y"] = {"dtype": "float32", "shape": [outputs], "below": None}
     if given:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +30,7 @@ NUMBERS = (
 QUANTILES = ("p5", "p50", "p95", "max")
 TIMES = ("wall_s", "per_record_s")
 _SIGNED = ("charge_mah", "temp_c_max")
-_MOST_BYTES, _MOST_TEXT = 256 << 20, 500
+_MOST, _MOST_BYTES, _MOST_TEXT = 1e30, 256 << 20, 500
 
 
 def parse(text: str | bytes, source: str, package: str | None = None) -> list[Record]:
@@ -129,25 +128,21 @@ def _checked(line: str, where: str, package: str | None) -> Record:
         found: Any = json.loads(line)
     except (ValueError, RecursionError):
         raise UsageError(f"{where} is no JSON: records are a line of JSON per repeat; measure again.") from None
-    if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("model"), dict)
-        or not isinstance(found.get("device"), dict)
-    ):
+    one = cast(dict[str, Any], found) if isinstance(found, dict) else {}
+    if not all(isinstance(one.get(name), dict) for name in ("model", "device")):
         raise UsageError(f"{where} is no record of a benchmark: it needs device, model and status.")
-    one = cast(dict[str, Any], found)
     status, model, device = one.get("status"), one["model"], one["device"]
     if status not in STATUS:
-        raise UsageError(f"{where}: status {status!r} is none of {', '.join(STATUS)}.")
+        raise UsageError(f"{where}: status {_text(status)!r} is none of {', '.join(STATUS)}.")
     if package is not None and one.get("package") != package:
         raise UsageError(
-            f"{where} is of package {one.get('package')!r}, not {package!r}: it was measured with another model or "
-            "plan; put results of this package there."
+            f"{where} is of package {_text(one.get('package'))!r}, not {package!r}: it was measured with another model "
+            "or plan; put results of this package there."
         )
     if not _text(model.get("name")):
         raise UsageError(f"{where} does not name its model.")
     numbers = {name: _number(one, name, where) for name in NUMBERS}
-    steps = one.get("step_s") if isinstance(one.get("step_s"), dict) else {}
+    steps = cast(dict[str, Any], one["step_s"]) if isinstance(one.get("step_s"), dict) else {}
     made: dict[str, Any] = {
         "package": _text(one.get("package")), "status": status, "note": _text(one.get("note")),
         "how": _text(one.get("how")) or "measured", "energy_source": _text(one.get("energy_source")),
@@ -155,7 +150,7 @@ def _checked(line: str, where: str, package: str | None) -> Record:
                    **{name: _number(device, name, where) for name in DEVICE_NUMBERS}},
         "model": {"name": _text(model["name"]), "version": _text(model.get("version")),
                   **{name: _number(model, name, where) for name in MODEL_NUMBERS}},
-        **numbers, "step_s": {name: _number(cast(Any, steps), name, where) for name in QUANTILES}, "per_record_s": None,
+        **numbers, "step_s": {name: _number(steps, name, where) for name in QUANTILES}, "per_record_s": None,
     }  # fmt: skip
     if status == "ok":
         if not made["wall_s"] or not made["records"]:
@@ -174,8 +169,8 @@ def _number(of: Mapping[str, Any], name: str, where: str) -> float | int | None:
     value = of.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
-        raise UsageError(f"{where}: {name}={value!r} is no finite number.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _MOST:
+        raise UsageError(f"{where}: {name}={str(value)[:40]!r} is no number of less than {_MOST:g}.")
     if value < 0 and name not in _SIGNED:
         raise UsageError(f"{where}: {name}={value!r} is below 0.")
     return value

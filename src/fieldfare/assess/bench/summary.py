@@ -223,7 +223,7 @@ class _Part:
         each = [one.each_s for one in self.devices if one.each_s is not None]
         n = len(each)
         mean, std = spread(np.array(each), np.full(n, 1.0 / n)) if n else (None, None)
-        fit = (None, None, None) if self.times is None else self.times.fit()
+        fit = None if self.times is None else self.times.fit()
         battery = _mean([one.battery_each for one in self.devices])
         energy = _mean([one.energy_each for one in self.devices])
         first = ("params", "params_trainable", "storage_bytes", "wire_down_bytes", "wire_up_bytes")
@@ -233,9 +233,8 @@ class _Part:
             "mean_s": None if mean is None else mean * self.task,
             "std_s": std * self.task if std is not None and n > 1 else None,
             "cpu_pct": _mean([one.cpu_pct for one in self.devices]),
-            "per_record_s": fit[0],
-            "lognormal_mu": fit[1], "lognormal_sigma": fit[2], "n_devices": n,
-            "p95_task_s": None if fit[1] is None or fit[2] is None else exp(fit[1] + P95 * fit[2]) * self.task,
+            "per_record_s": fit and fit[0], "lognormal_mu": fit and fit[1], "lognormal_sigma": fit and fit[2],
+            "n_devices": n, "p95_task_s": fit and exp(fit[1] + P95 * fit[2]) * self.task,
             "battery_share_per_day": None if battery is None else battery * self.task * self.config.tasks_per_day,
             "energy_j": None if energy is None else energy * self.task,
             **{key: self.about[key] for key in self.about if key not in (*first, "name")},
