@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import replace
 
@@ -304,3 +305,24 @@ def test_what_travels_of_a_level_is_what_its_training_counts():
             assert (said.bytes, said.up_bytes) == (round(cost.bytes_down), round(cost.bytes_up)), local
             assert said.flops == cost.flops[0]
             assert said.parameters == layout.size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vgg", "dense", "lstm"])
+def test_further_steps_take_no_more_than_the_first(kind):
+    from fieldfare.core.block import Block
+    from fieldfare.work.net import Drift
+    from fieldfare.work.plan import make_plan
+    from fieldfare.work.submodel.cost import _allocated, _gathered
+
+    net, keys = family(kind).net, np.zeros(1, np.uint64)
+    data = Block(net.example, np.arange(8) % 3, np.array([0, 8]))
+    peaks = []
+    for steps in (1, 3):
+        training = ff.Training(batch_size=8, steps=steps, optimizer="adam" if kind == "lstm" else "sgd")
+        plan = make_plan(data, keys, training, np.full(1, steps))
+        start = net.init(0).vector[None]
+        fit = functools.partial(net.fit, start, np.zeros(1, int), data, plan, keys, training, 0.0, Drift())
+        fit()
+        peaks.append(_allocated(fit) - _gathered(net, data, steps))
+    assert peaks[1] <= 1.01 * peaks[0]

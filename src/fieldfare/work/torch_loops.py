@@ -80,11 +80,7 @@ class Graph:
 
     def client(self, i: int, key: np.uint64) -> float:
         """Train client i on the model that is loaded; the mean loss over its steps."""
-        import torch
-
-        resident, batches, update, lr = self.resident, self.batches, self.update, self.lr
-        module, params, values = resident.module, resident.params, resident.values
-        transform, reseed = batches.transform, self.reseed
+        batches, reseed = self.batches, self.reseed
         chance = seeds(key, int(batches.plan.steps[i]))
         plan, own = batches.plan, getattr(self.loss, "of", None)
         loss_of = self.loss
@@ -94,22 +90,28 @@ class Graph:
         for _, bounds, inputs, target in batches.groups(i):
             for at in range(len(bounds) - 1):
                 pick = slice(bounds[at], bounds[at + 1])
-                batch = [column[pick] for column in inputs]
                 reseed(chance[k])
                 k += 1
-                with torch.enable_grad():
-                    if transform is not None:
-                        batch = [transform(batch[0])]
-                    loss = loss_of(module(*batch), target[pick])
-                    grads = torch.autograd.grad(loss, params, materialize_grads=True)
-                total += loss.item()
-                if update is None:
-                    torch._foreach_add_(values, grads, alpha=-lr)
-                else:
-                    for into, grad in zip(resident.grads, grads, strict=True):
-                        into.copy_(grad)
-                    update.step(k)
+                total += self._step([column[pick] for column in inputs], target[pick], loss_of, k)
         return total / max(k, 1)
+
+    def _step(self, batch: list[Tensor], y: Tensor, loss_of: Loss, taken: int) -> float:
+        """Step number `taken`, its loss; nothing of it is there when the next begins."""
+        import torch
+
+        resident, update, transform = self.resident, self.update, self.batches.transform
+        with torch.enable_grad():
+            if transform is not None:
+                batch = [transform(batch[0])]
+            loss = loss_of(resident.module(*batch), y)
+            grads = torch.autograd.grad(loss, resident.params, materialize_grads=True)
+        if update is None:
+            torch._foreach_add_(resident.values, grads, alpha=-self.lr)
+        else:
+            for into, grad in zip(resident.grads, grads, strict=True):
+                into.copy_(grad)
+            update.step(taken)
+        return float(loss.item())
 
 
 class ByHand:
