@@ -124,6 +124,18 @@ def test_a_simulations_numbers_are_told_with_the_closed_form_beside_them(tmp_pat
     assert {one["kind"] for one in made.inputs} == {"bench", "trace", "simulation"}
 
 
+def test_what_grows_with_a_run_is_told_up_to_the_target(tmp_path: Path) -> None:
+    found = artefacts(tmp_path)
+    values = {**found["simulation"].values, "versions_to_target": Value(100.0, "versions")}
+    sim = Draft("simulation", values=values).write(tmp_path / "early")
+    job = means_of("B", bench=found["bench"], trace=found["trace"], simulation=sim, records=99)
+    assert job.versions == 100.0
+    made = build(job, assumptions(), tmp_path / "f", simulation=sim)
+    assert made.number("tasks_started") == pytest.approx(27_000 / 5)
+    assert made.number("device_h") == pytest.approx(27_000 * 24 / 3600 / 5)
+    assert made.number("time_to_target_s") == 8_000.0
+
+
 def test_without_a_simulation_the_bench_gives_the_task(tmp_path: Path) -> None:
     found = artefacts(tmp_path)
     job = means_of("B", bench=found["bench"], records=99, epochs=2, versions=100, buffer=10, concurrency=20)

@@ -26,7 +26,8 @@ _MODULE = "fieldfare_job"
 _EXTRAS = {
     "sklearn": "digits", "matplotlib": "report", "torch": "torch", "jax": "jax", "optax": "jax", "xgboost": "xgboost",
     "pyarrow": "parquet", "PIL": "images", "datasets": "hf", "tensorboardX": "tensorboard", "mlflow": "mlflow",
-    "ray": "ray", "onnx": "onnx", "onnxscript": "onnx",
+    "ray": "ray", "onnx": "onnx", "onnxscript": "onnx", "duckdb": "assess", "fsspec": "fsspec",
+    "prometheus_client": "prometheus", "feast": "feast", "dp_accounting": "privacy",
 }  # fmt: skip
 
 

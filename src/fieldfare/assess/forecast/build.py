@@ -24,6 +24,8 @@ WEEK_S = 7 * 86_400.0
 SIMULATED = ("time_to_target_s", "tasks_started", "tasks_ok", "waste_share", "bytes_down", "bytes_up", "updates_per_s",
              "updates_per_s_peak")  # fmt: skip
 """Quantities that a simulation has under the same name."""
+EXTENTS = ("tasks_started", "tasks_ok", "bytes_down", "bytes_up")
+"""Those that grow with a run: told up to the target, as the closed form is, and not to the end of the simulation."""
 
 
 def means_of(
@@ -81,7 +83,7 @@ def peak_over_mean(trace: Artefact) -> float | None:
     if "weekly" not in trace.manifest["tables"]:
         return None
     share: Any = trace.table("weekly")["available"]
-    return float(np.max(share) / np.mean(share)) if np.mean(share) > 0 else None
+    return float(np.nanmax(share) / np.nanmean(share)) if np.nanmean(share) > 0 else None
 
 
 def sigma_of(task_sigma: float, size_mean: float, size_std: float) -> float:
@@ -104,8 +106,8 @@ def build(
     spans = ranges_of(base, found)
     values = {name: _value(name, base[name], spans[name], simulation) for name in UNITS}
     device_s = None if simulation is None else simulation.number("device_s")
-    if device_s is not None:
-        values["device_h"] = _around(values["device_h"], device_s / 3600, None)
+    if simulation is not None and device_s is not None:
+        values["device_h"] = _around(values["device_h"], share_to_target(simulation) * device_s / 3600, None)
     params = {"job": {n: v for n, v in asdict(job).items() if v != inf}, "model": model, "pet": pet}
     draft = Draft("forecast", params=params, inputs=inputs, values=values)
     rows = list(values.items())
@@ -134,7 +136,17 @@ def _put(found: dict[str, Any], name: str, value: float | None) -> None:
 def _value(name: str, closed: float, span: tuple[float, float], simulation: Artefact | None) -> Value:
     one = Value(closed, UNITS[name], *span, how="closed form", closed=closed, note=FORMULAS[name])
     told = simulation.values.get(name) if simulation is not None and name in SIMULATED else None
-    return one if told is None or told.value is None else _around(one, told.value, told)
+    if simulation is None or told is None or told.value is None:
+        return one
+    share = share_to_target(simulation) if name in EXTENTS else 1.0
+    low, high = (None if end is None else share * end for end in (told.low, told.high))
+    return _around(one, share * told.value, replace(told, low=low, high=high))
+
+
+def share_to_target(simulation: Artefact) -> float:
+    """Share of a simulation's versions that made its target; 1 where it had none, or did not reach it."""
+    reached, made = simulation.number("versions_to_target"), simulation.number("versions")
+    return reached / made if reached and made else 1.0
 
 
 def _around(one: Value, simulated: float, told: Value | None) -> Value:
@@ -168,6 +180,6 @@ def _by_hour(draft: Draft, trace: Artefact, values: Mapping[str, Value], job: Me
     t, there = np.asarray(weekly["t_s"], np.float64), np.asarray(weekly["available"], np.float64)
     hour = (t // 3600).astype(np.int64)
     each = np.bincount(hour, weights=there) / np.maximum(np.bincount(hour), 1)
-    rate = (values["updates_per_s"].value or 0.0) * each / each.mean()
+    rate = (values["updates_per_s"].value or 0.0) * each / np.nanmean(each)
     draft.table("by_hour", {"t_s": 3600.0 * np.arange(len(each)), "updates_per_s": rate,
                             "ingress_bytes_per_s": rate * job.up_bytes})  # fmt: skip
