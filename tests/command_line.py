@@ -33,7 +33,8 @@ if __name__ == "__main__":
 """
 
 EXTRAS = ("sklearn", "matplotlib", "torch", "jax", "jaxlib", "optax", "xgboost", "pyarrow", "PIL", "datasets", "pandas",
-          "scipy", "tensorboardX", "mlflow", "ray", "duckdb", "fsspec", "prometheus_client", "dp_accounting")  # fmt: skip
+          "scipy", "tensorboardX", "mlflow", "ray", "duckdb", "fsspec", "prometheus_client",
+          "dp_accounting")  # fmt: skip
 
 
 @dataclass(frozen=True)
