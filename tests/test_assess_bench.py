@@ -134,6 +134,16 @@ def test_equal_records_in_any_order_make_an_equal_artefact_and_others_do_not(tmp
     assert build(records, tmp_path / "e", Config(seed=1), people).sha256 != first.sha256
 
 
+def test_records_that_were_changed_since_are_refused(tmp_path: Path):
+    found = made(tmp_path, spread_out(3))
+    place = found.file("records.jsonl")
+    place.write_bytes(place.read_bytes().replace(b"phone 1", b"phone 9"))
+    with pytest.raises(UsageError, match="was changed since"):
+        read_records(found.path)
+    with pytest.raises(UsageError, match="neither table nor file"):
+        read_records(declared(tmp_path / "paper").path)
+
+
 def test_of_fewer_than_three_devices_the_spread_is_the_papers_and_says_so(tmp_path: Path):
     found = made(tmp_path, spread_out(2))
     assert found.number("B.lognormal_sigma") == SIGMA

@@ -100,7 +100,7 @@ def this_machine_flops_per_s() -> float:
     }
     spec = {"name": "reference", "version": "1", "assets_bytes": None, **sizes(net), "flops_per_record": net.flops()}
     model = Model({**spec, "kind": "dense", "layers": layers, "loss": "cross_entropy", "inputs": inputs})
-    found = measure(Local(), package(model, Plan(records=3_200, batch=64, repeats=2)))
+    found = measure(Local(), package(model, Plan(records=3_200, batch=64, repeats=5)))
     best = [float(one["per_record_s"]) for one in found if one["status"] == "ok"]
     if not best:
         raise UsageError(f"this machine's speed could not be measured: {found[0]['note']}.")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from fieldfare.assess.artefact import digest, read_artefact
 from fieldfare.core.errors import UsageError
 
 Record = Mapping[str, Any]
@@ -48,7 +49,11 @@ def parse(text: str | bytes, source: str, package: str | None = None) -> list[Re
 def read_records(place: str | Path) -> list[Record]:
     """The records of a file that a target, or an artefact of kind `bench`, has written."""
     path = Path(place)
-    path = path / "records.jsonl" if path.is_dir() else path
+    if path.is_dir():
+        made = read_artefact(path, "bench")
+        path = made.file("records.jsonl")
+        if digest(path) != made.manifest["files"]["records.jsonl"]["sha256"]:
+            raise UsageError(f"{path} was changed since it was written: measure again.")
     if not path.is_file():
         raise UsageError(f"there is no file of records {place}: give a bench artefact, or its records.jsonl.")
     return parse(path.read_bytes(), path.name)
