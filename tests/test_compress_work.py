@@ -228,6 +228,9 @@ def test_bytes_are_those_that_travel():
     half = int(np.ceil(0.5 * size))
     assert cost(Pruned(0.5)) == (4.0 * half + size / 8, 4.0 * half)
     assert cost(Pruned(0.5), Sent(bits=8))[1] == half + 4.0
+    for order in (1, -1):  # whichever is put around the other
+        assert cost(*(Pruned(0.5), Rounded(8))[::order]) == (half + 4.0 * 6 + size / 8, 4.0 * half)
+        assert cost(*(LowRank(2), Rounded(8))[::order])[0] == low + 4.0 * 9
     assert trained(ff.compress(ff.FedAvg(2, 8), bits=8)).summary["bytes_up"] == 16 * (size + 4)
 
 

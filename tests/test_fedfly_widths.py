@@ -115,6 +115,8 @@ def test_the_plan_is_the_quickest_that_fits_of_the_largest_level_that_has_one(se
     assert (best.level, best.batch_s) == (first[2], first[1])
     assert best.cut in [one[3] for one in fitting if one[:2] == first[:2]]
     assert (best.memory_bytes, best.edge_bytes) == WIDTHS.bytes_of(best.level, best.cut)
+    sent = next(one[6] for one in fitting if (one[2], one[3]) == (best.level, best.cut))
+    assert best.round_s == pytest.approx(seat.batches * best.batch_s + sent)
 
 
 def test_with_all_the_memory_there_is_the_plan_is_that_of_plain_fedfly():

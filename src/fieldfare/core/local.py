@@ -72,7 +72,7 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """Train smaller sub-models inside the client's own: those of the first `shares` of the whole net's channels.
+    """Train smaller sub-models inside the client's own: its first channels, as many as `shares` of the whole net has.
 
     `each`: "all" of them at every step beside the client's own; "turn": one of them, in turn; "only": one of them or
     the client's own, in turn, and nothing beside it. Their loss is `weight` times the mean over those of a step of

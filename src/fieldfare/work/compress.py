@@ -262,28 +262,29 @@ def travelling(local: tuple[Local, ...], net: Any, layout: Layout) -> tuple[floa
     """(bytes down, bytes up, the net that is trained) of one client, for a model of `layout`.
 
     A scale of 4 bytes goes with every vector of few bits; places of chosen numbers travel as 4 bytes each or as a bit
-    for every number, whichever is less.
+    for every number, whichever is less. Down go the numbers that are left, or those of factors, in the bits there are.
     """
-    size, down, up = layout.size, 32.0 * layout.size, 32.0 * layout.size
+    size, up, sent, places = layout.size, 32.0 * layout.size, layout, 0.0
+    numbers, bits = float(size), next((one.bits for one in local if isinstance(one, Rounded)), None)
     told = told_bits(local, net)
     short = any(isinstance(one, Sent) and (one.share < 1 or one.bits < 32) for one in local)
     for one in sorted(local, key=lambda one: isinstance(one, LowRank)):
         match one:
-            case Rounded(bits):
-                down = size * bits + 32.0 * len(layout.names)
             case Pruned(share):
                 count = ceil(share * size - 1e-9)
-                down, up = 32.0 * count + _places(count, size), min(up, 32.0 * count)
+                numbers, places, up = float(count), _places(count, size), min(up, 32.0 * count)
             case Frozen(names):
                 up = min(up, 32.0 * int((~layout.mask(names)).sum()))
             case LowRank(rank) if isinstance(inside := getattr(net, "net", net), DenseNet | TorchNet):
                 net = factored(inside, rank)
-                down = 32.0 * net.layout.size
+                sent, numbers = net.layout, float(net.layout.size)
                 if not short:  # else the largest numbers of the product travel, or all of them in few bits
                     still = in_factors(inside, net, frozen(local))
                     up = 32.0 * int((~net.layout.mask(still)).sum())
             case _:
                 pass
+    down = numbers * 32.0 if bits is None else numbers * bits + 32.0 * len(sent.names)
+    down += places
     for one in local:
         if isinstance(one, Sent):
             numbers = up / 32.0
