@@ -42,6 +42,9 @@ def curve(
     x_ticks: Sequence[float] | None = None, target: float | None = None, zero: bool = True, step: bool = False,
 ) -> str:  # fmt: skip
     """A line `[n]`, with a band where `low` and `high` are given and a dashed line at `target`."""
+    known = np.isfinite(y)
+    x, y = x[known], y[known]
+    low, high = (None if one is None else one[known] for one in (low, high))
     ends = [y if low is None else low, y if high is None else high]
     bottom = 0.0 if zero else float(np.nanmin(ends[0]))
     top = max(float(np.nanmax(ends[1])), bottom + 1e-12, target or 0.0)
@@ -112,6 +115,8 @@ def heat(values: F64, *, label: str, rows: Sequence[str], columns: Sequence[str]
         out.append(_label(left - 6, size * i + 14, name, "end"))
         for j in range(values.shape[1]):
             share = float(values[i, j]) / top
+            if not np.isfinite(share):
+                continue  # an hour of the week that nobody logged stays white
             red, green, blue = (round(255 + (c - 255) * share) for c in (0, 90, 160))
             out.append(f'<rect x="{left + size * j}" y="{size * i}" width="{size - 1}" height="{size - 1}" '
                        f'fill="rgb({red},{green},{blue})"/>')  # fmt: skip

@@ -19,22 +19,28 @@ INPUTS = ("epsilon", "attack_success", "wifi", "battery_min", "compliance")
 )
 @click.option("--threshold", "-t", metavar="[CASE.]NAME=VALUE", multiple=True, help="A limit other than the case's.")
 @set_
+@click.option(
+    "--real", metavar="DIR", type=click.Path(path_type=Path), help="Tables of real people and phones in DIR instead."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other data.")
 @quiet_
 @as_json_
 def command(
-    out: Path, cases: tuple[str, ...], threshold: tuple[str, ...], set_: tuple[str, ...], seed: int, quiet: bool,
-    as_json: bool,
+    out: Path, cases: tuple[str, ...], threshold: tuple[str, ...], set_: tuple[str, ...], real: Path | None, seed: int,
+    quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Walk an ads-like, a messaging-like and a search-like case; OUT/CASE/ has decision.json and report.html.
 
     `--set [CASE.]INPUT=VALUE` changes an input: epsilon, attack_success, wifi, battery_min, compliance.
+    `--real DIR` takes impressions, messages and ratings of real people, and FLASH's phones, from the tables in DIR.
     """
     import json
 
     from rich.console import Console
 
     from fieldfare.assess.demo.cases import CASES
+    from fieldfare.assess.demo.real import REAL
+    from fieldfare.assess.demo.real import walk as walk_real
     from fieldfare.assess.demo.walk import Changes, changed, walk
 
     limits, inputs = settings_of(None, threshold), settings_of(None, set_)
@@ -44,8 +50,14 @@ def command(
     for name in chosen:
         changes = Changes(thresholds=_of(limits, name, None), **_of(inputs, name, INPUTS))
         with shown.status(f"{name}") as status:
-            decided, made = walk(changed(CASES[name], changes), out / name, seed,
-                                 lambda words, s=status, n=name: s.update(f"{n}: {words}"))  # fmt: skip
+
+            def tell(words: str, s: Any = status, n: str = name) -> None:
+                s.update(f"{n}: {words}")
+
+            if real is None:
+                decided, made = walk(changed(CASES[name], changes), out / name, seed, tell)
+            else:
+                decided, made = walk_real(changed(REAL[name], changes), real, out / name, seed, tell)
         told[name] = {"verdict": decided.verdict, "reason": decided.told["reason"], "sha256": made.sha256,
                       "report": str(out / name / "report.html")}  # fmt: skip
         if not as_json:

@@ -46,7 +46,7 @@ def _with_trace(fleet: Fleet, trace: Artefact, n: int, seed: int) -> Fleet:
     days = max(1, round(found.availability.period_s / DAY_S)) if np.isfinite(found.availability.period_s) else 1
     shift = ((times % days) * DAY_S).astype(np.float32)
     availability = replace(found.availability, row=row, shift_s=shift if times.any() else None)
-    kind = {} if found.kind is None else {"kind": found.kind[row], "kinds": found.kinds}
+    kind = {} if found.kind is None or len(found.kinds) < 2 else {"kind": found.kind[row], "kinds": found.kinds}
     return replace(fleet, availability=availability, name=f"{fleet.name} on {trace.path.name}", note=found.note, **kind)
 
 
