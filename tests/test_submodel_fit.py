@@ -213,6 +213,26 @@ def test_under_a_limit_of_memory_the_whole_model_fails_and_the_planned_level_suc
     assert enough.ok
 
 
+@pytest.mark.slow
+def test_under_a_limit_of_memory_a_nested_step_fails_where_the_plain_one_succeeds():
+    pytest.importorskip("torch")
+    from fieldfare.models import vgg5
+
+    rows = {"x": np.zeros((2, 3, 32, 32), np.float32), "y": np.zeros(2, np.int64)}
+    family = submodels(vgg5((3, 32, 32), norm="group"), (1, 0.5, 0.25), example=rows)
+    training, local = ff.Training(batch_size=120), ff.NestedFL(1, 2, shares=(0.5, 0.25), distil=0.5, back=0.4).local
+    local = (replace(local[0], each="all"),)
+    plain, nested = needs(family, training), needs(family, training, local)
+    budget = plain[0].cost.memory_bytes
+    assert nested[0].cost.memory_bytes > 1.2 * budget > 1.2 * 64e6
+    found = plan(family, Budget(budget), training, local=local)
+    assert found.assign.tolist() == [1]
+    assert dry_run(family, 1, budget, training).ok
+    assert not dry_run(family, 1, budget, training, local=local).ok
+    done = dry_run(family, 0.5, nested[1].cost.memory_bytes, training, local=local, way="address space")
+    assert (done.ok, done.way) == (True, "address space")
+
+
 def test_what_a_dry_run_cannot_do_is_told():
     with pytest.raises(UsageError, match="above zero"):
         dry_run(FAMILY, 1, 0)
@@ -295,6 +315,20 @@ def test_the_command_takes_a_job_with_its_training_and_options_over_it(tmp_path)
     assert [row["level"] for row in other["levels"]] == ["1", "1/4"]
     wanted = declared(FAMILY, ff.Training(batch_size=4)).memory_bytes
     assert other["levels"][0]["memory_bytes"] == wanted
+
+
+def test_the_command_counts_the_step_that_a_jobs_algorithm_takes(tmp_path):
+    nested = (
+        "\njob2 = ff.Job(family, job.data, ff.NestedFL(1, 2, shares=(1, 0.5, 0.25, 0.125), view=family.fitting()))\n"
+    )
+    job_file(tmp_path, MODEL + nested, "m.py")
+    local = ff.NestedFL(1, 2, shares=(1, 0.5, 0.25, 0.125)).local
+    really = [need.cost.memory_bytes for need in needs(FAMILY, TRAINING, local)]
+    ram = (really[0] + memory(0)) // 2
+    done = fieldfare(tmp_path, "fit", "m.py:job2", "--ram", ram, "--dry-run", "--json").result
+    assert [row["memory_bytes"] for row in done["levels"]] == really
+    assert (done["level"], done["dry_run"]["ok"], done["local"]) == ("1/2", True, [repr(local[0])])
+    assert fieldfare(tmp_path, "fit", "m.py:family", "--ram", ram, "--json").result["level"] == "1"
 
 
 def test_the_command_counts_seconds_of_a_board_and_proves_the_level(tmp_path):

@@ -69,8 +69,9 @@ def declared(
 
     Peak memory by liveness: what lives at any moment of a step, not the sum. Of torch nets it holds for the CPU
     allocator within 5 % (MLP, VGG, ResNet, inception, dense blocks, depthwise convolutions, LSTM, GRU, transformer).
-    Convolutions of a single channel: below 100 kB up to a quarter too few, of single pixels up to four times too many;
-    the batches that a simulation gathers ahead are not in it. Errors: `UsageError` for a torch net without an example.
+    Convolutions of a single channel: of fewer than 1,024 pixels in a batch up to half too few or three quarters too
+    many, of 1x1 up to four times too many; batches that a simulation gathers ahead are not in it.
+    Errors: `UsageError` for a torch net without an example.
     """
     from fieldfare.work.dense import DenseNet
     from fieldfare.work.torch_net import TorchNet
