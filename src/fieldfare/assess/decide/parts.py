@@ -23,6 +23,8 @@ from fieldfare.report.page import Section
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 SHOWN = 400
+TABLE_5 = ("model", "title", "params", "storage_bytes", "wire_bytes", "wire_up_bytes", "mem_bytes", "mean_s", "std_s",
+           "cpu_pct", "per_record_s", "lognormal_sigma", "n_devices")  # fmt: skip
 
 
 def sections(decided: Decided) -> list[Section]:
