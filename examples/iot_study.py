@@ -33,7 +33,7 @@ DATA = {"IID": ff.iid(), "Dirichlet 0.3": ff.dirichlet(0.3), "two classes": ff.l
 MAIN = ("oracle", "smallest for all", "exclude the weak", "HeteroFL", "FedRolex", "FjORD", "DepthFL", "ours")
 TARGETS = {"IID": 0.93, "Dirichlet 0.3": 0.9, "two classes": 0.75}
 TIME_S = 1450.0  # 105 to 140 rounds
-BYTES = {mix: 115 * 10 * 8.0 * SIZES[list(levels)].mean() for mix, levels in MIXES.items()}  # 115 rounds of sub-models
+BYTES = {mix: 105 * 10 * 8.0 * SIZES[list(levels)].mean() for mix, levels in MIXES.items()}  # 105 rounds of sub-models
 SHOWN = {"whole": "accuracy", "1/2": ("accuracy@1/2", "accuracy@1d3"), "1/4": ("accuracy@1/4", "accuracy@1d2"),
          "1/8": ("accuracy@1/8", "accuracy@1d1")}  # fmt: skip
 digits = cache(lambda partition, seed: ff.data.digits(CLIENTS, DATA[partition], test_fraction=0.3, seed=seed))
