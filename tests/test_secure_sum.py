@@ -146,6 +146,37 @@ def test_a_straggler_under_masks_is_late_and_its_masks_are_taken_off(driver):
     assert digest(end.model) == digest(driver(world(mixed(np.array(counted[0]), 2))).model)
 
 
+class Told:
+    """An algorithm, and the answers it was told."""
+
+    def __init__(self, inner):
+        self.inner, self.answers = inner, []
+
+    def init(self, model):
+        return self.inner.init(model)
+
+    def step(self, state, event, ctx):
+        self.answers += [event] if isinstance(event, Gathered) else []
+        return self.inner.step(state, event, ctx)
+
+
+@pytest.mark.parametrize("lost", [(3,), (0, 3, 6), (0, 3, 5, 6)])
+def test_the_inner_algorithm_is_told_who_is_gone_and_of_half_no_sum(lost):
+    told = Told(mixed(Everyone(), 1))
+    end = loop(
+        world(SecureSum(told)), [Fault("lose", "reply", client=one, tag=("secure", "masked", 1)) for one in lost]
+    )
+    (answer,) = told.answers
+    if len(lost) == 4:  # more than half of the eight must stay
+        assert (dict(answer.output), digest(end.model)) == ({}, digest(NET.init(0)))
+        return
+    assert answer.clients.tolist() == [one for one in range(8) if one not in lost]
+    assert answer.missing["drop-out"].tolist() == [*lost]
+    plain = Told(mixed(answer.clients, 1))
+    loop(world(plain))
+    assert answer.weight == plain.answers[0].weight
+
+
 @both
 def test_too_few_to_the_end_lose_the_round_and_the_run_goes_on(driver):
     end = driver(world(SecureSum(mixed(Sample(4), 2), need=5)))
