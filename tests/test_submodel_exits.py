@@ -84,6 +84,31 @@ def test_depth_saves_memory_of_activations():
     assert costs[0] > costs[1] > costs[2]
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_exit_learns_from_the_mean_of_the_others_at_a_temperature(count):
+    from fieldfare.work.submodel.exits import exit_loss
+
+    dice, t = np.random.default_rng(0), 2.0
+    output, y = dice.standard_normal((4, count, 5)), np.array([0, 3, 1, 4])
+
+    def said(z):
+        return np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+
+    cross = np.mean([-np.log(said(output[i, e])[y[i]]) for i in range(4) for e in range(count)])
+    sure, apart = said(output / t), []
+    for i in range(4):
+        for e in range(count):
+            others = np.mean([sure[i, o] for o in range(count) if o != e], axis=0)
+            apart.append((others * np.log(others / sure[i, e])).sum())
+    leaf = torch.tensor(output, requires_grad=True)
+    loss = exit_loss(0.7, t)(leaf, torch.tensor(y))
+    assert loss.item() == pytest.approx(cross + 0.7 * t**2 * np.mean(apart))
+    loss.backward()
+    others = (sure.sum(1, keepdims=True) - sure) / (count - 1)
+    slope = said(output) - np.eye(5)[y][:, None] + 0.7 * t * (sure - others)
+    np.testing.assert_allclose(leaf.grad, slope / (4 * count), atol=1e-12)
+
+
 def test_distillation_draws_exits_together_and_leaves_one_exit_alone():
     from fieldfare.work.submodel.exits import exit_loss
 
