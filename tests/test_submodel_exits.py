@@ -8,7 +8,7 @@ import pytest
 import fieldfare as ff
 from fieldfare.aggregate import chain, coverage
 from fieldfare.core.errors import UsageError
-from fieldfare.work.submodel import Level, declared, submodels
+from fieldfare.work.submodel import Level, MultiRate, declared, submodels
 
 nets = pytest.importorskip("submodel_nets")
 torch, nn = nets.torch, nets.nn
@@ -82,6 +82,12 @@ def test_depth_saves_memory_of_activations():
     view, training = made_.view(), ff.Training(batch_size=64)
     costs = [declared(made_, training, view.layout(level)).saved_bytes for level in (0, 1, 2)]
     assert costs[0] > costs[1] > costs[2]
+
+
+def test_levels_that_are_drawn_are_neither_wider_nor_deeper_than_the_own():
+    drawn = [{int(n) for r in range(40) for n in family().view(MultiRate(), (own,)).at(r + 1).plan(np.arange(3))}
+             for own in range(4)]  # fmt: skip
+    assert drawn == [{0, 1, 2, 3}, {1, 2, 3}, {2}, {3}]
 
 
 @pytest.mark.parametrize("count", [2, 3])
