@@ -99,3 +99,8 @@ def test_a_reference_is_no_rival_and_so_never_in_bold():
     assert 'best">80.0 %' in summary_table([one], "whole", "accuracy", "bytes", "t", "oracle")
     assert 'best">90.0 %' not in metrics_table(one, {"whole": "accuracy"}, "oracle")
     assert "best" not in metrics_table(Situation("here", 1.0, {"a": means["a"]}), {"whole": "accuracy"})
+
+
+def test_the_interval_of_a_share_ends_at_all_of_it():
+    one = Situation("here", 1.0, {"a": {"whole": Mean(0.9, 0.3, 2, 2)}})
+    assert "60.0–100.0 %" in summary_table([one], "whole", "accuracy", "bytes", "t")

@@ -161,7 +161,10 @@ def _cell(metric: str, mean: Mean | None, is_best: bool) -> str:
     if mean is None or not mean.n:
         why = "" if mean is None or not mean.asked else "did not come so far"
         return page.cell(units.DASH, number=True, under=why)
-    under = units.span(metric, mean.value - mean.half, mean.value + mean.half) if mean.n > 1 else ""
+    low, high = mean.value - mean.half, mean.value + mean.half
+    if units.unit_of(metric) == "share":
+        low, high = max(low, 0.0), min(high, 1.0)
+    under = units.span(metric, low, high) if mean.n > 1 else ""
     if mean.n < mean.asked:
         under += f"; {mean.n} of {mean.asked} seeds"
     kind = "best" if is_best else ""
