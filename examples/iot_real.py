@@ -97,11 +97,10 @@ def study_of(name, read, claims, rounds, seeds):
         for method, (model, algorithm, devices) in methods(family, x.shape[1:], assign, rounds, example).items():
             flags = {"whole": devices == 0, "quarter": devices <= 2}
             fleet = Fleet(flops[devices], sizes[devices], sizes[devices], 0.0, flags=flags, name="boards")
-            every = max(1, algorithm.rounds // 30)
             told[method] = f"{mix} {method}"
             arms[told[method]] = {
                 seed: ff.Job(
-                    model, data[seed], algorithm, TRAINING, seed=seed, evaluate=ff.Evaluation(every=every),
+                    model, data[seed], algorithm, TRAINING, seed=seed, evaluate=ff.Evaluation(every=3),
                     simulated=ff.Simulated(fleet=fleet),
                 )
                 for seed in data
