@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fieldfare.assess.artefact import Artefact, Draft, Value, read_artefact, words
@@ -35,6 +35,7 @@ def test_quantities_follow_from_one_another(
 ) -> None:
     job = replace(ADS, concurrency=concurrency, buffer=buffer, compute_s=compute_s, sigma=sigma, buffered=buffered,
                   supply_per_s=supply)  # fmt: skip
+    assume(not buffered or job.task_s < 400 or sigma > 0.5)
     found = quantities(job, MIDDLE)
     assert set(found) == set(UNITS)
     assert all(np.isfinite(value) and value >= -1e-9 for value in found.values())
@@ -45,6 +46,16 @@ def test_quantities_follow_from_one_another(
     assert found["ingress_bytes_per_s_peak"] == pytest.approx(found["updates_per_s_peak"] * job.up_bytes)
     parts = found["client_energy_j"] + found["network_energy_j"] + found["server_energy_j"]
     assert found["energy_j"] == pytest.approx(parts)
+
+
+def test_where_no_task_can_end_that_is_told_and_a_range_that_reaches_there_is_open() -> None:
+    stuck = replace(ADS, compute_s=899.0, sigma=0.0)
+    with pytest.raises(UsageError, match="no task of 9"):
+        quantities(stuck, MIDDLE)
+    tight = replace(ADS, compute_s=500.0, sigma=0.0)
+    ends = ranges_of(quantities(tight, MIDDLE), swings(tight, SPANS))
+    assert ends["time_to_target_s"][1] == float("inf")
+    assert np.isfinite(ends["time_to_target_s"][0])
 
 
 def test_at_uniform_arrivals_the_papers_task_c_is_3_53_updates_a_second() -> None:

@@ -223,6 +223,7 @@ def _tornado(one: Artefact, quantity: str) -> str:
     if told is None or told.value is None or not len(names):
         return ""
     middle, unit = told.value, told.unit
+    low, high = (np.where(np.isfinite(end), end, middle) for end in (low, high))  # an end at which nothing is reached
     order = np.argsort(-np.maximum(abs(high - middle), abs(low - middle)), kind="stable")[:8]
     order = order[np.maximum(abs(high - middle), abs(low - middle))[order] > 1e-9 * abs(middle)]
     if not len(order):

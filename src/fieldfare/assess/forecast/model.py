@@ -89,7 +89,7 @@ FORMULAS: Mapping[str, str] = {
 
 
 def quantities(job: Means, assumed: Mapping[str, float]) -> dict[str, float]:
-    """Every quantity of `UNITS`. Cost: microseconds."""
+    """Every quantity of `UNITS`; `UsageError` where no task can end before it is cut. Cost: microseconds."""
     task = LogNormal(job.task_s, job.sigma)
     cut = min(job.session_s, job.timeout_s)
     busy = task.capped(cut)
@@ -103,6 +103,11 @@ def quantities(job: Means, assumed: Mapping[str, float]) -> dict[str, float]:
         version = max(synchronous_round_s(job.buffer, task, job.over), wait)
         rate, stale = asked / version, 0.0
         ok = job.buffer / asked
+    if version == inf:
+        raise UsageError(
+            f"no task of {job.task_s:.3g} s can end before it is cut, after {cut:.3g} s: give smaller tasks, longer "
+            "sessions or a later time-out."
+        )
     time = job.versions * version
     tasks, done = rate * time, job.versions * job.buffer
     share = busy / job.task_s
@@ -168,7 +173,7 @@ def swings(
         ends = [_scaled(job, name, factor) for factor in (low, high)]
         if None in ends:
             continue
-        told = [quantities(one, middle) for one in ends if one is not None]
+        told = [_or_never(one, middle) for one in ends if one is not None]
         base = 1.0 if name == "links" else float(getattr(job, name))
         out.append(Swing(name, base * low, base * high, told[0], told[1]))
     for name, (_, low, high) in assumed.items():
@@ -176,6 +181,14 @@ def swings(
             told = [quantities(job, {**middle, name: value}) for value in (low, high)]
             out.append(Swing(name, low, high, told[0], told[1]))
     return out
+
+
+def _or_never(job: Means, assumed: Mapping[str, float]) -> Mapping[str, float]:
+    """The quantities; where no task can end, infinite ones."""
+    try:
+        return quantities(job, assumed)
+    except UsageError:
+        return {name: 1.0 if name == "waste_share" else inf for name in UNITS}
 
 
 def ranges_of(base: Mapping[str, float], found: list[Swing]) -> dict[str, tuple[float, float]]:
