@@ -217,3 +217,10 @@ def test_a_layout_of_another_net_is_refused_in_one_line():
         found.sizes_of(Layout.of({"other": (3,)}))
     with pytest.raises(UsageError, match="above 0 and at most 1"):
         found.sizes(0.0)
+
+
+def test_a_level_that_is_there_twice_is_refused():
+    from fieldfare.work.submodel import submodels
+
+    with pytest.raises(UsageError, match="1/2 is there twice"):
+        submodels(ff.mlp(8, 4, 2), (1, 0.5, 0.5))

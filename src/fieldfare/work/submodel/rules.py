@@ -283,7 +283,11 @@ def as_levels(levels: Sequence[float | Level]) -> tuple[Level, ...]:
     """Levels given as rates or as `Level`s."""
     if not len(levels):
         raise UsageError("sub-models need at least one level: use levels=(1, 0.5, 0.25).")
-    return tuple(one if isinstance(one, Level) else Level(float(one)) for one in levels)
+    found = tuple(one if isinstance(one, Level) else Level(float(one)) for one in levels)
+    twice = next((one.name for i, one in enumerate(found) if one.name in {other.name for other in found[:i]}), None)
+    if twice is not None:
+        raise UsageError(f"the level {twice} is there twice: give different levels; clients share one by assign=.")
+    return found
 
 
 def view_of(
