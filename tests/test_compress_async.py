@@ -74,6 +74,7 @@ def test_smaller_levels_are_sooner_done_and_send_less():
 
 
 @rules
+@pytest.mark.sampled(3)
 def test_a_stopped_run_is_resumed_to_the_same_bits(rule, tmp_path):
     whole = ran(FAMILY.view(rule)).model.vector.tobytes()
     seen = []
@@ -121,6 +122,7 @@ def bits(one):
 
 @every
 @rules
+@pytest.mark.sampled(3)
 def test_each_compressor_runs_without_rounds_to_the_same_bits_on_any_workers(name, rule):
     view = FAMILY.view(rule)
     whole = bits(wrapped(name, view))

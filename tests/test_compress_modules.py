@@ -366,6 +366,7 @@ def pictures():
 
 
 @every
+@pytest.mark.sampled(3)
 def test_a_convolutional_net_with_group_norms_learns_with_each(name):
     body, data = pictures()
     net = ff.torch_net(body, example=data.columns)

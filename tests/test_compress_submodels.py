@@ -191,6 +191,7 @@ def test_zero_training_lifts_to_exactly_zero(name):
 
 @every
 @rules
+@pytest.mark.sampled(3)
 def test_neither_chunks_nor_workers_change_a_bit(name, rule):
     algorithm = made(fed(FAMILY.view(rule), rounds=3))[name]
     whole = trained(algorithm, data=SKEWED)
@@ -255,6 +256,7 @@ def test_replies_that_come_twice_or_are_asked_for_again_leave_the_residuals_as_t
 
 @rules
 @pytest.mark.parametrize("name", ["top-k, fed back", "int8, fed back", "all at once"])
+@pytest.mark.sampled(3)
 def test_a_stopped_run_is_resumed_to_the_same_bits(name, rule, tmp_path):
     algorithm = made(fed(FAMILY.view(rule), rounds=6))[name]
     whole = trained(algorithm)

@@ -283,6 +283,7 @@ def test_the_papers_tables_are_printed_beside_ours_and_agree_in_shape(tmp_path):
 
 
 @pytest.mark.parametrize("name", TABLES)
+@pytest.mark.sampled(4)
 def test_an_example_on_tables_says_which_are_not_there(name, tmp_path):
     for library in ("torch", "pyarrow", "PIL"):
         if importlib.util.find_spec(library) is None:

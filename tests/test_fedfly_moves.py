@@ -99,6 +99,7 @@ def test_a_restart_sends_no_state_and_repeats_the_batches():
     first=when, second=when, third=when, latency=st.sampled_from([0.0, 0.1, 1.0, 3.0]),
     skew=st.tuples(st.floats(0.0, 3.0), st.floats(0.0, 3.0), st.floats(0.0, 3.0)), edges=st.sampled_from([2, 3]),
 )  # fmt: skip
+@pytest.mark.slow
 def test_any_three_moves_of_each_device_change_no_bit(policy, first, second, third, latency, skew, edges):
     stops = [(t, f"edge/{(i + 1) % edges}") for i, t in enumerate(sorted((first, second, third)))]
     told = []

@@ -87,6 +87,7 @@ seats = st.builds(
 
 @settings(max_examples=100, deadline=None)
 @given(seat=seats, split=st.booleans(), whole=st.booleans())
+@pytest.mark.slow
 def test_the_plan_is_the_quickest_that_fits_of_the_largest_level_that_has_one(seat: Seat, split: bool, whole: bool):
     rates, found = seat.rates, []
     for number, net in enumerate(WIDTHS.nets):
@@ -328,6 +329,7 @@ def test_a_level_of_one_for_all_is_plain_fedfly_in_every_bit_byte_and_second(tmp
     ],
     ids=str,
 )
+@pytest.mark.sampled(3)
 def test_sub_models_that_move_end_in_the_bits_of_those_that_stay(tmp_path, policy):
     if policy.route == "carry":
         pytest.importorskip("cryptography")

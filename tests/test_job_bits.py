@@ -80,6 +80,7 @@ job = ff.Job(**{{**vars(job), "callbacks": (die,)}})
 @pytest.mark.parametrize(
     "algorithm", ["ff.FedAvg(rounds=5, cohort=7)", "ff.Scaffold(rounds=5, cohort=7)", "ff.FedAdam(rounds=5, cohort=7)"]
 )
+@pytest.mark.sampled(3)
 def test_a_killed_run_resumes_to_the_same_bits_and_the_same_lines(tmp_path, algorithm):
     file = tmp_path / "killed.py"
     file.write_text(JOB.format(tests=str(Path(__file__).parent), algorithm=algorithm))

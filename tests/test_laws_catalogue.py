@@ -89,6 +89,7 @@ def test_a_registered_algorithm_keeps_all_laws(name):
     quorum=st.sampled_from([ALL, Quorum(need=2), Quorum(deadline_s=1.2), Quorum(need=3, deadline_s=0.9)]),
     drop_out=st.sampled_from([0.0, 0.25]),
 )  # fmt: skip
+@pytest.mark.sampled(4)
 def test_it_keeps_them_for_any_cohort_quorum_and_drop_outs(name, n, dim, seed, count, quorum, drop_out):
     problem, count = quadratics(n=n, dim=dim, seed=seed), min(count, n)
     quorum = replace(quorum, need=min(quorum.need, count) if quorum.need else None)
@@ -122,6 +123,7 @@ def test_fedavg_with_any_server_chain_keeps_the_laws(server, seed):
 
 
 @pytest.mark.parametrize("fold", FOLDS, ids=repr)
+@pytest.mark.sampled(3)
 def test_every_fold_keeps_all_laws(fold):
     all_laws(FedAvg(2, Everyone(), server=chain(clip(1.0), fold, momentum(0.9))))
 

@@ -64,6 +64,7 @@ def check_cell(first: str, second: str) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), CELLS, ids=[f"{one} {other}" for one, other in CELLS])
+@pytest.mark.sampled(4)
 def test_a_cell_runs_and_trains_or_is_refused_with_its_reason(first, second):
     check_cell(first, second)
 

@@ -618,6 +618,7 @@ def transcript(algorithm: Any, problem: Any = PROBLEM, driver: Any = simulate, *
     FedBuff(9, 8, 3), FedBuff(9, 8, 3, Staleness(limit=1)), FedBuff(5, 8, 8), FedAsync(15, 9, mu=0.1),
     FedBuff(9, Sample(8, by="oort"), 2), FedBuff(9, Sample(8, by="power-of-choice"), 3),
 ], ids=lambda a: f"{a.name} {a.on.by}")  # fmt: skip
+@pytest.mark.sampled(3)
 def test_what_is_computed_ahead_changes_no_bit(monkeypatch, algorithm, enough) -> None:
     fleet = Fleet(overhead_s=(1 + np.arange(12) * 7 % 11).astype(np.float32), drop_out=0.2, noise=0.3)
     whole = transcript(algorithm, fleet=fleet, driver=loop)

@@ -84,6 +84,7 @@ def test_depth_saves_memory_of_activations():
     assert costs[0] > costs[1] > costs[2]
 
 
+@pytest.mark.slow
 def test_levels_that_are_drawn_are_neither_wider_nor_deeper_than_the_own():
     drawn = [{int(n) for r in range(40) for n in family().view(MultiRate(), (own,)).at(r + 1).plan(np.arange(3))}
              for own in range(4)]  # fmt: skip
