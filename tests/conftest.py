@@ -1,4 +1,4 @@
-"""Settings for all tests: no deadlines (machines are noisy), the same examples in every run, samples of large tables."""
+"""Settings for all tests: no deadlines (machines are noisy), the same examples in every run, samples of tables."""
 
 from collections import Counter
 
