@@ -74,7 +74,7 @@ def methods(mix):
     """{method: (model, algorithm, levels of the devices, learning rate)}: rounds until time and bytes are spent."""
     assign = np.resize(MIXES[mix], CLIENTS)
     view, whole, hold = FAMILY.view(assign=assign), int((assign == 0).sum()), int((assign <= 2).sum())
-    tiny, quarter = {"graded": (700, 310), "1:4": (450, 1000)}[mix]
+    tiny, quarter = {"graded": (600, 290), "1:4": (390, 1000)}[mix]
 
     def cut(rounds=150, **by):
         return ff.FedAvg(rounds, 10, server=chain(coverage()), **{"view": view, **by})

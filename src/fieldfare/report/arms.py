@@ -243,10 +243,12 @@ def told_table(arms: Sequence[Arm], columns: Sequence[Column], caption: str, wor
     """Give a row per arm: the median over seeds of each column's values by arm, their range under it."""
     several = any(len(arm.runs) > 1 for arm in arms)
     head = [(word, False), *([("seeds", True)] if several else []), *((words, True) for words, _, _ in columns)]
+    middles = [[float(np.median(seeds)) for seeds in found if seeds] for _, _, found in columns]
     rows = []
     for rank, arm in enumerate(arms):
         row = [named(rank, arm.name), *([page.cell(str(len(arm.runs)), number=True)] if several else [])]
-        rows.append(row + [_value_cell(metric, found, rank) for _, metric, found in columns])
+        cells = zip(columns, middles, strict=True)
+        rows.append(row + [_value_cell(metric, found, middle, rank) for (_, metric, found), middle in cells])
     return page.table(head, rows, kind="values", caption=caption)
 
 
@@ -259,12 +261,12 @@ def _all(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _value_cell(metric: str, found: Sequence[Sequence[float]], rank: int) -> str:
+def _value_cell(metric: str, found: Sequence[Sequence[float]], middle: Sequence[float], rank: int) -> str:
+    """The cell of arm `rank`; `middle`: the medians of all arms that have values."""
     values = found[rank]
     if not values:
         return page.cell(units.DASH, number=True)
     name = metric.removeprefix("to:")
-    middle = [float(np.median(seeds)) for seeds in found if seeds]
     mine = float(np.median(values))
     ranked = metric.startswith("to:") or any(word in name for word in ("accuracy", "loss"))
     best = min(middle) if metric.startswith("to:") or units.lower_is_better(name) else max(middle)

@@ -8,6 +8,7 @@ it, is no fault; any other line that cannot be read is one.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -219,21 +220,24 @@ def summed(told: object) -> float | None:
 
 
 def _as_table(rows: list[dict[str, Any]]) -> Table:
-    columns: dict[str, Floats] = {}
+    columns: dict[str, list[float]] = {}
     missing: dict[str, Floats] = {}
+    count = len(rows)
     for index, row in enumerate(rows):
         for name, value in row.items():
             if is_number(value) or value is None:
-                kept = columns.setdefault(name, np.full(len(rows), np.nan))
-                kept[index] = np.inf if value is None or not np.isfinite(value) else value
+                kept = columns.get(name) or columns.setdefault(name, [math.nan] * count)
+                kept[index] = math.inf if value is None or not math.isfinite(value) else float(value)
         if isinstance(taken := row.get("device_s"), Mapping):
-            columns.setdefault("device_s", np.full(len(rows), np.nan))[index] = summed(taken)
+            spent = summed(taken)
+            columns.setdefault("device_s", [math.nan] * count)[index] = math.nan if spent is None else spent
         lost = row.get("missing")
         if isinstance(lost, Mapping):
-            for reason, count in lost.items():
-                if is_number(count):
-                    missing.setdefault(str(reason), np.zeros(len(rows)))[index] = count
-    return Table(n=len(rows), columns=columns, missing={k: v for k, v in missing.items() if v.any()})
+            for reason, many in lost.items():
+                if is_number(many):
+                    missing.setdefault(str(reason), np.zeros(count))[index] = many
+    made = {name: np.array(values) for name, values in columns.items()}
+    return Table(n=count, columns=made, missing={k: v for k, v in missing.items() if v.any()})
 
 
 def is_run(folder: Path) -> bool:
