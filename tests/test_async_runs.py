@@ -282,6 +282,7 @@ def ran(job: ff.Job, folder: Path) -> tuple[Any, ...]:
 
 
 @each
+@pytest.mark.sampled(2)
 def test_neither_workers_nor_chunks_change_a_bit_of_what_a_run_leaves(name, tmp_path) -> None:
     whole = ran(make(ALGORITHMS[name]()), tmp_path)
     assert ran(make(ALGORITHMS[name](), chunk=1), tmp_path) == whole
@@ -396,6 +397,7 @@ def at_every_moment(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("at_every_moment")
 @each
+@pytest.mark.sampled(2)
 def test_a_run_stopped_after_any_version_is_resumed_to_the_same_bits_and_tasks(name, tmp_path) -> None:
     whole = ran(make(ALGORITHMS[name]()), tmp_path / "whole")
 

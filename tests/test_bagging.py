@@ -285,6 +285,7 @@ def job(rounds=8, **simulated):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_trees_of_many_clients_beat_those_of_one():
     rounds, merge = 20, MergeTrees()
     made = job(rounds, workers=1)

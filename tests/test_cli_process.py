@@ -58,6 +58,7 @@ def started(folder: Path, *words: str, rounds: int = 2) -> subprocess.Popen:
 
 @pytest.mark.parametrize("words", [(), ("-",)])
 @pytest.mark.parametrize("what", ["job", "ff.Study({'one': job})"])
+@pytest.mark.sampled(4)
 def test_a_program_read_from_standard_input_runs_and_keeps_no_file(tmp_path, words, what):
     text = HELLO.split("if __name__")[0] + f"\nmade = {what}\nprint(made.run(progress=False).path)\n"
     done = subprocess.run([sys.executable, *words], input=text, cwd=tmp_path, env=environment(tmp_path),

@@ -215,6 +215,7 @@ def case(outcome, **more):
 
 
 @pytest.mark.parametrize(("node", "what", "at", "how", "outcome"), TABLE)
+@pytest.mark.sampled(3)
 def test_a_death_at_any_state_of_the_protocol_has_the_outcome_promised(node, what, at, how, outcome):
     step = step_of(node, what, case(outcome))
     end = case(outcome, deaths=[Death(node, step, at, *how)]).run()

@@ -540,6 +540,7 @@ def test_plans_that_name_levels_need_the_view_that_has_them():
         central.Central(1, {"device/0": Plan("first", 12, level=1)})
 
 
+@pytest.mark.slow
 def test_fit_prints_the_width_and_the_cut_of_every_device_of_such_a_job(tmp_path):
     job_file(tmp_path, JOB, "job.py")
     path = f"{tmp_path / 'job.py'}:job"

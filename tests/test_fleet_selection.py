@@ -121,6 +121,7 @@ def test_a_choice_is_that_many_different_candidates_in_ascending_order(rule, see
 
 @RULES
 @given(seed=st.integers(0, 2**32), at=st.integers(0, 6))
+@pytest.mark.sampled(3)
 def test_a_state_that_was_stored_chooses_as_one_that_was_not(rule, seed, at):
     whole, resumed = rule.init(40), rule.init(40)
     for step, (pool, count, report) in enumerate(scene(seed)):

@@ -258,6 +258,7 @@ def test_smaller_parts_are_trained_sooner():
 
 @pytest.mark.parametrize("name", ["hadfl of all", "pacedring", "pacedring of two, 32 bits"])
 @pytest.mark.parametrize("at", ["before", "performed"])
+@pytest.mark.sampled(3)
 def test_a_member_that_dies_in_the_ring_leaves_the_others_with_the_same_bits(name, at):
     for step in (9, 14, 19, 24):
         applied = defaultdict(dict)

@@ -470,6 +470,7 @@ class Stop(Exception):
 @pytest.mark.usefixtures("at_every_moment")
 @methods
 @pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.sampled(3)
 def test_a_run_stopped_after_any_cycle_is_resumed_to_the_same_bits_and_files(tmp_path, name, at):
     def stop(row):
         if row["round"] == at:

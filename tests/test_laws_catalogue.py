@@ -129,6 +129,7 @@ def test_every_fold_keeps_all_laws(fold):
 
 
 @entries
+@pytest.mark.sampled(4)
 def test_it_keeps_them_inside_every_wrapper(name):
     inner = make(name, 2, 5)
     wrapped = StopAt(EvaluateOnClients(Evaluate(inner), Sample(2), every=2), metric="loss", patience=9)

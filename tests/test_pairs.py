@@ -78,6 +78,7 @@ def alone(method: str) -> bytes:
 
 
 @pytest.mark.parametrize(("method", "thing"), IDLE, ids=[f"{one} {other}" for one, other in IDLE])
+@pytest.mark.sampled(2)
 def test_what_does_nothing_changes_no_bit_of_a_method(method, thing):
     job = cases.job_of(cases.IDLE[thing](cases.Draft(method)))
     assert job.run(None, progress=False).model.vector.tobytes() == alone(method)

@@ -163,6 +163,7 @@ def test_arms_keep_their_colours_where_others_keep_no_tasks(tmp_path):
     assert task_sections([], draw=True) == []
 
 
+@pytest.mark.slow
 def test_a_study_shows_the_devices_of_every_arm_and_no_identifier_is_there_twice(tmp_path):
     fleet = generate("flash-charging", drop_out=0.1, flops_per_s=400.0)
 

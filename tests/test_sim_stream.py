@@ -590,6 +590,7 @@ def check_resumption(world: World, make: Any, last: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["always", "sessions", "rare", "later", "noise", "network", "drift"])
+@pytest.mark.sampled(3)
 def test_a_large_stream_saved_at_any_gather_and_loaded_goes_on_as_if_it_had_not_been(kind) -> None:
     n, more = 5000, {}
     if kind == "sessions":

@@ -108,6 +108,7 @@ def test_each_coordinate_has_the_discounted_weight_of_those_who_had_it_and_moves
 
 
 @rules
+@pytest.mark.sampled(2)
 def test_neither_chunks_workers_nor_drivers_change_a_bit(rule):
     whole = job(rule).run(None, progress=False).model.vector.tobytes()
     assert job(rule, chunk=1).run(None, progress=False).model.vector.tobytes() == whole

@@ -202,6 +202,7 @@ HOPELESS = ff.Sweep(job(), {"algorithm.timeout_s": (0.5, "none", 60.0)}, seeds=(
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.sampled(2)
 def test_a_point_that_cannot_be_run_ends_no_other(jobs, tmp_path, capsys):
     done = HOPELESS.run(tmp_path, progress=False, jobs=jobs)
     assert [row.get("failed", False) for row in done.rows] == [True, True, False, False, False, False]
@@ -218,6 +219,7 @@ def test_a_point_that_cannot_be_run_ends_no_other(jobs, tmp_path, capsys):
     assert "A gap is a point without this number" in text
 
 
+@pytest.mark.slow
 def test_resuming_goes_past_a_point_that_cannot_be_run(tmp_path, monkeypatch):
     done = HOPELESS.run(tmp_path / "whole", progress=False, jobs=1)
     import fieldfare.sweep as module
@@ -317,6 +319,7 @@ def test_an_interrupted_sweep_keeps_its_points_and_resume_ends_with_the_same_row
         (("--over", "training.lr=" + ",".join(f"0.{i:05d}" for i in range(1, 10_002))), "10,001 points"),
     ],
 )  # fmt: skip
+@pytest.mark.sampled(3)
 def test_what_cannot_be_swept_is_refused_in_one_line(args, words, tmp_path):
     job_file(tmp_path, ASYNC)
     fieldfare(tmp_path, "sweep", "hello.py", *args).refused(words)
