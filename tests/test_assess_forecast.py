@@ -147,6 +147,15 @@ def test_what_grows_with_a_run_is_told_up_to_the_target(tmp_path: Path) -> None:
     assert made.number("time_to_target_s") == 8_000.0
 
 
+def test_a_target_that_was_not_reached_gives_no_forecast_unless_somebody_says_how_many_versions(tmp_path: Path) -> None:
+    found = artefacts(tmp_path)
+    values = {**found["simulation"].values, "time_to_target_s": Value(None, "s", note="loss 0.1")}
+    sim = Draft("simulation", values=values).write(tmp_path / "never")
+    with pytest.raises(UsageError, match="did not reach its target"):
+        means_of("B", bench=found["bench"], simulation=sim, records=99)
+    assert means_of("B", bench=found["bench"], simulation=sim, records=99, versions=9).versions == 9
+
+
 def test_without_a_simulation_the_bench_gives_the_task(tmp_path: Path) -> None:
     found = artefacts(tmp_path)
     job = means_of("B", bench=found["bench"], records=99, epochs=2, versions=100, buffer=10, concurrency=20)

@@ -20,19 +20,15 @@ from fieldfare.assess.decide.page import report
 from fieldfare.assess.decide.privacy import declare
 from fieldfare.assess.demo.cases import DemoCase, Privacy
 from fieldfare.assess.demo.tables import TABLES, file
-from fieldfare.assess.demo.walk import KEY, Tell
+from fieldfare.assess.demo.walk import KEY, Tell, forecast_of
 from fieldfare.assess.features.catalogue import build as build_features
 from fieldfare.assess.features.locality import Feature
-from fieldfare.assess.forecast.assumptions import assumptions
-from fieldfare.assess.forecast.build import build as build_forecast
-from fieldfare.assess.forecast.build import means_of
 from fieldfare.assess.proxy.write import Config, build, federated
 from fieldfare.assess.simulate.build import build as build_simulation
 from fieldfare.assess.simulate.devices import fleet_for, flops_per_record
 from fieldfare.assess.simulate.play import central
 from fieldfare.assess.simulate.search import Search
 from fieldfare.assess.trace import Criteria, TraceConfig, build_trace
-from fieldfare.core.errors import UsageError
 from fieldfare.core.metrics import lower_is_better
 from fieldfare.data.federated import Federated
 from fieldfare.fleet.fleet import Recipe
@@ -166,13 +162,5 @@ def _simulated(
     fleet = fleet_for(job, trace=trace, bench=None, model=model, seed=seed)
     simulation = build_simulation(job, search, folder / f"simulation-{model}", fleet=fleet, inputs=[trace, bench],
                                   model=model, pet="", tell=lambda words: say(f"{model}, {words}"))  # fmt: skip
-    scale = job.data.n_clients / (trace.number("logged_clients") or 1.0)
-    supply = trace.number("supply_per_s")
-    try:
-        means = means_of(model, bench=bench, trace=trace, simulation=simulation, overhead_s=OVERHEAD_S,
-                         supply_per_s=None if supply is None else supply * scale)  # fmt: skip
-    except UsageError:
-        return [simulation]  # no version reached the target: the gate says what is missing
-    forecast = build_forecast(means, assumptions(), folder / f"forecast-{model}", simulation=simulation,
-                              inputs=[trace, bench, simulation], model=model, pet="")  # fmt: skip
-    return [simulation, forecast]
+    people = job.data.n_clients
+    return [simulation, *forecast_of(simulation, trace, bench, folder, model, people, OVERHEAD_S)]

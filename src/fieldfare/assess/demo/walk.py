@@ -135,13 +135,21 @@ def _simulated(
     fleet = fleet_for(job, trace=trace, bench=bench, model=model, seed=seed)
     simulation = build_simulation(job, search, folder / f"simulation-{model}", fleet=fleet, inputs=[trace, bench],
                                   model=model, pet="", tell=say)  # fmt: skip
-    scale = preset(case.preset).clients / (trace.number("logged_clients") or 1.0)
+    people = preset(case.preset).clients
+    return [simulation, *forecast_of(simulation, trace, bench, folder, model, people, OVERHEAD_S)]
+
+
+def forecast_of(
+    simulation: Artefact, trace: Artefact, bench: Artefact, folder: Path, model: str, population: int,
+    overhead_s: float,
+) -> list[Artefact]:  # fmt: skip
+    """The forecast for so many clients; none where the target was not reached: the gate then says what is missing."""
+    scale = population / (trace.number("logged_clients") or 1.0)
     supply = trace.number("supply_per_s")
     try:
-        job_means = means_of(model, bench=bench, trace=trace, simulation=simulation, overhead_s=OVERHEAD_S,
-                             supply_per_s=None if supply is None else supply * scale)  # fmt: skip
+        means = means_of(model, bench=bench, trace=trace, simulation=simulation, overhead_s=overhead_s,
+                         supply_per_s=None if supply is None else supply * scale)  # fmt: skip
     except UsageError:
-        return [simulation]  # no version reached the target: the gate says what is missing
-    forecast = build_forecast(job_means, assumptions(), folder / f"forecast-{model}", simulation=simulation,
-                              inputs=[trace, bench, simulation], model=model, pet="")  # fmt: skip
-    return [simulation, forecast]
+        return []
+    return [build_forecast(means, assumptions(), folder / f"forecast-{model}", simulation=simulation,
+                           inputs=[trace, bench, simulation], model=model, pet="")]  # fmt: skip

@@ -54,6 +54,12 @@ def means_of(
         _put(found, "session_s", usable / sessions if usable and sessions else None)
         _put(found, "peak_over_mean", peak_over_mean(trace))
     if simulation is not None:
+        told = simulation.values.get("time_to_target_s")
+        if told is not None and told.value is None and "versions" not in given:
+            raise UsageError(
+                f"{simulation.path.name} did not reach its target in every trial ({told.note}): simulate more "
+                "versions, ease the target, or say how many it takes, --set job.versions=NUMBER."
+            )
         for name in ("versions", "buffer", "concurrency", "peak_over_mean"):
             _put(found, name, simulation.number(name))
         _put(found, "versions", simulation.number("versions_to_target"))
