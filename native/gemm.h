@@ -72,7 +72,7 @@ static void tile(const Tile& t) {
 }
 
 // mr rows (1..most_mr(nr)) and nr vectors (1..MOST_NR)
-static void tiles(int mr, int nr, const Tile& t) {
+[[maybe_unused]] static void tiles(int mr, int nr, const Tile& t) {
 #define FF_CASE(M, N) \
   case M * 8 + N: return tile<M, N>(t);
   switch (mr * 8 + nr) {
@@ -98,7 +98,7 @@ static void tiles(int mr, int nr, const Tile& t) {
 
 // Z[M][ldz] (columns 0..N) = start + A[M][lda] W[K][ldw]; N a multiple of PAD. `bias` [N], or null: start at 0, or with
 // `add` at what is in Z. `relu` at the end.
-static void product(cf A, int64_t lda, cf W, int64_t ldw, cf bias, float* Z, int64_t ldz, int M, int K, int N, bool add,
+[[maybe_unused]] static void product(cf A, int64_t lda, cf W, int64_t ldw, cf bias, float* Z, int64_t ldz, int M, int K, int N, bool add,
                     bool relu) {
   constexpr int KB = 128;  // rows of W at a time: with a tile's width they stay in the first level of cache
   FF_SPLIT(n0, nz, N / VL, MOST_NR) for (int k0 = 0; k0 < K; k0 += KB) {
@@ -114,7 +114,7 @@ static void product(cf A, int64_t lda, cf W, int64_t ldw, cf bias, float* Z, int
 }
 
 // out[K][ldw] (columns 0..N) = cin[K][ldw] + alpha * A' D, over M rows of A[M][lda] and D[M][ldd]; cin may be out
-static void outer(cf A, int64_t lda, cf D, int64_t ldd, int M, int K, int N, cf cin, float alpha, float* out,
+[[maybe_unused]] static void outer(cf A, int64_t lda, cf D, int64_t ldd, int M, int K, int N, cf cin, float alpha, float* out,
                   int64_t ldw) {
   constexpr int MB = 256;
   for (int m0 = 0; m0 < M; m0 += MB) {
@@ -150,7 +150,7 @@ static FF_INLINE vf sums(vf* v) {
 }
 
 // out[M][ldo] (columns 0..K) (+)= D[M][ldd] W[K][ldw]' over N columns, N a multiple of PAD
-static void product_transposed(cf D, int64_t ldd, cf W, int64_t ldw, float* out, int64_t ldo, int M, int K, int N,
+[[maybe_unused]] static void product_transposed(cf D, int64_t ldd, cf W, int64_t ldw, float* out, int64_t ldo, int M, int K, int N,
                                bool add) {
   constexpr int DB = VL == 16 ? 4 : 2, DK = 4;
   for (int k = 0; k < K; k += DK)
@@ -187,7 +187,7 @@ static void product_transposed(cf D, int64_t ldd, cf W, int64_t ldw, float* out,
 }
 
 // out[N] = cin[N] + alpha * the column sums of D[M][ldd]
-static void column_sums(cf D, int64_t ldd, int64_t M, int N, cf cin, float alpha, float* out) {
+[[maybe_unused]] static void column_sums(cf D, int64_t ldd, int64_t M, int N, cf cin, float alpha, float* out) {
   for (int j = 0; j < N; j += VL) {
     vf s = zero();
     for (int64_t m = 0; m < M; m++) s += load(D + m * ldd + j);

@@ -99,7 +99,7 @@ inline void sized(const Shapes& at, const Spec& s, size_t param, int64_t size) {
 static inline void through_relu(cf h, float* d, int64_t n) {  // n a multiple of PAD
   for (int64_t i = 0; i < n; i += VL) store(d + i, pick(load(h + i) > zero(), load(d + i), zero()));
 }
-static inline void add_to(float* out, cf in, int64_t n) {
+[[maybe_unused]] static inline void add_to(float* out, cf in, int64_t n) {
   for (int64_t i = 0; i < n; i += VL) store(out + i, load(out + i) + load(in + i));
 }
 
