@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "ops_embed.h"
 #include "ops_linear.h"
+#include "ops_recurrent.h"
 
 namespace ff {
 
@@ -11,6 +13,7 @@ constexpr int64_t MOST = int64_t(1) << 31;  // floats of a value, a parameter se
 Maker maker(const std::string& kind) {
   static const std::pair<const char*, Maker> table[] = {
       {"linear", Linear::make},
+      {"lstm", Lstm::make}, {"gru", Gru::make}, {"embedding", Embedding::make}, {"select", Select::make}, {"flatten", Flatten::make},
   };
   for (const auto& [name, make] : table)
     if (kind == name) return make;
