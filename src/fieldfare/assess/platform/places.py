@@ -1,8 +1,9 @@
 """Artefacts and tables at URLs: any place that fsspec can reach (s3://, gs://, az://, hdfs://, memory://, file://).
 
 Here: fetching into a folder named by content, sending with the manifest last, folders that stand for a URL until what
-is written there is whole. Not here: what artefacts mean. Invariants: what was fetched is what its manifest says, by
-hash, or it is refused; a reader at the URL sees a whole artefact or none; nothing of what was fetched is run.
+is written there is whole, copies of tables. Not here: what artefacts mean. Invariants: what was fetched is what its
+manifest says, by hash, or it is refused; a reader at the URL sees a whole artefact or none; nothing of what was fetched
+is run.
 """
 
 from __future__ import annotations
@@ -122,6 +123,70 @@ def local(place: str | Path) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return target
+
+
+def copies(url: str | Path, folder: Path) -> dict[Path, str]:
+    """Files of this machine for the file, the folder of .parquet and .csv files, or the pattern (`*`) at a URL.
+
+    Gives where each is from, as a URL. Each is copied into `folder`; those of a place that is this machine's own
+    (`file://`) are used where they lie.
+    """
+    where = _url(url)
+    store, path = _reach(where)
+    out: dict[Path, str] = {}
+    for number, one in enumerate(_listed(store, path, where)):
+        its = where if one == path else str(store.unstrip_protocol(one))
+        if getattr(store, "local_file", False):
+            out[Path(one)] = its
+            continue
+        target = folder / str(number) / _name(one.partition("?")[0])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not _get(store, one, target):
+            raise UsageError(f"there is no file at {its}.")
+        out[target] = its
+    return out
+
+
+def _listed(store: Any, path: str, where: str) -> list[str]:
+    try:
+        if "*" in path:
+            found = sorted(str(one) for one in store.glob(path) if store.isfile(one))
+        elif store.isfile(path) or not store.isdir(path):
+            found = [path] if store.exists(path) else []
+        else:
+            found = sorted(str(one) for one in store.ls(path, detail=False) if str(one).endswith((".parquet", ".csv")))
+    except Exception as error:
+        raise UsageError(f"{where} cannot be looked at: {_line(error)}") from None
+    if not found:
+        raise UsageError(f"{where} is no file, nor a folder of .parquet or .csv files.")
+    return found
+
+
+def put_bytes(url: str | Path, data: bytes) -> None:
+    """Write one small file at a URL, over what is there."""
+    where = _url(url)
+    store, path = _reach(where)
+    with tempfile.TemporaryDirectory(prefix="fieldfare-") as temporary:
+        file = Path(temporary) / "file"
+        file.write_bytes(data)
+        _put(store, file, path, where)
+
+
+def get_bytes(url: str | Path) -> bytes | None:
+    """The bytes of one small file at a URL; None where there is none."""
+    store, path = _reach(_url(url))
+    with tempfile.TemporaryDirectory(prefix="fieldfare-") as temporary:
+        file = Path(temporary) / "file"
+        return file.read_bytes() if _get(store, path, file) else None
+
+
+def folders(url: str | Path) -> list[str]:
+    """Names of the folders in the folder at a URL; none where there is no such folder."""
+    store, path = _reach(_url(url))
+    try:
+        return sorted(_name(str(one["name"])) for one in store.ls(path, detail=True) if one["type"] == "directory")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def staged(url: str | Path) -> Path:

@@ -16,7 +16,7 @@ SHOWN = (
 
 
 @click.command("proxy")
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table")
 @click.option("--label", help="The label's column.")
 @click.option("--by", "partition_field", metavar="FIELD", help="Clients are this column's values (kept under a hash).")
 @click.option("--preset", type=click.Choice(["A", "B", "C"]), help="Made-up clients of these sizes (FLINT, table 2).")
@@ -26,7 +26,7 @@ SHOWN = (
 @click.option("--feature", "wanted", metavar="VIEW:NAME", multiple=True, help="A feature of --store to join.")
 @common
 def command(
-    table: Path, key: str | None, store: str | None, wanted: tuple[str, ...], as_json: bool, out: Path | None,
+    table: str, key: str | None, store: str | None, wanted: tuple[str, ...], as_json: bool, out: Path | None,
     config: Path | None, **given: Any,
 ) -> None:  # fmt: skip
     """Share the rows of a Parquet or CSV TABLE (a file or a URL) out to clients: by a field, or with a wanted skew."""

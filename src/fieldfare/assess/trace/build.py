@@ -7,9 +7,8 @@ the number of parts, the threads or where they ran.
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from fieldfare.assess.artefact import Artefact, Draft, Value, cite_file, read_artefact, words
+from fieldfare.assess.platform.places import copies, is_url
+from fieldfare.assess.steps import Tell, silent
 from fieldfare.assess.trace import stats
 from fieldfare.assess.trace.criteria import Criteria, TraceConfig
 from fieldfare.assess.trace.generate import Recipe, generate_log
@@ -26,39 +27,39 @@ from fieldfare.assess.trace.importers import import_log, is_foreign
 from fieldfare.assess.trace.joint import joint_of
 from fieldfare.assess.trace.part import Counts, Done, Plan, count_part, finish_part, merged
 from fieldfare.assess.trace.sessions import BIN_MS, WEEK_MS, Log, open_log
+from fieldfare.assess.trace.spread import spread, steps
 from fieldfare.assess.trace.sql import connected
 from fieldfare.core import rng
 from fieldfare.core.errors import UsageError
 from fieldfare.fleet.columns import Text
 
 ROWS_A_PART = 10_000_000
-RAY_BYTES = 2e9
-"""What DuckDB may use in a task on Ray, unless told otherwise: several of them share a machine."""
-
-Tell = Callable[[str], None]
 
 
 def build_trace(
     log: Recipe | str | Path | Sequence[str | Path], out: str | Path, config: TraceConfig | None = None, seed: int = 0,
-    variant: str = "charging_wifi", tell: Tell = lambda _: None,
+    variant: str = "charging_wifi", tell: Tell = silent,
 ) -> Artefact:  # fmt: skip
     """The artefact `trace` of a session log, written to the folder `out`.
 
-    `log`: Parquet or CSV (files or folders), one file of another maker (see `importers`; `variant` of FLASH's
-    intervals), or a `Recipe` of a log to make up. FLINT's recipe (Wang et al., MLSys 2023, section 3.2) in SQL: see
-    `gaps`, `joint`, `part`. `tell` is called with what is being done. Memory: what DuckDB is allowed, about 100 bytes a
-    session of a part, and 50 bytes a session that meets the criteria. Raises `UsageError` in one line for a log or
-    criteria that do not fit each other.
+    `log`: Parquet or CSV (files or folders, or URLs of them, which are copied for as long as they are needed), one
+    file of another maker (see `importers`; `variant` of FLASH's intervals), or a `Recipe` of a log to make up. FLINT's
+    recipe (Wang et al., MLSys 2023, section 3.2) in SQL: see `gaps`, `joint`, `part`. `tell` is called with what is
+    being done. Memory: what DuckDB is allowed, about 100 bytes a session of a part, and 50 bytes a session that meets
+    the criteria. Raises `UsageError` in one line for a log or criteria that do not fit each other.
     """
     config = TraceConfig() if config is None else config
     criteria = config.criteria
     with tempfile.TemporaryDirectory(prefix="fieldfare-trace-", dir=config.spill_folder or None) as folder:
-        paths, inputs = _paths(log, Path(folder), config, seed, variant, tell)
+        paths, inputs, urls = _paths(log, Path(folder), config, seed, variant, tell)
         with connected(config.memory_bytes, config.threads, config.spill_folder) as con:
             tell("looking over the log")
             key = f"{rng.derive(seed, 'assess', 'trace', 'client'):016x}"
             seen = open_log(con, paths, config.columns, key, config.weeks, config.from_s, config.to_s)
         inputs = [cite_file(one, "session log") for one in seen.paths] if inputs is None else inputs
+        origins = {
+            one: (urls[one], told["sha256"]) for one, told in zip(seen.paths, inputs, strict=False) if one in urls
+        }
         _check(seen, criteria)
         allow: tuple[tuple[str, str, str], ...] = ()
         if criteria.device_allow:
@@ -68,8 +69,11 @@ def build_trace(
             config = replace(config, durations_s={**task_times(bench), **config.durations_s})
         parts = config.partitions or max(1, -(-seen.rows // ROWS_A_PART))
         plan = Plan(seen, criteria, seed, parts, allow, None, config.memory_bytes, config.threads, config.spill_folder)
-        plan, done = (_here if config.on == "local" else _on_ray)(plan, config.on, tell)
-    tell("writing the artefact")
+        if config.on == "local":
+            plan, done = _here(plan, tell)
+        else:
+            plan, done = spread(plan, config.on, origins, _with_chances, tell)
+    tell("writing the artefact", steps(plan) - 1, steps(plan))
     made_up = {"made_up": asdict(log)} if isinstance(log, Recipe) else {}
     draft = _draft(plan, config, done, inputs, made_up)
     if made_up:
@@ -79,17 +83,26 @@ def build_trace(
 
 def _paths(
     log: Any, folder: Path, config: TraceConfig, seed: int, variant: str, tell: Tell
-) -> tuple[list[str | Path], list[Any] | None]:
-    """(files of the session log, inputs to cite; None: the files themselves)."""
+) -> tuple[list[str | Path], list[Any] | None, dict[str, str]]:
+    """(files of the session log, inputs to cite; None: the files themselves, URLs of those that were fetched)."""
     end = ".parquet" if find_spec("pyarrow") else ".csv"
     if isinstance(log, Recipe):
         tell(f"making up a log of {log.clients:,} clients")
-        return [generate_log(folder / f"{log.preset}{end}", log, seed)], []
-    paths = [log] if isinstance(log, (str, Path)) else list(log)
+        return [generate_log(folder / f"{log.preset}{end}", log, seed)], [], {}
+    paths: list[str | Path] = []
+    urls: dict[str, str] = {}
+    for i, one in enumerate([log] if isinstance(log, (str, Path)) else log):
+        if is_url(one):
+            tell(f"fetching {one}")
+            fetched = copies(one, folder / f"fetched-{i}")
+            urls |= {str(file): url for file, url in fetched.items()}
+            paths += fetched
+        else:
+            paths.append(one)
     if len(paths) == 1 and is_foreign(paths[0]):
         tell(f"importing {paths[0]}")
-        return [import_log(paths[0], folder / f"imported{end}", variant)], [cite_file(paths[0], "availability log")]
-    return paths, None
+        return [import_log(paths[0], folder / f"imported{end}", variant)], [cite_file(paths[0], "availability log")], {}
+    return paths, None, urls
 
 
 def allowed_devices(bench: Artefact) -> tuple[tuple[str, str, str], ...]:
@@ -119,54 +132,23 @@ def _check(log: Log, criteria: Criteria) -> None:
         log.need(one, *needs.get(one, ()))
 
 
-def _here(plan: Plan, _: str, tell: Tell) -> tuple[Plan, list[Done]]:
+def _here(plan: Plan, tell: Tell) -> tuple[Plan, list[Done]]:
     with ExitStack() as stack:
         spill = stack.enter_context(tempfile.TemporaryDirectory(prefix="fieldfare-trace-", dir=plan.folder or None))
         if plan.criteria.states():
             plan = replace(plan, spill=spill)
             counts = []
             for part in range(plan.parts):
-                tell(f"sessions and what they tell, part {part + 1} of {plan.parts}")
+                tell(f"sessions and what they tell, part {part + 1} of {plan.parts}", 1 + part, steps(plan))
                 counts.append(count_part(plan, part))
             plan = _with_chances(plan, counts)
         done = []
         for part in range(plan.parts):
-            tell(f"coins and criteria, part {part + 1} of {plan.parts}")
+            over = steps(plan) - 1 - plan.parts + part
+            tell(f"coins and criteria, part {part + 1} of {plan.parts}", over, steps(plan))
             done.append(finish_part(plan, part))
             (Path(spill) / f"sessions-{part}.parquet").unlink(missing_ok=True)
     return replace(plan, spill=""), done
-
-
-def _on_ray(plan: Plan, on: str, tell: Tell) -> tuple[Plan, list[Done]]:
-    """Parts as tasks of a Ray cluster, one thread of DuckDB each; all machines must see the log under its path."""
-    from fieldfare.sim.cluster import address_of, join, leave, library, ready
-
-    ready(on)
-    ray = library()
-    paths = tuple(os.path.abspath(one) for one in plan.log.paths)
-    select = plan.log.select
-    for old, new in zip(plan.log.paths, paths, strict=True):
-        select = select.replace("'" + old.replace("'", "''") + "'", "'" + new.replace("'", "''") + "'")
-    plan = replace(plan, log=replace(plan.log, select=select), threads=1, memory_bytes=plan.memory_bytes or RAY_BYTES)
-    joined = join(ray, address_of(on), None)
-    try:
-        if plan.criteria.states():
-            tell(f"sessions and what they tell, {plan.parts} parts on Ray")
-            counts = ray.get([ray.remote(count_part).remote(plan, part) for part in range(plan.parts)])
-            plan = _with_chances(plan, counts)
-        tell(f"coins and criteria, {plan.parts} parts on Ray")
-        shared = ray.put(plan)
-        done = ray.get([ray.remote(finish_part).remote(shared, part) for part in range(plan.parts)])
-    except UsageError:
-        raise
-    except Exception as error:
-        from fieldfare.sim.cluster import one_line
-
-        raise UsageError(f"a part of the trace failed on Ray: {one_line(error)}") from None
-    finally:
-        if joined:
-            leave(ray)
-    return plan, done
 
 
 def _with_chances(plan: Plan, counts: Sequence[Counts]) -> Plan:
@@ -229,7 +211,9 @@ def _draft(
     draft.table("participations", _pairs(counts["participations"], "sessions", "clients"))
     fairness = stats.fairness_table(shares)
     draft.table("fairness", fairness)
-    draft.values["flagged_groups"] = Value(sum(fairness["flagged"]), "", note="groups and filters under 0.8 of before")
+    for name, what in (("flagged", "devices"), ("flagged_device_s", "device-seconds")):
+        note = f"groups and filters under 0.8 of their share of {what} before"
+        draft.values[name.replace("flagged", "flagged_groups")] = Value(sum(fairness[name]), "", note=note)
     return draft
 
 

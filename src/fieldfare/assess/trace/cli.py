@@ -16,8 +16,10 @@ from fieldfare.core.errors import UsageError
 
 
 @click.command("trace")
-@click.argument("logs", metavar="[LOG]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--out", "-o", type=click.Path(path_type=Path), default="trace", show_default=True, help="Folder.")
+@click.argument("logs", metavar="[LOG]...", nargs=-1)
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), default="trace", show_default=True, help="Folder, or URL."
+)
 @click.option("--generate", "preset", metavar="PRESET", help="Make a log up: flint-strict or fedscale-charging.")
 @click.option("--clients", type=int, default=2000, show_default=True, help="Of a made-up log.")
 @click.option("--known", type=float, default=1.0, show_default=True, help="Made-up clients whose states are told.")
@@ -35,15 +37,17 @@ from fieldfare.core.errors import UsageError
 @click.option("--quiet", "-q", is_flag=True, help="No progress display.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on the last line.")
 def command(
-    logs: tuple[Path, ...], out: Path, preset: str | None, clients: int, known: float, config: Path | None,
+    logs: tuple[str, ...], out: Path, preset: str | None, clients: int, known: float, config: Path | None,
     set_: tuple[str, ...], strict: bool, device_allow: Path | None, variant: str, on: str | None,
     partitions: int | None, memory: float | None, fedscale: Path | None, csv: Path | None, seed: int, quiet: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Which devices may train, when and for how long: session logs under criteria.
 
-    LOG: Parquet or CSV of sessions, or FLASH's, ExtraSensory's or FedScale's files, which are imported.
+    LOG: Parquet or CSV of sessions (files, folders, URLs), or FLASH's, ExtraSensory's or FedScale's files.
     """
+    from fieldfare.assess.options import artefact_at
+    from fieldfare.assess.steps import Steps
     from fieldfare.assess.trace.build import build_trace
     from fieldfare.assess.trace.criteria import STRICT, TraceConfig, read_config, with_changes
     from fieldfare.assess.trace.generate import Recipe
@@ -60,11 +64,11 @@ def command(
         settings = replace(settings, criteria=replace(settings.criteria, device_allow=str(device_allow)))
     given: dict[str, Any] = {"on": on, "partitions": partitions, "memory_bytes": memory}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    tell = _Teller(quiet)
     source: Any = list(logs)
     if preset is not None:
         source = Recipe(preset=preset, clients=clients, weeks=settings.weeks, known=known)
-    made = build_trace(source, out, settings, seed, variant, tell)
+    with Steps("trace", quiet or as_json) as tell:
+        made = build_trace(source, artefact_at(out, "trace"), settings, seed, variant, tell)
     if fedscale is not None:
         export_fedscale(made, fedscale)
     if csv is not None:
@@ -72,26 +76,16 @@ def command(
     _show(made, as_json)
 
 
-class _Teller:
-    """Says on standard error what is being done: plain lines, none when quiet."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-
-    def __call__(self, text: str) -> None:
-        if not self.quiet:
-            click.echo(f"trace: {text}", err=True)
-
-
 def _show(made: Any, as_json: bool) -> None:
     from dataclasses import asdict
 
     from fieldfare.assess.artefact import words
+    from fieldfare.assess.platform.places import address
     from fieldfare.store.text import dumps
 
     if as_json:
         values = {name: asdict(one) for name, one in made.values.items()}
-        print(dumps({"kind": made.kind, "path": str(made.path), "sha256": made.sha256, "values": values}).decode())
+        print(dumps({"kind": made.kind, "path": address(made.path), "sha256": made.sha256, "values": values}).decode())
         return
     table = made.table("criteria")
     print(f"{'criterion':14} {'devices':>9} {'device-s':>9} {'gain without':>13}")
@@ -106,4 +100,4 @@ def _show(made: Any, as_json: bool) -> None:
         f"{number('sessions'):,.0f} sessions of {number('clients'):,.0f} clients in {number('weeks'):.3g} weeks, "
         f"{number('supply_per_s'):.3g} begin a second; trough / peak {told[0]}; median {told[1]} s"
     )
-    print(f"{made.path}  sha256 {made.sha256}")
+    print(f"{address(made.path)}  sha256 {made.sha256}")

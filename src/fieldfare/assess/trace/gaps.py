@@ -37,21 +37,23 @@ def pieces_of(log: Log, criteria: Criteria, where: str = "true") -> str:
 def sessions_of(pieces: str, criteria: Criteria) -> str:
     """A query of the sessions that `pieces` make: `client`, `start_ms`, `end_ms`, `usable_ms`, `code`, attributes.
 
-    Attributes are those of a session's first row. Cost: two sorts by client, outside of memory where need be.
+    Attributes are those of a session's first row; of rows with the same times and code the first is the one whose
+    attributes have the smallest hash, wherever it stands in the log. Cost: two sorts by client, outside of memory where
+    need be.
     """
     gap = round(criteria.gap_merge_s * 1000)
     kept = ", ".join(KEPT)
+    order = f"PARTITION BY client ORDER BY s, e, code, hash({kept})"
     seen = (
-        "SELECT *, max(e) OVER past AS before, lag(code) OVER turn AS code_before FROM "
-        f"({pieces}) WINDOW turn AS (PARTITION BY client ORDER BY s, e, code), past AS (PARTITION BY client "
-        "ORDER BY s, e, code ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+        "SELECT *, max(e) OVER past AS before, lag(code) OVER turn AS code_before, row_number() OVER turn AS place "
+        f"FROM ({pieces}) WINDOW turn AS ({order}), past AS ({order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
     )
     fresh = (
         f"SELECT *, greatest(s, coalesce(before, s)) AS begins, "
         f"(before IS NULL OR s - before > {gap} OR code <> code_before) AS fresh FROM ({seen})"
     )
     numbered = (
-        "SELECT *, sum(fresh::BIGINT) OVER (PARTITION BY client ORDER BY s, e, code ROWS UNBOUNDED PRECEDING) "
+        "SELECT *, sum(fresh::BIGINT) OVER (PARTITION BY client ORDER BY place ROWS UNBOUNDED PRECEDING) "
         f"AS island FROM ({fresh})"
     )
     firsts = ", ".join(f"any_value({one}) FILTER (WHERE fresh) AS {one}" for one in KEPT)

@@ -8,7 +8,7 @@ up to those of the whole, to the bit, however the log is cut.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,22 +53,32 @@ class Done:
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def count_part(plan: Plan, part: int) -> Counts:
-    """The first pass: sessions by (hour of the week, platform, code)."""
+def share_out(plan: Plan, files: Sequence[str]) -> list[Any]:
+    """The rows of some of the log's files, an Arrow table for each part: what `count_part` and `finish_part` take."""
     with connected(plan.memory_bytes, plan.threads, plan.folder) as con, told("the log cannot be computed"):
-        con.execute(f"CREATE TEMP TABLE made AS {_sessions(plan, part)}")
+        rows = pieces_of(plan.log.of(files), plan.criteria)
+        con.execute(f"CREATE TEMP TABLE cut AS SELECT *, {_part_of(plan)} AS part FROM ({rows})")
+        query = "SELECT * EXCLUDE (part) FROM cut WHERE part = {}"
+        return [con.sql(query.format(part)).to_arrow_table() for part in range(plan.parts)]
+
+
+def count_part(plan: Plan, part: int, shares: Sequence[Any] = ()) -> Counts:
+    """The first pass: sessions by (hour of the week, platform, code). `shares`: this part's rows, of `share_out`."""
+    with connected(plan.memory_bytes, plan.threads, plan.folder) as con, told("the log cannot be computed"):
+        con.execute(f"CREATE TEMP TABLE made AS {_sessions(plan, part, con, shares)}")
         if plan.spill:
             con.execute(f"COPY made TO {text(str(_spilled(plan, part)))} (FORMAT parquet)")
         states = _counter(con, f"SELECT {_hour(plan)}, {_platform()}, code, count(*) FROM made GROUP BY ALL")
         return {"states": states, "alike": _alike(con, len(plan.criteria.states()))}
 
 
-def finish_part(plan: Plan, part: int) -> Done:
+def finish_part(plan: Plan, part: int, shares: Sequence[Any] = ()) -> Done:
     """The second pass: each session's coin and criteria, all counts, and the sessions that are kept."""
     criteria = plan.criteria
     with connected(plan.memory_bytes, plan.threads, plan.folder) as con, told("the log cannot be computed"):
         place = _spilled(plan, part) if plan.spill else None
-        made = f"SELECT * FROM read_parquet({text(str(place))})" if place and place.is_file() else _sessions(plan, part)
+        spilled = place is not None and place.is_file()
+        made = f"SELECT * FROM read_parquet({text(str(place))})" if spilled else _sessions(plan, part, con, shares)
         _allowed(con, plan)
         _chances(con, plan)
         con.execute(f"CREATE TEMP TABLE done AS {_done(plan, made)}")
@@ -81,6 +91,11 @@ def finish_part(plan: Plan, part: int) -> Done:
                     f"SELECT count(*), sum(usable_ms), count(DISTINCT client) FROM done SEMI JOIN {name} USING (row)"
                 )
                 counts[f"thin {name}"] = _totals(con, query, ("sessions", "usable_ms", "clients"))
+            counts["thin groups"] = _counter(con, " UNION ALL ".join(
+                f"SELECT '{group}', p.{group}, 'clients', count(DISTINCT d.client) FROM done d SEMI JOIN kept USING "
+                f"(row) JOIN person p USING (client) GROUP BY ALL UNION ALL SELECT '{group}', {group}, 'ms', "
+                "sum(usable_ms) FROM done SEMI JOIN kept USING (row) GROUP BY ALL"
+                for group in GROUPS))  # fmt: skip
             kept = "row IN (SELECT row FROM kept)"
         counts |= _of_kept(con, plan, kept)
         return Done(counts, _columns(con, kept))
@@ -108,9 +123,19 @@ def merged(parts: Iterable[Counts]) -> Counts:
     return out
 
 
-def _sessions(plan: Plan, part: int) -> str:
-    where = "true" if plan.parts == 1 else f"hash(client) % {plan.parts} = {part}"
-    return sessions_of(pieces_of(plan.log, plan.criteria, where), plan.criteria)
+def _part_of(plan: Plan) -> str:
+    """The part that a row's client is in."""
+    return f"hash(client) % {plan.parts}"
+
+
+def _sessions(plan: Plan, part: int, con: Any, shares: Sequence[Any]) -> str:
+    if shares:
+        for i, one in enumerate(shares):
+            con.register(f"share_{i}", one)
+        rows = " UNION ALL ".join(f"SELECT * FROM share_{i}" for i in range(len(shares)))
+    else:
+        rows = pieces_of(plan.log, plan.criteria, "true" if plan.parts == 1 else f"{_part_of(plan)} = {part}")
+    return sessions_of(rows, plan.criteria)
 
 
 def _spilled(plan: Plan, part: int) -> Path:
@@ -215,6 +240,9 @@ def _counts(con: Any, plan: Plan) -> Counts:
                                "SELECT 'usable_ms', mask, sum(usable_ms) FROM done GROUP BY mask"),
         "persons": _counter(con, " UNION ALL ".join(
             f"SELECT '{group}' AS by, {group} AS who, low::VARCHAR, high::VARCHAR, count(*) FROM person GROUP BY ALL"
+            for group in GROUPS)),
+        "groups": _counter(con, " UNION ALL ".join(
+            f"SELECT '{group}' AS by, {group} AS who, mask, sum(usable_ms) FROM done GROUP BY ALL"
             for group in GROUPS)),
         "heads": _totals(con, "SELECT count(*), count(DISTINCT client), "
                          f"sum(usable_ms) FILTER (WHERE eligible AND g_mean = 0){unknown} FROM done",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Log:
 
     `select`: a query of `client`, `start_ms`, `end_ms`, `background` (list of structs of milliseconds, or NULL) and the
     columns of the schema, NULL where the log has none. `has`: columns that the log has. `from_ms`, `to_ms`: the window
-    used; `origin_ms`: a Monday 0 h at or before it; `rows`: in the log.
+    used; `origin_ms`: a Monday 0 h at or before it; `rows`: in the log. `source` is what `select` reads, `kinds` the
+    types of its columns.
     """
 
     paths: tuple[str, ...]
@@ -53,11 +54,20 @@ class Log:
     from_ms: int
     to_ms: int
     origin_ms: int
+    source: str = ""
+    kinds: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def bins(self) -> int:
         """Spans of five minutes in the window."""
         return (self.to_ms - self.from_ms) // BIN_MS
+
+    def of(self, files: Sequence[str]) -> Log:
+        """The same log, of these files alone: with all columns, in the types they have in the whole."""
+        empty = ", ".join(f"NULL::{kind} AS {named(one)}" for one, kind in self.kinds.items())
+        some = _source(files, self.kinds)
+        source = f"(SELECT {empty} WHERE false UNION ALL BY NAME SELECT * FROM {some})"
+        return replace(self, paths=tuple(files), source=source, select=self.select.replace(self.source, source))
 
     def need(self, criterion: str, *columns: str) -> None:
         """Refuse a criterion whose columns the log lacks."""
@@ -97,7 +107,7 @@ def open_log(
     epoch = start >= 100_000_000_000  # before April 1973, times count from a Monday 0 h of their own
     phase = MONDAY_MS if epoch else 0
     origin = start - (start - phase) % WEEK_MS
-    return Log(tuple(files), select, frozenset(found), int(rows), start, stop, origin)
+    return Log(tuple(files), select, frozenset(found), int(rows), start, stop, origin, source, kinds)
 
 
 def _files(paths: Sequence[str | Path]) -> list[str]:
@@ -114,12 +124,15 @@ def _files(paths: Sequence[str | Path]) -> list[str]:
     return out
 
 
-def _source(files: Sequence[str]) -> str:
-    kinds = {is_parquet(Path(one)) for one in files}
-    if len(kinds) > 1:
+def _source(files: Sequence[str], kinds: Mapping[str, str] | None = None) -> str:
+    forms = {is_parquet(Path(one)) for one in files}
+    if len(forms) > 1:
         raise UsageError(f"{files[0]} and the others are Parquet and CSV mixed: give a log of one form.")
     listed = "[" + ", ".join(text(one) for one in files) + "]"
-    return f"read_parquet({listed}, union_by_name = true)" if kinds.pop() else f"read_csv({listed}, header = true)"
+    if forms.pop():
+        return f"read_parquet({listed}, union_by_name = true)"
+    told = ", ".join(f"{text(one)}: {text(kind)}" for one, kind in (kinds or {}).items())
+    return f"read_csv({listed}, header = true{f', types = {{{told}}}' if told else ''})"
 
 
 def _found(kinds: Mapping[str, str], columns: Mapping[str, Any], place: str) -> dict[str, str]:

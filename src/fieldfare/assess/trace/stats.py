@@ -43,6 +43,11 @@ class Shares:
         self.groups: dict[str, dict[str, Counter[int]]] = {by: {} for by in GROUPS}
         for (by, who, low, high), n in counts["persons"].items():
             self.groups[by].setdefault(who, Counter())[int(low) + (int(high) << 128)] += n
+        self.group_ms: dict[str, dict[str, Counter[int]]] = {by: {} for by in GROUPS}
+        for (by, who, mask), n in counts["groups"].items():
+            self.group_ms[by].setdefault(who, Counter())[mask] += n
+            self.groups[by].setdefault(who, Counter())
+        self._rested = counts.get("thin groups")
         self._all: Counter[int] = sum(self.groups["tier"].values(), Counter())
         self.clients, self.ms = sum(self._all.values()), sum(self._ms.values())
         self.sessions = sum(self._sessions.values())
@@ -61,6 +66,24 @@ class Shares:
         wanted = self._bits(names)
         pattern = sum(1 << mask for mask in range(1 << len(self.asked)) if mask & wanted == wanted)
         return sum(n for sets, n in held.items() if sets & pattern)
+
+    def held(self, by: str, names: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """(clients, milliseconds) of every group that meet all of `names`; "min_gap": those left after resting, too.
+
+        Clients are in the group of their first session, milliseconds in that of their own.
+        """
+        if "min_gap" in names:
+            left: Counter[Any] = self._rested or Counter()
+            return tuple({who: left[by, who, what] for who in self.groups[by]} for what in ("clients", "ms"))  # type: ignore[return-value]
+        wanted = self._bits(names)
+        found = self.group_ms[by]
+        ms = {who: sum(n for mask, n in found[who].items() if mask & wanted == wanted) for who in found}
+        return {who: self.count(sets, names) for who, sets in self.groups[by].items()}, ms
+
+    def steps(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+        """Every filter in its order, resting the last, then `all` of them: (name, criteria before it, with it)."""
+        order = (*self.asked, *(() if self._rested is None else ("min_gap",)))
+        return [(one, order[:i], order[: i + 1]) for i, one in enumerate(order)] + [("all", (), order)]
 
     def _bits(self, names: Sequence[str]) -> int:
         return sum(1 << self.asked.index(one) for one in names)
@@ -101,36 +124,45 @@ def intersections_table(shares: Shares) -> Table:
 
 
 def fairness_table(shares: Shares) -> Table:
-    """Each group's share of the devices left, before and after each filter in their order, and (`all`) of them all.
+    """Each group's share of what is left, before and after each filter in their order, and (`all`) of them all.
 
-    Groups: device classes (the 30 most frequent, the rest as "other"), systems, regions; `ratio` below 0.8 is flagged.
+    Of devices (`share_before`, `share_after`, `ratio`, `flagged`), and of device-seconds (the same with `_device_s`).
+    Groups: device classes (the 30 most frequent, the rest as "other"), systems, regions; a ratio below 0.8 is flagged.
     """
-    out: Table = {name: [] for name in
-                  ("filter", "by", "group", "share_before", "share_after", "ratio", "flagged")}  # fmt: skip
+    out: Table = {"filter": [], "by": [], "group": []}
+    kinds = ("", "_device_s")
+    out |= {f"{name}{kind}": [] for kind in kinds for name in ("share_before", "share_after", "ratio", "flagged")}
     for by in GROUPS:
-        groups = _top(shares.groups[by])
-        if set(groups) == {"unknown"}:
+        called = _top(shares.groups[by])
+        if set(called.values()) == {"unknown"}:
             continue
-        steps = [(one, shares.asked[:i], shares.asked[: i + 1]) for i, one in enumerate(shares.asked)]
-        for name, before, after in [*steps, ("all", (), shares.asked)]:
-            was = {who: shares.count(held, before) for who, held in groups.items()}
-            now = {who: shares.count(held, after) for who, held in groups.items()}
-            for who in groups:
-                first = was[who] / max(1, sum(was.values()))
-                then = now[who] / max(1, sum(now.values()))
-                ratio = then / first if first and sum(now.values()) else float("nan")
-                row = (name, by, who, first, then, ratio, int(ratio < UNFAIR))
-                for column, value in zip(out.values(), row, strict=True):
+        for name, before, after in shares.steps():
+            was, now = (tuple(_together(one, called) for one in shares.held(by, names)) for names in (before, after))
+            for who in dict.fromkeys(called.values()):
+                rows = [_fair(was[i], now[i], who) for i in range(len(kinds))]
+                for column, value in zip(out.values(), (name, by, who, *rows[0], *rows[1]), strict=True):
                     column.append(value)
     return out
 
 
-def _top(groups: Mapping[str, Counter[int]]) -> dict[str, Counter[int]]:
+def _fair(was: Mapping[str, int], now: Mapping[str, int], who: str) -> tuple[float, float, float, int]:
+    """(share before, share after, their ratio, whether it is flagged); NaN where nothing is left, or nothing was."""
+    first, then = (one[who] / max(1, sum(one.values())) for one in (was, now))
+    ratio = then / first if first and sum(now.values()) else float("nan")
+    return first, then, ratio, int(ratio < UNFAIR)
+
+
+def _top(groups: Mapping[str, Counter[int]]) -> dict[str, str]:
+    """What every group is called in a table: itself, or "other" for those that are not among the largest."""
     order = sorted(groups, key=lambda who: (-sum(groups[who].values()), who))
-    kept = {who: groups[who] for who in order[:MOST_GROUPS]}
-    if rest := order[MOST_GROUPS:]:
-        kept["other"] = kept.get("other", Counter()) + sum((groups[who] for who in rest), Counter[int]())
-    return kept
+    return {who: who if i < MOST_GROUPS else "other" for i, who in enumerate(order)}
+
+
+def _together(counted: Mapping[str, int], called: Mapping[str, str]) -> dict[str, int]:
+    out = dict.fromkeys(called.values(), 0)
+    for who, n in counted.items():
+        out[called[who]] += n
+    return out
 
 
 def curve(starts: Counter[Any], ends: Counter[Any], bins: int) -> F64:
