@@ -17,7 +17,7 @@ W, H, LEFT, RIGHT, TOP, BOTTOM = 560, 250, 62, 14, 14, 40
 LINE, BAND, MUTED, INK = "#0072b2", "#bcdcf0", "#586776", "#17212b"
 
 
-def _n(x: float) -> str:
+def short(x: float) -> str:
     return f"{x:.1f}".rstrip("0").rstrip(".")
 
 
@@ -56,23 +56,23 @@ def curve(
     def py(v: float) -> float:
         return H - BOTTOM - (v - bottom) / (top - bottom) * (H - TOP - BOTTOM)
 
-    out = [_open(W, H, label, 11)]
+    out = [opened(W, H, label, 11)]
     for v in ticks(bottom, top):
-        out.append(f'<path d="M{LEFT},{_n(py(v))} H{W - RIGHT}" stroke="#e4e9ed"/>')
-        out.append(_label(LEFT - 6, py(v) + 4, y_words(v), "end"))
+        out.append(f'<path d="M{LEFT},{short(py(v))} H{W - RIGHT}" stroke="#e4e9ed"/>')
+        out.append(text_at(LEFT - 6, py(v) + 4, y_words(v), "end"))
     for v in ticks(left, right) if x_ticks is None else x_ticks:
-        out.append(_label(px(v), H - BOTTOM + 16, x_words(v), "middle"))
+        out.append(text_at(px(v), H - BOTTOM + 16, x_words(v), "middle"))
     if low is not None and high is not None:
         edge = [(px(a), py(b)) for a, b in zip(x, high, strict=True)]
         edge += [(px(a), py(b)) for a, b in zip(x[::-1], low[::-1], strict=True)]
-        out.append(f'<polygon points="{_points(edge)}" fill="{BAND}" opacity="0.7"/>')
+        out.append(f'<polygon points="{joined(edge)}" fill="{BAND}" opacity="0.7"/>')
     line = [(px(a), py(b)) for a, b in zip(x, y, strict=True)]
     if step:
         line = [p for (a, b), (c, _) in pairwise(line) for p in ((a, b), (c, b))] + line[-1:]
-    out.append(f'<polyline points="{_points(line)}" fill="none" stroke="{LINE}" stroke-width="1.8"/>')
+    out.append(f'<polyline points="{joined(line)}" fill="none" stroke="{LINE}" stroke-width="1.8"/>')
     if target is not None:
-        out.append(f'<path d="M{LEFT},{_n(py(target))} H{W - RIGHT}" stroke="#b23a00" stroke-dasharray="5 4"/>')
-    out.append(_label((LEFT + W - RIGHT) / 2, H - 6, x_label, "middle"))
+        out.append(f'<path d="M{LEFT},{short(py(target))} H{W - RIGHT}" stroke="#b23a00" stroke-dasharray="5 4"/>')
+    out.append(text_at((LEFT + W - RIGHT) / 2, H - 6, x_label, "middle"))
     out.append(f'<text transform="translate(13,{(TOP + H - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle" '
                f'fill="{MUTED}">{escape(y_label)}</text>')  # fmt: skip
     return "".join(out) + "</svg>"
@@ -90,18 +90,20 @@ def tornado(
     def px(v: float) -> float:
         return left + (v - lo) / (hi - lo) * (W - left - 70)
 
-    out = [_open(W, height, label, 11)]
+    out = [opened(W, height, label, 11)]
     for i, name in enumerate(names):
         y = row * i + 6
         for value, colour in ((float(low[i]), "#56b4e9"), (float(high[i]), "#0072b2")):
             a, b = sorted((px(value), px(middle)))
-            out.append(f'<rect x="{_n(a)}" y="{y}" width="{_n(max(b - a, 0.5))}" height="{row - 9}" fill="{colour}"/>')
-        out.append(_label(left - 8, y + 12, name, "end", INK))
+            out.append(
+                f'<rect x="{short(a)}" y="{y}" width="{short(max(b - a, 0.5))}" height="{row - 9}" fill="{colour}"/>'
+            )
+        out.append(text_at(left - 8, y + 12, name, "end", INK))
     base = row * len(names) + 4
-    out.append(f'<path d="M{_n(px(middle))},2 V{base}" stroke="{INK}" stroke-width="1.2"/>')
+    out.append(f'<path d="M{short(px(middle))},2 V{base}" stroke="{INK}" stroke-width="1.2"/>')
     for v in (lo, middle, hi):
         if v == middle or abs(px(v) - px(middle)) > 60:
-            out.append(_label(px(v), base + 18, words(v), "middle"))
+            out.append(text_at(px(v), base + 18, words(v), "middle"))
     return "".join(out) + "</svg>"
 
 
@@ -109,10 +111,10 @@ def heat(values: F64, *, label: str, rows: Sequence[str], columns: Sequence[str]
     """A grid `[rows, columns]` of shares, dark for 1."""
     size, left = 21, 46
     width, height = left + size * values.shape[1] + 8, size * values.shape[0] + 24
-    out = [_open(width, height, label, 10)]
+    out = [opened(width, height, label, 10)]
     top = float(np.nanmax(values)) or 1.0
     for i, name in enumerate(rows):
-        out.append(_label(left - 6, size * i + 14, name, "end"))
+        out.append(text_at(left - 6, size * i + 14, name, "end"))
         for j in range(values.shape[1]):
             share = float(values[i, j]) / top
             if not np.isfinite(share):
@@ -122,18 +124,18 @@ def heat(values: F64, *, label: str, rows: Sequence[str], columns: Sequence[str]
                        f'fill="rgb({red},{green},{blue})"/>')  # fmt: skip
     for j, name in enumerate(columns):
         if name:
-            out.append(_label(left + size * j + size / 2, size * len(rows) + 14, name, "middle"))
+            out.append(text_at(left + size * j + size / 2, size * len(rows) + 14, name, "middle"))
     return "".join(out) + "</svg>"
 
 
-def _open(width: float, height: float, label: str, size: int) -> str:
+def opened(width: float, height: float, label: str, size: int) -> str:
     box = f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"'
     return f'<svg {box} font-family="inherit" font-size="{size}">'
 
 
-def _label(x: float, y: float, text: str, anchor: str, ink: str = MUTED) -> str:
-    return f'<text x="{_n(x)}" y="{_n(y)}" text-anchor="{anchor}" fill="{ink}">{escape(text)}</text>'
+def text_at(x: float, y: float, text: str, anchor: str, ink: str = MUTED) -> str:
+    return f'<text x="{short(x)}" y="{short(y)}" text-anchor="{anchor}" fill="{ink}">{escape(text)}</text>'
 
 
-def _points(found: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{_n(a)},{_n(b)}" for a, b in found)
+def joined(found: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{short(a)},{short(b)}" for a, b in found)

@@ -88,17 +88,24 @@ def evidence_of(case: Case, artefacts: Sequence[Artefact]) -> Evidence:
     for one in artefacts:
         if one.kind not in KINDS:
             raise UsageError(f"{one.path} is a {one.kind} artefact: evidence is of kinds {', '.join(KINDS)}.")
-        model = str(one.params.get("model") or ANY) if one.kind in PER_MODEL else ANY
-        pet = str(one.params.get("pet") or ANY) if one.kind in PER_PET else ANY
-        key = (one.kind, model, pet)
+        kind = _role(one)
+        model = str(one.params.get("model") or ANY) if kind in PER_MODEL else ANY
+        pet = str(one.params.get("pet") or ANY) if kind in PER_PET else ANY
+        key = (kind, model, pet)
         if key in found and found[key].sha256 != one.sha256:
             raise UsageError(
-                f"{one.path} and {found[key].path} are both {one.kind} evidence of model {model} with {pet}: give one."
+                f"{one.path} and {found[key].path} are both {kind} evidence of model {model} with {pet}: give one."
             )
         found[key] = one
     evidence = Evidence(case.models, case.pets, found)
     evidence.check()
     return evidence
+
+
+def _role(one: Artefact) -> str:
+    """A simulation of time alone is a `sweep`: no gate reads it, the page draws it."""
+    timed = one.kind == "simulation" and one.params.get("search", {}).get("train") is False
+    return "sweep" if timed else one.kind
 
 
 def decide(case: Case, artefacts: Sequence[Artefact]) -> Decided:

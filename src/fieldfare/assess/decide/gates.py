@@ -16,7 +16,7 @@ from fieldfare.assess.decide.words import words
 from fieldfare.assess.decide.workflow import Check, Reply, Try
 from fieldfare.core.errors import UsageError
 
-PER_MODEL = ("bench", "simulation", "forecast", "privacy")
+PER_MODEL = ("bench", "simulation", "sweep", "forecast", "privacy")
 PER_PET = ("simulation", "forecast", "privacy")
 ANY = "any"
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from fieldfare.assess.artefact import Artefact
 from fieldfare.assess.artefact import words as texts
-from fieldfare.assess.decide import charts
+from fieldfare.assess.decide import charts, fairness, plots, sweeps
 from fieldfare.assess.decide.decision import Decided
-from fieldfare.assess.decide.words import source, words
+from fieldfare.assess.decide.sweeps import figure, has, pictures
+from fieldfare.assess.decide.words import words
 from fieldfare.fleet.columns import Text
 from fieldfare.report import page
 from fieldfare.report.page import Section
@@ -25,6 +26,12 @@ DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 SHOWN = 400
 TABLE_5 = ("model", "title", "params", "storage_bytes", "wire_bytes", "wire_up_bytes", "mem_bytes", "mean_s", "std_s",
            "cpu_pct", "per_record_s", "lognormal_sigma", "n_devices")  # fmt: skip
+SIMULATED = ("concurrency", "buffer", "staleness", "lr", "server_lr", "trials", "time_to_target_s",
+             "device_s_to_target", "metric_final", "metric_central", "metric_loss_share", "worst_group_gap",
+             "tasks_started", "tasks_ok", "waste_share", "bytes_down", "bytes_up", "updates_per_s_peak")  # fmt: skip
+POINTS = ("point", "concurrency", "buffer", "cohort", "staleness", "lr", "schedule", "decay", "server", "server_lr",
+          "server_decay", "trials", "chosen", "dropped_h", "time_to_target_s", "metric_final", "version_s",
+          "tasks_started", "waste_share")  # fmt: skip
 
 
 def sections(decided: Decided) -> list[Section]:
@@ -55,13 +62,12 @@ def sections(decided: Decided) -> list[Section]:
     ):
         artefact = decided.evidence.of(kind, last)
         if artefact is not None:
-            body = draw(artefact) + f'<p class="lead">From {escape(artefact.path.name)} {source(artefact.sha256)}</p>'
-            out.append(Section(anchor, title, lead, body))
+            out.append(Section(anchor, title, lead, draw(artefact) + sweeps.from_(artefact)))
+        if kind == "trace" and artefact is not None and (body := fairness.body(artefact)):
+            out.append(Section("fairness", "Who is left out", fairness.LEAD, body))
+        if kind == "simulation":
+            out += sweeps.sections(decided.case.models[last.model], artefact, decided.evidence.of("sweep", last))
     return out
-
-
-def _has(artefact: Artefact, name: str) -> bool:
-    return name in artefact.manifest["tables"] and artefact.manifest["tables"][name]["rows"] > 0
 
 
 def _values(artefact: Artefact, names: Sequence[str] = (), *, skip: Sequence[str] = ()) -> str:
@@ -106,18 +112,9 @@ def span(low: float | None, high: float | None, unit: str) -> str:
     return f"{words(low, unit)} to {words(high, unit)}"
 
 
-def _figure(title: str, note: str, markup: str) -> str:
-    words_ = f"<figcaption><b>{escape(title)}</b><span>{escape(note)}</span></figcaption>"
-    return f'<figure>{words_}<div class="plot">{markup}</div></figure>'
-
-
-def _pictures(figures: Sequence[str]) -> str:
-    return f'<div class="pictures">{"".join(figures)}</div><div class="gap"></div>' if figures else ""
-
-
 def _trace(one: Artefact) -> str:
     figures: list[str] = []
-    if _has(one, "weekly"):
+    if has(one, "weekly"):
         weekly = one.table("weekly")
         t, there = np.asarray(weekly["t_s"], np.float64), np.asarray(weekly["available"], np.float64)
         keep = np.linspace(0, len(t) - 1, min(SHOWN, len(t))).astype(int)
@@ -125,26 +122,24 @@ def _trace(one: Artefact) -> str:
             t[keep] / 86_400, there[keep], label="devices available over a week", x_label="day", y_label="devices",
             x_words=lambda v: DAYS[int(v) % 7], x_ticks=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], y_words="{:,.4g}".format,
         )  # fmt: skip
-        figures.append(_figure("Devices available over a week", "The forecast's peak is its highest.", drawn))
-    if _has(one, "heat"):
+        figures.append(figure("Devices available over a week", "The forecast's peak is its highest.", drawn))
+    if has(one, "heat"):
         table = one.table("heat")
         grid = np.zeros((7, 24))
         grid[np.asarray(table["weekday"], np.int64), np.asarray(table["hour"], np.int64)] = table["share"]  # type: ignore[call-overload]
         hours = [str(h) if h % 6 == 0 else "" for h in range(24)]
-        figures.append(_figure("By hour and day", "Dark: many devices.", charts.heat(
+        figures.append(figure("By hour and day", "Dark: many devices.", charts.heat(
             grid, label="devices by hour and weekday", rows=DAYS, columns=hours)))  # fmt: skip
-    shown = f"<h3>Criteria</h3>{table_of(one, 'criteria')}" if _has(one, "criteria") else ""
-    more = (
-        ("intersections", "Criteria together"),
-        ("fairness", "Fairness: shares of groups before and after a filter"),
-    )
-    folded = [page.details(title, table_of(one, name, most=200)) for name, title in more if _has(one, name)]
-    return _pictures(figures) + shown + "".join(folded) + page.details("All numbers of the trace", _values(one))
+    shown = f"<h3>Criteria</h3>{table_of(one, 'criteria')}" if has(one, "criteria") else ""
+    folded = ""
+    if has(one, "intersections"):
+        folded = page.details("Criteria together", table_of(one, "intersections", most=200))
+    return pictures(figures) + shown + folded + page.details("All numbers of the trace", _values(one))
 
 
 def _proxy(one: Artefact) -> str:
     figures: list[str] = []
-    if _has(one, "index"):
+    if has(one, "index"):
         n = np.sort(np.asarray(one.table("index")["n"], np.float64))
         keep = np.unique(np.linspace(0, len(n) - 1, min(SHOWN, len(n))).astype(int))
         drawn = charts.curve(
@@ -152,49 +147,59 @@ def _proxy(one: Artefact) -> str:
             y_label="share of clients", x_words=lambda v: f"{10**v:,.0f}", step=True,
             x_ticks=[float(v) for v in range(8) if np.log10(n[0]) <= v <= np.log10(n[-1])],
         )  # fmt: skip
-        figures.append(_figure("Records per client", "Share of clients with at most so many; logarithmic.", drawn))
-    return _pictures(figures) + page.details("All numbers of the proxy", _values(one))
+        figures.append(figure("Records per client", "Share of clients with at most so many; logarithmic.", drawn))
+    return pictures(figures) + page.details("All numbers of the proxy", _values(one))
 
 
 def _features(one: Artefact) -> str:
     told = _values(one)
     columns = ("name", "source", "option", "device_bytes", "task_bytes", "latency_s", "refused")
-    told += table_of(one, "features", columns) if _has(one, "features") else ""
-    return told + (f"<h3>Vocabularies</h3>{table_of(one, 'vocabulary')}" if _has(one, "vocabulary") else "")
+    told += table_of(one, "features", columns) if has(one, "features") else ""
+    return told + (f"<h3>Vocabularies</h3>{table_of(one, 'vocabulary')}" if has(one, "vocabulary") else "")
 
 
 def _bench(one: Artefact) -> str:
-    told = table_of(one, "models") if _has(one, "models") else _values(one)
+    told = table_of(one, "models") if has(one, "models") else _values(one)
     return told + (
-        f"<h3>Which devices may train</h3>{table_of(one, 'eligible', most=30)}" if _has(one, "eligible") else ""
+        f"<h3>Which devices may train</h3>{table_of(one, 'eligible', most=30)}" if has(one, "eligible") else ""
     )
 
 
 def _simulation(one: Artefact) -> str:
     figures: list[str] = []
-    if _has(one, "evals"):
-        table = one.table("evals")
-        t, value = np.asarray(table["t_s"], np.float64), np.asarray(table["value"], np.float64)
-        trial = np.asarray(table["trial"], np.int64)
-        if "group" in table:
-            main = np.array([word in ("", "all") for word in texts(table["group"])])
-            t, value, trial = t[main], value[main], trial[main]
-        lines = [(t[trial == k], value[trial == k]) for k in np.unique(trial)]
-        grid = np.linspace(0, min(line[0].max() for line in lines), 80)
-        at = np.stack([np.interp(grid, np.sort(a), b[np.argsort(a, kind="stable")]) for a, b in lines])
-        hours = grid / 3600
-        drawn = charts.curve(
-            hours, np.median(at, axis=0), low=at.min(axis=0), high=at.max(axis=0), label="metric over virtual time",
-            x_label="virtual hours", y_label="metric", zero=False,
-        )  # fmt: skip
-        figures.append(_figure("Quality over virtual time", f"Median of {len(lines)} trials and their band.", drawn))
-    told = _pictures(figures) + _values(one)
-    return told + (f"<h3>The search</h3>{table_of(one, 'points')}" if _has(one, "points") else "")
+    if has(one, "evals") and not has(one, "compared"):  # beside the other mode it is drawn in a part of its own
+        metric = str(one.params.get("search", {}).get("metric", "metric"))
+        drawn = sweeps.line(one.table("evals"), "t_s", *sweeps.MODES["async" if one.number("mode_async") else "sync"])
+        if drawn is not None:
+            markup = plots.lines(
+                [drawn], label=f"{metric} over virtual time", x_label="virtual hours", y_label=sweeps.better(metric),
+                target=one.params.get("search", {}).get("target"),
+            )  # fmt: skip
+            note = f"Median of {one.number('trials') or 1:.0f} trials, and from the worst to the best of them."
+            figures.append(figure("Quality over virtual time", note, markup))
+    told = pictures(figures) + _values(one, SIMULATED)
+    if has(one, "points"):
+        told += f"<h3>The search</h3>{_tried(one)}{table_of(one, 'points', POINTS)}"
+    return told + page.details("All numbers of the simulation", _values(one))
+
+
+def _tried(one: Artefact) -> str:
+    """How points were compared, in a sentence."""
+    search = one.params.get("search", {})
+    n, best = one.manifest["tables"]["points"]["rows"], escape(str(one.params.get("best", "")))
+    if n < 2:
+        return "<p>One setting was played: nothing was chosen among.</p>"
+    on = "seeds of their own, not those told here" if search.get("tune") else "the trials that are told here"
+    told = f"{n} settings were compared by their medians over trials, on {on}; {best} was chosen."
+    rungs = search.get("rungs_h")
+    if rungs:
+        told += f" The worse went no further at {', '.join(f'{h:g}' for h in rungs)} h of virtual time."
+    return f"<p>{told}</p>"
 
 
 def _forecast(one: Artefact) -> str:
     rows: list[list[str]] = []
-    if _has(one, "quantities"):
+    if has(one, "quantities"):
         table = one.table("quantities")
         names, units, hows, formulas = (texts(table[c]) for c in ("name", "unit", "how", "formula"))
         value, low, high, closed = (np.asarray(table[c], np.float64) for c in ("value", "low", "high", "closed"))
@@ -206,11 +211,11 @@ def _forecast(one: Artefact) -> str:
     told = page.table(head, rows, caption="forecast") if rows else _values(one)
     figures = (
         []
-        if not _has(one, "sensitivity")
+        if not has(one, "sensitivity")
         else [f for q in ("time_to_target_s", "device_h", "cost") if (f := _tornado(one, q))]
     )
-    told = _pictures(figures) + told
-    return told + (page.details("What was assumed", table_of(one, "assumed")) if _has(one, "assumed") else "")
+    told = pictures(figures) + told
+    return told + (page.details("What was assumed", table_of(one, "assumed")) if has(one, "assumed") else "")
 
 
 def _tornado(one: Artefact, quantity: str) -> str:
@@ -230,7 +235,7 @@ def _tornado(one: Artefact, quantity: str) -> str:
         return ""
     markup = charts.tornado([names[i] for i in order], low[order], high[order], middle,
                             label=f"sensitivity of {quantity}", words=lambda v: words(v, unit))  # fmt: skip
-    return _figure(
+    return figure(
         f"What moves {quantity}", "Light: an input at its low end; dark: at its high end; all else as it is.", markup
     )
 

@@ -1,22 +1,24 @@
 """The artefact of kind `simulation`: tables of trials, points and evaluations; the values are of the best point.
 
-Here: the artefact. Not here: playing (`play`), the forecast made of it. Invariants: a value is the median over the
-best point's trials and its range their extremes, never the best trial; the best point is chosen by medians too.
+Here: which trials are told, and the values. Not here: playing (`play`), tables (`tables`), the forecast made of it.
+Invariants: a value is the median over the best point's trials and its range their extremes, never the best trial; the
+best point is chosen by medians too, where `tune` says so on other seeds than those that are told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
 from fieldfare.assess.artefact import Artefact, Draft, Value
-from fieldfare.assess.simulate.play import Tell, Trial, central, play, ranked
-from fieldfare.assess.simulate.search import Point, Search, points
+from fieldfare.assess.simulate.play import Tell, central, choose, play, tuning
+from fieldfare.assess.simulate.search import Point, Search, asked
+from fieldfare.assess.simulate.tables import band, fill
+from fieldfare.assess.simulate.trial import Trial
 from fieldfare.core.errors import UsageError
 from fieldfare.core.metrics import lower_is_better
 from fieldfare.core.params import Params
@@ -33,16 +35,18 @@ LEAST_ROWS, LEAST_SHARE = 200, 0.05
 def build(
     job: Job, search: Search, out: str | Path, *, fleet: Fleet | None = None, inputs: Sequence[Artefact] = (),
     model: str = "", pet: str = "none", work: str | Path | None = None, tell: Tell | None = None,
+    tuned_on: tuple[Job, Fleet | None] | None = None,
 ) -> Artefact:  # fmt: skip
-    """Play the search, write what it told. `work`: where trials are kept and gone on with (default: beside `out`)."""
+    """Play the search, write what it told. `work`: where trials are kept and gone on with (default: beside `out`).
+
+    `tuned_on`: with `tune`, the job and fleet on which points are compared, such as another split of the rows
+    (default: the same, on other seeds).
+    """
     place = Path(out)
     place.parent.mkdir(parents=True, exist_ok=True)
     folder = place.with_name(place.name + "-runs") if work is None else Path(work)
-    found = play(job, search, folder, fleet, tell)
-    tried = [point for point in points(search) if any(one.point == point for one in found)]
-    full = [point for point in tried if sum(one.point == point for one in found) == search.trials]
-    best = ranked(found, full, search)[0]
-    mine = [one for one in found if one.point == best]
+    best, tried, told = _played(job, search, folder, fleet, tell, tuned_on)
+    mine = [one for one in told if one.point == best]
     params = {"search": asdict(search), "best": best.name, "model": model, "pet": pet}
     draft = Draft("simulation", search.seed, params, inputs)
     draft.values |= _values(search, best, mine)
@@ -55,59 +59,92 @@ def build(
         draft.values["worst_group_gap"] = Value(
             gap, "1", how="simulated", note="loss of the worst class of devices over all's"
         )
-    _tables(draft, search, found, tried)
+    others: list[Trial] = []
+    if search.compare:
+        other = replace(search, mode="sync" if search.mode == "async" else "async", compare=False)
+        theirs, _, others = _played(job, other, folder / "other", fleet, tell, tuned_on)
+        others = [one for one in others if one.point == theirs]
+        draft.values |= _beside(search, mine, other, others)
+    fill(draft, search, best, tried, told, others)
     return draft.write(place)
 
 
-def _band(mine: Sequence[Trial], of: Any, unit: str, note: str = "") -> Value:
-    told = [float(value) for one in mine if (value := of(one)) is not None]
-    if len(told) < len(mine):
-        return Value(
-            None, unit, how="simulated", note=note or f"{len(mine) - len(told)} of {len(mine)} trials have none"
-        )
-    return Value(median(told), unit, min(told), max(told), "simulated", note=note)
+def _played(
+    job: Job, search: Search, folder: Path, fleet: Fleet | None, tell: Tell | None,
+    tuned_on: tuple[Job, Fleet | None] | None,
+) -> tuple[Point, list[Trial], list[Trial]]:  # fmt: skip
+    """(the best point, the trials by which points were compared, those that are told)."""
+    if not search.tune:
+        best, found = choose(job, search, folder, fleet, tell)
+        return best, found, found
+    on, its_fleet = (job, fleet) if tuned_on is None else tuned_on
+    best, tried = choose(on, tuning(search), folder / "tune", its_fleet, tell)
+    return best, tried, play(job, search, folder, fleet, tell, at=[best])
 
 
 def _values(search: Search, best: Point, mine: Sequence[Trial]) -> dict[str, Value]:
     def tasks(name: str) -> Value:
-        return _band(mine, lambda one: one.tasks.get(name, 0), "tasks")
+        return band(mine, lambda one: one.tasks.get(name, 0), "tasks")
 
     async_ = search.mode == "async"
     settings = {"mode_async": float(async_), "buffer": float(best.buffer),
-                "concurrency": float(best.concurrency if async_ else np.ceil(search.over * best.buffer)),
-                "trials": float(len(mine))}  # fmt: skip
+                "concurrency": float(asked(search, best)), "trials": float(len(mine))}  # fmt: skip
     out = {name: Value(value, "1", how="declared") for name, value in settings.items()}
+    rates = {"lr": best.lr, "decay": best.decay, "server_lr": best.server_lr, "server_decay": best.server_decay}
+    out |= {name: Value(value, "1", how="declared") for name, value in rates.items() if value is not None}
     if best.staleness >= 0:
         out["staleness"] = Value(float(best.staleness), "versions", how="declared")
     out |= {
-        "versions": _band(mine, lambda one: one.versions, "versions"),
-        "horizon_s": _band(mine, lambda one: one.horizon_s, "s"),
-        "version_s": _band(mine, lambda one: one.version_s, "s"),
-        "tasks_started": _band(mine, lambda one: one.started, "tasks"),
+        "versions": band(mine, lambda one: one.versions, "versions"),
+        "horizon_s": band(mine, lambda one: one.horizon_s, "s"),
+        "version_s": band(mine, lambda one: one.version_s, "s"),
+        "tasks_started": band(mine, lambda one: one.started, "tasks"),
         **{f"tasks_{name}": tasks(name) for name in ("ok", "interrupted", "stale", "timeout")},
         "tasks_straggler": tasks("late"),
-        "waste_share": _band(mine, lambda one: one.waste, "share"),
-        "device_s": _band(mine, lambda one: one.device_s, "s"),
-        "compute_s": _band(mine, lambda one: one.compute_s, "s"),
-        "bytes_down": _band(mine, lambda one: one.bytes_down, "B"),
-        "bytes_up": _band(mine, lambda one: one.bytes_up, "B"),
-        "updates_per_s": _band(
+        "waste_share": band(mine, lambda one: one.waste, "share"),
+        "device_s": band(mine, lambda one: one.device_s, "s"),
+        "compute_s": band(mine, lambda one: one.compute_s, "s"),
+        "bytes_down": band(mine, lambda one: one.bytes_down, "B"),
+        "bytes_up": band(mine, lambda one: one.bytes_up, "B"),
+        "updates_per_s": band(
             mine, lambda one: one.tasks.get("ok", 0) / one.horizon_s if one.horizon_s else None, "1/s"
         ),
     }
     if search.train:
         for i, name in enumerate(("mean", "p95", "peak")):
-            out[f"updates_per_s_{name}"] = _band(mine, lambda one, i=i: one.rates[i] if one.rates else None, "1/s")
-        out["metric_final"] = _band(mine, lambda one: one.final, "1", note=search.metric)
+            out[f"updates_per_s_{name}"] = band(mine, lambda one, i=i: one.rates[i] if one.rates else None, "1/s")
+        out["metric_final"] = band(mine, lambda one: one.final, "1", note=search.metric)
         if search.target is not None:
-            out["time_to_target_s"] = _band(
-                mine, lambda one: one.target_s, "s", note=f"{search.metric} {search.target:g}"
-            )
+            out |= _to_target(search, mine)
     return out
 
 
-def _version_at_target(one: Trial) -> int | None:
-    return next((version for t, version, _ in one.evals if t == one.target_s), None)
+def _to_target(search: Search, mine: Sequence[Trial]) -> dict[str, Value]:
+    """Seconds, versions and devices' seconds to the target; no number where one trial did not reach it."""
+    note = f"{search.metric} {search.target:g}"
+    return {
+        "time_to_target_s": band(mine, lambda one: one.target_s, "s", note=note),
+        "versions_to_target": band(mine, lambda one: one.at_target(1), "versions", note=note),
+        "device_s_to_target": band(mine, lambda one: one.at_target(3), "s", note=note),
+    }
+
+
+def _beside(search: Search, mine: Sequence[Trial], other: Search, theirs: Sequence[Trial]) -> dict[str, Value]:
+    """The other mode's numbers, by its name; `speed_up`: seconds to the target of rounds over those of a buffer."""
+    out = {
+        "horizon_s": band(theirs, lambda one: one.horizon_s, "s"),
+        "device_s": band(theirs, lambda one: one.device_s, "s"),
+        "waste_share": band(theirs, lambda one: one.waste, "share"),
+        "metric_final": band(theirs, lambda one: one.final, "1", note=search.metric),
+        **(_to_target(other, theirs) if search.target is not None else {}),
+    }
+    out = {f"{other.mode}_{name}": one for name, one in out.items()}
+    if search.target is not None:
+        buffered, rounds = (mine, theirs) if search.mode == "async" else (theirs, mine)
+        pairs = [(a.target_s, b.target_s) for a, b in zip(buffered, rounds, strict=True)]
+        out["speed_up"] = band(pairs, lambda one: one[1] / one[0] if one[0] and one[1] else None, "1",
+                               note="seconds to the target, rounds over buffer, seed by seed")  # fmt: skip
+    return out
 
 
 def _loss(search: Search, mine: Sequence[Trial], known: float, *, how: str) -> dict[str, Value]:
@@ -121,7 +158,7 @@ def _loss(search: Search, mine: Sequence[Trial], known: float, *, how: str) -> d
 
     return {
         "metric_central": Value(known, "1", how=how, note=search.metric),
-        "metric_loss_share": _band(mine, lost, "share", note="of the central model's"),
+        "metric_loss_share": band(mine, lost, "share", note="of the central model's"),
     }
 
 
@@ -149,45 +186,3 @@ def worst_group_gap(job: Job, search: Search, fleet: Fleet, folder: Path, whole:
     if len(groups) < 2:
         return None
     return max(max(loss(one), LEAST_LOSS) for one in groups) / max(loss(np.arange(data.n_clients)), LEAST_LOSS)
-
-
-def _tables(draft: Draft, search: Search, found: Sequence[Trial], tried: Sequence[Point]) -> None:
-    outcomes = ("ok", "interrupted", "stale", "timeout", "late")
-    draft.table("trials", {
-        "point": [one.point.name for one in found], "trial": [one.number for one in found],
-        "versions": [one.versions for one in found], "horizon_s": [one.horizon_s for one in found],
-        "version_s": [one.version_s for one in found],
-        **{f"tasks_{name}": [one.tasks.get(name, 0) for one in found] for name in outcomes},
-        "waste_share": [one.waste for one in found], "device_s": [one.device_s for one in found],
-        "compute_s": [one.compute_s for one in found], "bytes_down": [one.bytes_down for one in found],
-        "bytes_up": [one.bytes_up for one in found], "time_to_target_s": [one.target_s for one in found],
-        "metric_final": [one.final for one in found],
-    })  # fmt: skip
-    rows = [(point, [one for one in found if one.point == point]) for point in tried]
-    columns: dict[str, list[Any]] = {
-        "point": [p.name for p, _ in rows], "concurrency": [p.concurrency for p, _ in rows],
-        "buffer": [p.buffer for p, _ in rows], "staleness": [p.staleness for p, _ in rows],
-        "lr": [p.lr for p, _ in rows], "trials": [len(mine) for _, mine in rows],
-    }  # fmt: skip
-    for name, of in _POINT.items():
-        bands = [_band(mine, of, "") for _, mine in rows]
-        columns |= {
-            name: [b.value for b in bands],
-            f"{name}_low": [b.low for b in bands],
-            f"{name}_high": [b.high for b in bands],
-        }
-    draft.table("points", {name: values for name, values in columns.items() if any(v is not None for v in values)})
-    evals = [(one, *told) for one in found for told in one.evals]
-    if evals:
-        best = [e for e in evals if e[0].point.name == draft.params["best"]]
-        draft.table("evals", {
-            "point": [e[0].point.name for e in best], "trial": [e[0].number for e in best], "t_s": [e[1] for e in best],
-            "version": [e[2] for e in best], "metric": [search.metric] * len(best), "value": [e[3] for e in best],
-        })  # fmt: skip
-
-
-_POINT: Mapping[str, Any] = {
-    "time_to_target_s": lambda one: one.target_s, "metric_final": lambda one: one.final,
-    "version_s": lambda one: one.version_s, "tasks_started": lambda one: one.started,
-    "waste_share": lambda one: one.waste, "device_s": lambda one: one.device_s,
-}  # fmt: skip

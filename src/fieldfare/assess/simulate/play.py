@@ -1,94 +1,154 @@
-"""Trials played: every point's job run or simulated, gone on with after an interruption, the worse half dropped.
+"""Trials played: every point's job run or simulated, gone on with after an interruption, the worse ones dropped.
 
-Here: from a search to what its trials told. Not here: the artefact (`build`). Invariants: a trial that is complete is
-not run again; which points are dropped depends on their numbers alone, so a search that was killed ends as it would
-have; a work folder holds one search.
+Here: from a search to what its trials told. Not here: a trial (`trial`), the artefact (`build`). Invariants: a trial
+that is complete is not run again; which points are dropped depends on their numbers alone, so a search that was killed
+ends as it would have; a work folder holds one search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from math import ceil
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fieldfare.algorithms.fedavg import FedAvg
-from fieldfare.assess.simulate.search import Point, Search, job_of, points, reached
+from fieldfare.assess.simulate.search import TUNE_SEED, Point, Search, job_of, points
+from fieldfare.assess.simulate.trial import Trial, of_part, of_row, of_run, worth
 from fieldfare.core.errors import UsageError
 from fieldfare.core.metrics import lower_is_better
 from fieldfare.data.federated import Federated
 from fieldfare.job import Evaluation, Job, Simulated
 from fieldfare.points import system_row
+from fieldfare.store.lines import read_lines
 from fieldfare.store.runs import RunFolder
-from fieldfare.store.tasks import read_tasks
 from fieldfare.store.text import plain
 from fieldfare.study import run_arm
 
+__all__ = ["Tell", "Trial", "central", "choose", "play", "ranked"]
+
 Tell = Callable[[str], None]
-BIN_S = 60.0
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What one trial told: totals, evaluations (t_s, version, value), and updates per second in bins of a minute."""
-
-    point: Point
-    number: int
-    versions: int
-    horizon_s: float
-    tasks: dict[str, int]
-    device_s: float
-    compute_s: float
-    bytes_down: float
-    bytes_up: float
-    evals: list[tuple[float, int, float]] = field(default_factory=list[tuple[float, int, float]])
-    rates: tuple[float, float, float] | None = None
-    target_s: float | None = None
-    final: float | None = None
-    version_s: float | None = None
-    folder: str = ""
-
-    @property
-    def started(self) -> int:
-        return sum(self.tasks.values())
-
-    @property
-    def waste(self) -> float:
-        return 1 - self.tasks.get("ok", 0) / self.started if self.started else 0.0
+def choose(
+    job: Job, search: Search, work: Path, fleet: Any = None, tell: Tell | None = None
+) -> tuple[Point, list[Trial]]:
+    """The best point by medians, and all trials that told so. Of several points that were played whole, the first by
+    `ranked`; those that were dropped are never it.
+    """
+    found = play(job, search, work, fleet, tell)
+    most = max(sum(one.point == point for one in found) for point in points(search))
+    whole = [point for point in points(search) if sum(one.point == point for one in found) == most]
+    whole = [point for point in whole if all(one.stopped_h is None for one in found if one.point == point)]
+    return ranked(found, whole, search)[0], found
 
 
-def play(job: Job, search: Search, work: Path, fleet: Any = None, tell: Tell | None = None) -> list[Trial]:
-    """All trials, by point and number. Cost: that of the runs; a killed search goes on in the same `work` folder."""
-    folder = _opened(work, search)
-    kept = points(search)
+def tuning(search: Search) -> Search:
+    """The search that chooses among points on seeds of its own, where `tune` says so."""
+    return replace(search, trials=search.tune, tune=0, compare=False, seed=search.seed + TUNE_SEED)
+
+
+def play(
+    job: Job, search: Search, work: Path, fleet: Any = None, tell: Tell | None = None, at: Sequence[Point] = ()
+) -> list[Trial]:
+    """All trials of the points (or of those `at`, none dropped), by point and number.
+
+    Cost: that of the runs; a killed search goes on in the same `work` folder.
+    """
+    say = tell or (lambda _: None)
+    order = points(search)
+    kept = list(at or order)
     found: list[Trial] = []
-    with folder:
+    with _opened(work, search) as folder:
+        if search.rungs_h and not at:
+            kept, found = _climbed(folder, job, search, kept, fleet, say)
         for number in range(search.trials):
             for point in kept:
-                if tell is not None:
-                    tell(f"{point.name}, trial {number + 1} of {search.trials}")
+                say(f"{point.name}, trial {number + 1} of {search.trials}")
                 found.append(_trial(folder, job, search, point, number, fleet))
-            if search.halving and number % 2 == 1 and len(kept) > 1 and number + 1 < search.trials:
-                order = ranked(found, kept, search)
-                kept = sorted(order[: (len(order) + 1) // 2], key=kept.index)
-    return sorted(found, key=lambda one: (points(search).index(one.point), one.number))
+            if search.halving and not at and number % 2 == 1 and len(kept) > 1 and number + 1 < search.trials:
+                kept = _better(search, kept, found, 0.5)
+    return sorted(found, key=lambda one: (order.index(one.point), one.number))
 
 
-def ranked(found: Sequence[Trial], kept: Sequence[Point], search: Search) -> list[Point]:
-    """Points from the best: by median seconds to the target, then by median metric at the end, then in their order."""
-    sign = 1.0 if lower_is_better(search.metric) else -1.0
+def ranked(found: Sequence[Trial], kept: Sequence[Point], search: Search, hours: float | None = None) -> list[Point]:
+    """Points from the best: by median seconds to the target, then by median metric (see `worth`), then in their order.
 
-    def worth(point: Point) -> tuple[float, float, int]:
-        mine = [one for one in found if one.point == point]
-        times = [one.target_s if one.target_s is not None else np.inf for one in mine]
-        ends = [sign * one.final for one in mine if one.final is not None]
-        return median(times), median(ends) if ends else 0.0, kept.index(point)
+    `hours`: by what was known at that hour of virtual time.
+    """
+    worths = {point: worth(search, [one for one in found if one.point == point], hours) for point in kept}
+    return sorted(kept, key=lambda point: (*worths[point], kept.index(point)))
 
-    return sorted(kept, key=worth)
+
+def _better(
+    search: Search, kept: Sequence[Point], found: Sequence[Trial], share: float, hours: float | None = None
+) -> list[Point]:
+    """The better `share` of the points, at least one, in their order."""
+    best = ranked(found, kept, search, hours)[: max(1, ceil(round(share * len(kept), 9)))]
+    return sorted(best, key=list(kept).index)
+
+
+def _climbed(
+    folder: RunFolder, job: Job, search: Search, kept: list[Point], fleet: Any, say: Tell
+) -> tuple[list[Point], list[Trial]]:
+    """Successive halving on virtual time: (points that are left after the last rung, trials of those dropped)."""
+    dropped: list[Trial] = []
+    for hours in search.rungs_h:
+        if len(kept) < 2:
+            break
+        seen: list[Trial] = []
+        for number in range(search.trials):
+            for point in kept:
+                say(f"{point.name}, trial {number + 1} of {search.trials}, up to {hours:g} h")
+                rows = _upto(folder, f"{point.name}/{number}", job_of(job, search, point, number, fleet), hours)
+                seen.append(of_part(search, point, number, _place(folder, point, number), rows, hours))
+        better = _better(search, kept, seen, search.keep, hours)
+        dropped += [one for one in seen if one.point not in better]
+        kept = better
+    return kept, dropped
+
+
+class _Hour(Exception):
+    """A run came to the hour at which it was to stop."""
+
+
+def _upto(folder: RunFolder, name: str, job: Job, hours: float) -> list[Mapping[str, Any]]:
+    """Rows of the run `arms/name`, which goes on up to an hour of virtual time, or to its end where that is before.
+
+    It is stopped as a kill would, and goes on, later, from its last snapshot, to the same bits.
+    """
+    place = folder.path / "arms" / name
+
+    def stop(row: Mapping[str, Any]) -> None:
+        if row["virtual_s"] > 3600.0 * hours:
+            raise _Hour
+
+    def rows() -> list[Mapping[str, Any]]:
+        return read_lines(place / "rounds.jsonl")
+
+    there = rows()
+    if not (place / "summary.json").exists() and not (there and there[-1]["virtual_s"] > 3600.0 * hours):
+        with suppress(_Hour):
+            run_arm(folder, name, replace(job, callbacks=(*job.callbacks, stop)), False)
+    return rows()
+
+
+def _place(folder: RunFolder, point: Point, number: int) -> Path:
+    return folder.path / "arms" / f"{point.name}/{number}"
+
+
+def _trial(folder: RunFolder, job: Job, search: Search, point: Point, number: int, fleet: Any) -> Trial:
+    made = job_of(job, search, point, number, fleet)
+    if not search.train:
+        return of_row(point, number, system_row(made, search.hours))
+    result = run_arm(folder, f"{point.name}/{number}", made, False)
+    return of_run(search, point, number, _place(folder, point, number), result.rounds, {
+        **result.summary, "final": result.final,
+    })  # fmt: skip
 
 
 def central(job: Job, search: Search, work: Path) -> tuple[float, Any]:
@@ -128,42 +188,3 @@ def _opened(work: Path, search: Search) -> RunFolder:
         folder.close()
         raise UsageError(f"{work} holds another search: name another folder, or remove it.")
     return folder
-
-
-def _trial(folder: RunFolder, job: Job, search: Search, point: Point, number: int, fleet: Any) -> Trial:
-    made = job_of(job, search, point, number, fleet)
-    if not search.train:
-        row = system_row(made, search.hours)
-        device_s = 3600.0 * sum(row["device_h"].values())
-        return Trial(point, number, row["versions"], row["virtual_s"], dict(row["tasks"]), device_s,
-                     3600.0 * row["compute_h"], row["bytes_down"], row["bytes_up"],
-                     version_s=row["version_s"].get("median"))  # fmt: skip
-    name = f"{point.name}/{number}"
-    result = run_arm(folder, name, made, False)
-    evals = [(r["virtual_s"], r["version"], r[search.metric]) for r in result.rounds if search.metric in r]
-    if not evals:
-        raise UsageError(f"the job reports no {search.metric!r}: name one of {', '.join(result.final)} as the metric.")
-    told = result.summary
-    times = np.diff([0.0, *(row["virtual_s"] for row in result.rounds)])
-    lower = lower_is_better(search.metric)
-    target_s = reached([t for t, _, _ in evals], [v for _, _, v in evals], search.target, lower=lower)
-    place = folder.path / "arms" / name
-    return Trial(
-        point, number, len(result.rounds), float(told["virtual_s"]), dict(told["tasks"]),
-        float(sum(told["device_s"].values())), float(told["compute_s"]), float(told["bytes_down"]),
-        float(told["bytes_up"]), evals, _rates(read_tasks(place)), target_s, float(result.final[search.metric]),
-        float(np.median(times)), str(place),
-    )  # fmt: skip
-
-
-def _rates(tasks: NDArray[Any] | None) -> tuple[float, float, float] | None:
-    """Mean, 95 % quantile and peak of updates per second, in bins of a minute (of the whole, where that is shorter)."""
-    if tasks is None or not len(tasks):
-        return None
-    ends = np.asarray(tasks["end"])[np.asarray(tasks["outcome"]) == 0]
-    if not len(ends):
-        return None
-    width = min(BIN_S, float(ends.max()) or BIN_S)
-    counts = np.bincount((ends / width).astype(np.int64)) / width
-    counts = counts[:-1] if len(counts) > 1 else counts
-    return float(counts.mean()), float(np.quantile(counts, 0.95)), float(counts.max())
