@@ -4,8 +4,11 @@
 // be narrower than 16 lanes) is copied first; all else is one loop over the whole batch.
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "op.h"
+
+#define FF_LAMBDA __attribute__((always_inline))
 
 namespace ff {
 
@@ -20,9 +23,9 @@ struct Frame {
 
   static Frame of(const Spec& s, const Shapes& at, size_t input) {
     const Value &x = at.values[s.in[input]], &z = at.values[s.out];
-    must(!x.tokens && !z.tokens, "an op on numbers: does not take tokens");
-    must(x.h == z.h && x.w == z.w && x.c == z.c, "an op on numbers: the shapes of input and output differ");
-    must(z.ld % PAD == 0 && z.ld >= z.c && x.ld >= x.c && z.c > 0, "an op on numbers: the output does not lie in 16 lanes");
+    if (x.tokens || z.tokens) refuse("op " + s.kind + ": takes numbers, not tokens");
+    if (x.h != z.h || x.w != z.w || x.c != z.c) refuse("op " + s.kind + ": the shapes of input and output differ");
+    if (z.ld % PAD || z.ld < z.c || x.ld < x.c) refuse("op " + s.kind + ": the output does not lie in 16 lanes");
     return Frame{z.positions(), z.c, x.ld, z.ld};
   }
 
@@ -64,6 +67,8 @@ static FF_INLINE void give(const Frame& f, int rows, float* below, bool add, flo
   }
 }
 
+constexpr float PHI_K = .27f;
+constexpr float PHI_Q[] = {.107719049f, .10756845f, .101639278f, .0726813897f, .106419481f, -.0672715381f, .16816380620f, -.125731274f, .0288113728f};
 // The distribution function of the standard normal and its density: P(X < -a) = exp(-a a / 2) u q(u), u = 1 / (1 + k a),
 // in the form of Abramowitz and Stegun 7.1.26 with more terms (relative error below 4e-7 in the tail, too).
 struct Normal {
@@ -214,7 +219,7 @@ static FF_INLINE W mix(W z) {
 // [rows][h w ld], padded lanes counted) the half i % 2 (low first) of the word i / 2 decides: kept iff it is at least
 // floor(p 2^32). Words: rng.bits(mix((client's key ^ DROPOUT) + number), (step << 40) + i / 2). The backward pass hashes
 // again. src/fieldfare/work/native/streams.py says the same in Python.
-constexpr uint64_t DROPOUT = DROPOUT_KEY;  // derive(0, "dropout")
+constexpr uint64_t DROPOUT = 0xa578d1035f0fc097u;  // derive(0, "dropout")
 struct Dropout final : Op {
   Frame frame;
   uint64_t number = 0;

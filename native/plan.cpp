@@ -4,6 +4,8 @@
 
 #include "ops_embed.h"
 #include "ops_linear.h"
+#include "ops_norm.h"
+#include "ops_pointwise.h"
 #include "ops_recurrent.h"
 
 namespace ff {
@@ -13,6 +15,10 @@ constexpr int64_t MOST = int64_t(1) << 31;  // floats of a value, a parameter se
 Maker maker(const std::string& kind) {
   static const std::pair<const char*, Maker> table[] = {
       {"linear", Linear::make},
+      {"relu", Pointwise<Relu>::make}, {"tanh", Pointwise<Tanh>::make}, {"sigmoid", Pointwise<Sigmoid>::make},
+      {"gelu", Pointwise<Gelu>::make}, {"gelu_tanh", Pointwise<GeluTanh>::make}, {"silu", Pointwise<Silu>::make},
+      {"leaky_relu", Pointwise<LeakyRelu>::make}, {"add", Add::make}, {"mul", Mul::make}, {"dropout", Dropout::make},
+      {"group_norm", Group_norm::make}, {"batch_norm", Group_norm::make}, {"layer_norm", Layer_norm::make}, {"affine", Affine::make},
       {"lstm", Lstm::make}, {"gru", Gru::make}, {"embedding", Embedding::make}, {"select", Select::make}, {"flatten", Flatten::make},
   };
   for (const auto& [name, make] : table)

@@ -1,0 +1,375 @@
+// Ops that make means 0 and variances 1: by groups of channels, by example, by position, by batch; and scale with shift.
+// After: Wu and He 2018 (groups), Ba, Kiros and Hinton 2016 (layers), Ioffe and Szegedy 2015 (batch; ours keeps no running
+// statistics). Invariant: statistics are of the real channels only, the variance is of differences from the mean (two
+// passes), sums are of float32 in blocks and float64 between them.
+#pragma once
+#include "ops_pointwise.h"
+
+namespace ff {
+
+static FF_INLINE void add_lanes(double* total, vf v) {
+  float t[VL];
+  store(t, v);
+  for (int i = 0; i < VL; i++) total[i] += t[i];
+}
+
+// total[k][0..ld) += sums over m < n of the k-th of the S vectors that f(m, j, v) gives for the lanes from j
+template <int S, class F>
+static FF_INLINE void column_totals(int64_t n, int64_t ld, double* const* total, F f) {
+  constexpr int64_t BLOCK = 128;
+  constexpr int U = 4;
+  for (int64_t m0 = 0; m0 < n; m0 += BLOCK) {
+    const int64_t end = m0 + BLOCK < n ? m0 + BLOCK : n;
+    for (int64_t j = 0; j < ld; j += VL) {
+      vf s[U][S], v[S];
+      for (int u = 0; u < U; u++)
+        for (int k = 0; k < S; k++) s[u][k] = zero();
+      int64_t m = m0;
+      for (; m + U <= end; m += U)
+#pragma GCC unroll 4
+        for (int u = 0; u < U; u++) {
+          f(m + u, j, v);
+          for (int k = 0; k < S; k++) s[u][k] += v[k];
+        }
+      for (; m < end; m++) {
+        f(m, j, v);
+        for (int k = 0; k < S; k++) s[0][k] += v[k];
+      }
+      for (int k = 0; k < S; k++) add_lanes(total[k] + j, (s[0][k] + s[1][k]) + (s[2][k] + s[3][k]));
+    }
+  }
+}
+
+// out[k] = the sum over i < n (in steps of VL) of the k-th of the S vectors that f(i, v) gives
+template <int S, class F>
+static FF_INLINE void lane_totals(int64_t n, double* out, F f) {
+  constexpr int64_t BLOCK = 256 * VL;
+  constexpr int U = 4;
+  for (int k = 0; k < S; k++) out[k] = 0;
+  for (int64_t i0 = 0; i0 < n; i0 += BLOCK) {
+    const int64_t end = i0 + BLOCK < n ? i0 + BLOCK : n;
+    vf s[U][S], v[S];
+    for (int u = 0; u < U; u++)
+      for (int k = 0; k < S; k++) s[u][k] = zero();
+    int64_t i = i0;
+    for (; i + U * VL <= end; i += U * VL)
+#pragma GCC unroll 4
+      for (int u = 0; u < U; u++) {
+        f(i + u * VL, v);
+        for (int k = 0; k < S; k++) s[u][k] += v[k];
+      }
+    for (; i < end; i += VL) {
+      f(i, v);
+      for (int k = 0; k < S; k++) s[0][k] += v[k];
+    }
+    for (int k = 0; k < S; k++) out[k] += sum((s[0][k] + s[1][k]) + (s[2][k] + s[3][k]));
+  }
+}
+
+static FF_INLINE void update(const Pass::Target& g, const double* total, int64_t n) {
+  for (int64_t i = 0; i < n; i++) g.out[i] = g.in[i] + g.scale * (float)total[i];
+}
+
+// What the norms share: an input, perhaps gamma, perhaps beta, eps.
+struct Norm : Op {
+  Frame frame;
+  double eps = 0;
+
+  void read(const Spec& s, const Shapes& at, int64_t width) {
+    frame = Frame::of(s, at, 0);
+    for (size_t i = 0; i < s.params.size(); i++) sized(at, s, i, width);
+    if (s.floats.size() != 1 || !(s.floats[0] >= 0 && s.floats[0] < 1e30)) refuse("op " + s.kind + ": takes one eps, not below 0");
+    eps = s.floats[0];
+  }
+  float inverse(double variance) const { return (float)(1 / std::sqrt(variance + eps)); }
+  cf gamma(const Pass& t) const { return params.size() > 0 ? t.at(params[0]) : nullptr; }
+  cf beta(const Pass& t) const { return params.size() > 1 ? t.at(params[1]) : nullptr; }
+  bool learns(const Pass& t) const {
+    for (int p : params)
+      if (t.trained(p)) return true;
+    return false;
+  }
+  void learn(const Pass& t, const double* of_gamma, const double* of_beta, int64_t n) const {
+    if (params.size() > 0 && t.trained(params[0])) update(t.target(params[0]), of_gamma, n);
+    if (params.size() > 1 && t.trained(params[1])) update(t.target(params[1]), of_beta, n);
+  }
+};
+
+// group_norm: of each example the channels in groups; batch_norm: of the whole batch each channel
+struct Group_norm final : Norm {
+  int groups = 1;
+  bool batch = false;
+
+  static std::unique_ptr<Op> make(const Spec& s, const Shapes& at) {
+    takes(s, 1, 0, 2);
+    auto op = std::make_unique<Group_norm>();
+    op->batch = s.kind == "batch_norm";
+    op->read(s, at, at.values[s.out].ld);
+    op->groups = op->batch ? op->frame.c : (int)whole(s, 0, 1, op->frame.c);
+    must(op->frame.c % op->groups == 0, "group_norm: the channels are no multiple of the groups");
+    return op;
+  }
+  int64_t segments(int rows) const { return batch ? 1 : rows; }
+  int64_t length(int rows) const { return batch ? rows * frame.positions : frame.positions; }
+  int64_t kept(int rows) const override { return segments(rows) * 2 * frame.ldz; }  // mean, 1 / deviation by channel
+  int64_t scratch(int rows) const override { return 12 * (int64_t)frame.ldz + frame.room(rows); }
+
+  // by channel: in[k] = the mean over the group of what total has, with weights
+  void group_means(const double* total, cf weight, double count, float* mean) const {
+    const int c = frame.c / groups;
+    for (int g = 0; g < groups; g++) {
+      double s = 0;
+      for (int k = g * c; k < g * c + c; k++) s += weight ? total[k] * weight[k] : total[k];
+      for (int k = g * c; k < g * c + c; k++) mean[k] = (float)(s / count);
+    }
+    for (int k = frame.c; k < frame.ldz; k++) mean[k] = 0;
+  }
+
+  void forward(const Pass& t, float* kept) const override {
+    float* z = t.act[out];
+    cf all_x = frame.lie(t.act[in[0]], t.rows, z), ga = gamma(t), be = beta(t);
+    const int64_t n = length(t.rows), ld = frame.ldz;
+    const double count = (double)n * (frame.c / groups);
+    double* total = (double*)t.scratch;
+    for (int64_t r = 0; r < segments(t.rows); r++) {
+      cf x = all_x + r * n * ld;
+      float *y = z + r * n * ld, *mean = kept + r * 2 * ld, *rate = mean + ld;
+      memset(total, 0, ld * sizeof(double));
+      column_totals<1>(n, ld, &total, [=](int64_t m, int64_t j, vf* v) FF_LAMBDA { v[0] = load(x + m * ld + j); });
+      group_means(total, nullptr, count, mean);
+      memset(total, 0, ld * sizeof(double));
+      column_totals<1>(n, ld, &total, [=](int64_t m, int64_t j, vf* v) FF_LAMBDA {
+        const vf a = load(x + m * ld + j) - load(mean + j);
+        v[0] = a * a;
+      });
+      const int c = frame.c / groups;
+      for (int g = 0; g < groups; g++) {
+        double s = 0;
+        for (int k = g * c; k < g * c + c; k++) s += total[k];
+        const float rs = inverse(s / count);
+        for (int k = g * c; k < g * c + c; k++) rate[k] = rs;
+      }
+      for (int64_t k = frame.c; k < ld; k++) rate[k] = 0;
+      blocks(n, [=](int64_t m0, int64_t m1, int64_t j) FF_LAMBDA {
+        const vf mu = load(mean + j), a = ga ? load(rate + j) * load(ga + j) : load(rate + j), b = be ? load(be + j) : zero();
+        for (int64_t m = m0; m < m1; m++) store(y + m * ld + j, (load(x + m * ld + j) - mu) * a + b);
+      });
+    }
+  }
+
+  template <class F>
+  FF_INLINE void blocks(int64_t n, F f) const {  // so that a block stays in the first level of cache
+    for (int64_t m0 = 0; m0 < n; m0 += 128)
+      for (int64_t j = 0; j < frame.ldz; j += VL) f(m0, m0 + 128 < n ? m0 + 128 : n, j);
+  }
+
+  // With h = (x - mean) rate, u = d gamma: below = rate (u - mean of u - h * mean of u h), means over the group
+  void backward(const Pass& t, float* kept) const override {
+    const int64_t n = length(t.rows), ld = frame.ldz;
+    const double count = (double)n * (frame.c / groups);
+    double *total = (double*)t.scratch, *of_gamma = total + 2 * ld, *of_beta = of_gamma + ld;
+    float *mean_u = t.scratch + 8 * ld, *mean_uh = mean_u + ld, *room = t.scratch + 12 * ld;
+    double* const two[2] = {total, total + ld};
+    cf ga = gamma(t), d0 = t.grad[out];
+    memset(of_gamma, 0, 2 * ld * sizeof(double));
+    if (frame.even()) room = nullptr;
+    cf x0 = frame.lie(t.act[in[0]], t.rows, room);
+    if (!want[0] && !learns(t)) return;
+    for (int64_t r = 0; r < segments(t.rows); r++) {
+      cf x = x0 + r * n * ld, d = d0 + r * n * ld, mean = kept + r * 2 * ld, rate = mean + ld;
+      memset(total, 0, 2 * ld * sizeof(double));
+      column_totals<2>(n, ld, two, [=](int64_t m, int64_t j, vf* v) FF_LAMBDA {
+        v[0] = load(d + m * ld + j);
+        v[1] = v[0] * (load(x + m * ld + j) - load(mean + j));
+      });
+      for (int64_t k = 0; k < ld; k++) {
+        total[ld + k] *= rate[k];
+        of_beta[k] += total[k];
+        of_gamma[k] += total[ld + k];
+      }
+      if (!want[0]) continue;
+      group_means(total, ga, count, mean_u);
+      group_means(total + ld, ga, count, mean_uh);
+      const bool even = frame.even(), adds = add[0];
+      // where it lies otherwise, the gradient takes the place of the copy of x
+      float* below = even ? t.grad[in[0]] + r * n * ld : room + r * n * ld;
+      blocks(n, [=](int64_t m0, int64_t m1, int64_t j) FF_LAMBDA {
+        const vf rs = load(rate + j), a = ga ? rs * load(ga + j) : rs, b = rs * rs * load(mean_uh + j), mu = load(mean + j), e = rs * load(mean_u + j);
+        if (even && adds)
+          for (int64_t m = m0; m < m1; m++) {
+            const int64_t i = m * ld + j;
+            store(below + i, load(below + i) + (load(d + i) * a - e - (load(x + i) - mu) * b));
+          }
+        else
+          for (int64_t m = m0; m < m1; m++) {
+            const int64_t i = m * ld + j;
+            store(below + i, load(d + i) * a - e - (load(x + i) - mu) * b);
+          }
+      });
+    }
+    if (want[0] && !frame.even()) frame.hand_back(room, t.rows, t.grad[in[0]], add[0]);
+    learn(t, of_gamma, of_beta, ld);
+  }
+};
+
+// layer_norm: over the channels of each position (1), or over all of each example (2); gamma and beta by place
+struct Layer_norm final : Norm {
+  int64_t positions = 1;     // of a segment: what has one mean
+  std::vector<float> real;   // by lane of a position: 1, or 0 for padding
+
+  static std::unique_ptr<Op> make(const Spec& s, const Shapes& at) {
+    takes(s, 1, 0, 2);
+    auto op = std::make_unique<Layer_norm>();
+    const Value& z = at.values[s.out];
+    op->positions = whole(s, 0, 1, 2) == 2 ? z.positions() : 1;
+    op->read(s, at, op->positions * z.ld);
+    op->real.assign(z.ld, 0.f);
+    for (int i = 0; i < z.c; i++) op->real[i] = 1;
+    return op;
+  }
+  int64_t width() const { return positions * frame.ldz; }
+  int64_t segments(int rows) const { return rows * (frame.positions / positions); }
+  int64_t kept(int rows) const override { return 2 * segments(rows); }  // mean, 1 / deviation
+  int64_t scratch(int rows) const override { return (params.empty() ? 0 : 4 * width()) + frame.room(rows); }
+
+  // the sum of f(i, v) over a segment, with the lanes of padding 0
+  template <int S, class F>
+  FF_INLINE void totals(double* out, F f) const {
+    const int64_t ld = frame.ldz;
+    if (frame.c == ld) return lane_totals<S>(width(), out, f);
+    cf mask = real.data();
+    for (int k = 0; k < S; k++) out[k] = 0;
+    for (int64_t p = 0; p < positions; p++) {
+      double one[S];
+      lane_totals<S>(ld, one, [=](int64_t j, vf* v) FF_LAMBDA {
+        f(p * ld + j, v);
+        for (int k = 0; k < S; k++) v[k] *= load(mask + j);
+      });
+      for (int k = 0; k < S; k++) out[k] += one[k];
+    }
+  }
+  // f(i) over a segment into out, with the lanes of padding 0
+  template <class F>
+  FF_INLINE void fill(float* to, bool adds, F f) const {
+    const int64_t ld = frame.ldz, n = width();
+    cf mask = real.data();
+    const bool full = frame.c == ld;
+    for (int64_t p = 0, i = 0; i < n; p++)
+      for (int64_t j = 0; j < (full ? n : ld); j += VL, i += VL) {
+        vf v = f(i);
+        if (!full) v *= load(mask + j);
+        store(to + i, adds ? load(to + i) + v : v);
+      }
+  }
+
+  void forward(const Pass& t, float* kept) const override {
+    float* z = t.act[out];
+    cf all_x = frame.lie(t.act[in[0]], t.rows, z), ga = gamma(t), be = beta(t);
+    const int64_t n = width();
+    const double count = (double)positions * frame.c;
+    for (int64_t r = 0; r < segments(t.rows); r++) {
+      cf x = all_x + r * n;
+      double s;
+      totals<1>(&s, [=](int64_t i, vf* v) FF_LAMBDA { v[0] = load(x + i); });
+      const vf mu = all((float)(s / count));
+      totals<1>(&s, [=](int64_t i, vf* v) FF_LAMBDA {
+        const vf a = load(x + i) - mu;
+        v[0] = a * a;
+      });
+      kept[2 * r] = mu[0];
+      kept[2 * r + 1] = inverse(s / count);
+      const vf rate = all(kept[2 * r + 1]);
+      fill(z + r * n, false, [=](int64_t i) FF_LAMBDA {
+        vf h = (load(x + i) - mu) * rate;
+        if (ga) h *= load(ga + i);
+        return be ? h + load(be + i) : h;
+      });
+    }
+  }
+
+  void backward(const Pass& t, float* kept) const override {
+    const int64_t n = width(), count = segments(t.rows);
+    const double channels = (double)positions * frame.c;
+    float* room = t.scratch + (params.empty() ? 0 : 4 * n);
+    cf ga = gamma(t), d0 = t.grad[out];
+    cf x0 = frame.lie(t.act[in[0]], t.rows, room);
+    if (learns(t)) {
+      double* total = (double*)t.scratch;
+      double* const two[2] = {total, total + n};
+      memset(total, 0, 2 * n * sizeof(double));
+      column_totals<2>(count, n, two, [=](int64_t m, int64_t j, vf* v) FF_LAMBDA {
+        v[0] = load(d0 + m * n + j);
+        v[1] = v[0] * ((load(x0 + m * n + j) - kept[2 * m]) * kept[2 * m + 1]);
+      });
+    }
+    if (want[0]) {
+      const bool even = frame.even();
+      for (int64_t r = 0; r < count; r++) {
+        cf x = x0 + r * n, d = d0 + r * n;
+        const vf mu = all(kept[2 * r]), rate = all(kept[2 * r + 1]);
+        double s[2];
+        totals<2>(s, [=](int64_t i, vf* v) FF_LAMBDA {
+          v[0] = ga ? load(d + i) * load(ga + i) : load(d + i);
+          v[1] = v[0] * ((load(x + i) - mu) * rate);
+        });
+        const vf a = all((float)(s[0] / channels)), b = all((float)(s[1] / channels));
+        fill(even ? t.grad[in[0]] + r * n : room + r * n, even && add[0], [=](int64_t i) FF_LAMBDA {
+          const vf u = ga ? load(d + i) * load(ga + i) : load(d + i);
+          return rate * (u - a - (load(x + i) - mu) * rate * b);
+        });
+      }
+      if (!even) frame.hand_back(room, t.rows, t.grad[in[0]], add[0]);
+    }
+    // last, as gamma may be written
+    if (learns(t)) learn(t, (double*)t.scratch + n, (double*)t.scratch, n);
+  }
+};
+
+// affine: by channel, x gamma + beta (a batch normalisation whose statistics do not change)
+struct Affine final : Norm {
+  static std::unique_ptr<Op> make(const Spec& s, const Shapes& at) {
+    takes(s, 1, 2, 2);
+    auto op = std::make_unique<Affine>();
+    op->frame = Frame::of(s, at, 0);
+    for (int i = 0; i < 2; i++) sized(at, s, i, op->frame.ldz);
+    return op;
+  }
+  int64_t scratch(int rows) const override { return 4 * (int64_t)frame.ldz + frame.room(rows); }
+
+  template <class F>
+  FF_INLINE void each(int64_t n, F f) const {
+    for (int64_t m = 0; m < n; m++)
+      for (int64_t j = 0; j < frame.ldz; j += VL) f(m * frame.ldz + j, j);
+  }
+  void forward(const Pass& t, float*) const override {
+    float* z = t.act[out];
+    cf x = frame.lie(t.act[in[0]], t.rows, z), ga = gamma(t), be = beta(t);
+    each(t.rows * frame.positions, [=](int64_t i, int64_t j) FF_LAMBDA { store(z + i, load(x + i) * load(ga + j) + load(be + j)); });
+  }
+  void backward(const Pass& t, float*) const override {
+    const int64_t n = t.rows * frame.positions, ld = frame.ldz;
+    double* total = (double*)t.scratch;
+    float* room = t.scratch + 4 * ld;
+    cf x = frame.lie(t.act[in[0]], t.rows, room), ga = gamma(t), d = t.grad[out];
+    if (learns(t)) {
+      double* const two[2] = {total, total + ld};
+      memset(total, 0, 2 * ld * sizeof(double));
+      column_totals<2>(n, ld, two, [=](int64_t m, int64_t j, vf* v) FF_LAMBDA {
+        v[0] = load(d + m * ld + j);
+        v[1] = v[0] * load(x + m * ld + j);
+      });
+    }
+    if (want[0]) {
+      const bool even = frame.even(), adds = even && add[0];
+      float* below = even ? t.grad[in[0]] : room;
+      each(n, [=](int64_t i, int64_t j) FF_LAMBDA {
+        const vf v = load(d + i) * load(ga + j);
+        store(below + i, adds ? load(below + i) + v : v);
+      });
+      if (!even) frame.hand_back(room, t.rows, t.grad[in[0]], add[0]);
+    }
+    if (learns(t)) learn(t, total + ld, total, ld);
+  }
+};
+
+}  // namespace ff
