@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,14 @@ def test_a_table_of_nobody_known_is_no_import(tmp_path):
         session_table(tmp_path / "none")
 
 
+def never(source: Path, first_h: float, last_h: float) -> float:
+    """Share of FLASH's 240 phones that are not once charging and on Wi-Fi within these hours of the log."""
+    table = read_columns(source)
+    mine = table["variant"].mask("charging_wifi") & (np.asarray(table["state"]) == 2)
+    within = mine & (table["end_s"] > first_h * 3600) & (table["start_s"] < last_h * 3600)
+    return 1 - len(np.unique(table["device"][within])) / 240
+
+
 @pytest.mark.data
 def test_flashs_intervals_give_the_figures_told_of_them(tmp_path):
     pytest.importorskip("pyarrow")
@@ -142,7 +151,12 @@ def test_flashs_intervals_give_the_figures_told_of_them(tmp_path):
     assert np.nanmin(curve) == pytest.approx(0.08, abs=0.02)
     assert np.nanmax(curve) == pytest.approx(0.26, abs=0.02)
     assert made.number("median_usable_s") == pytest.approx(14 * 60, rel=0.1)
-    assert 0.01 < 1 - made.number("eligible_share_devices") < 0.05
+    assert 1 - made.number("eligible_share_devices") == pytest.approx(never(source, 12, 132)) == pytest.approx(5 / 240)
+    assert never(source, 12, 120) == pytest.approx(9 / 240)  # the 4 % told of them: half a day less
+    fewer = build_trace(source, tmp_path / "fewer", replace(config, to_s=120 * 3600.0))  # of whole days, four
+    assert (
+        1 - fewer.number("eligible_share_devices") == pytest.approx(never(source, 12, 108)) == pytest.approx(15 / 240)
+    )
     half = build_trace(source, tmp_path / "half", TraceConfig(
         criteria=Criteria(wifi=True), from_s=43200, to_s=475200), variant="charging_wifi_or_batt50")  # fmt: skip
     assert np.nanmean(half.table("weekly")["available"] / 240) == pytest.approx(0.55, abs=0.02)
