@@ -69,7 +69,7 @@ static inline double softmax_row(float* z, int64_t y, int c, int ld, const char*
   return out;
 }
 
-[[maybe_unused]] // The losses on numbers, by lane, of output x and target y: f, and its slope; as torch has them
+// The losses on numbers, by lane, of output x and target y: f, and its slope; as torch has them
 struct Square {
   static FF_INLINE vf f(vf x, vf y) { return (x - y) * (x - y); }
   static FF_INLINE vf slope(vf x, vf y) { return 2.f * (x - y); }
@@ -123,7 +123,7 @@ static Measured numbers(float* z, cf y, int64_t rows, int c, int ld, bool learn)
   return out;
 }
 
-static Measured measure(Loss loss, float* z, const Targets& to, int64_t rows, const Value& v, bool learn) {
+[[maybe_unused]] static Measured measure(Loss loss, float* z, const Targets& to, int64_t rows, const Value& v, bool learn) {
   switch (loss) {
     case Loss::cross_entropy:
     case Loss::masked_cross_entropy: return cross_entropy(z, to, rows * v.positions(), v.c, v.ld, learn);
