@@ -2,10 +2,12 @@
 
 #include <algorithm>
 
+#include "ops_conv.h"
 #include "ops_embed.h"
 #include "ops_linear.h"
 #include "ops_norm.h"
 #include "ops_pointwise.h"
+#include "ops_pool.h"
 #include "ops_recurrent.h"
 
 namespace ff {
@@ -19,6 +21,8 @@ Maker maker(const std::string& kind) {
       {"gelu", Pointwise<Gelu>::make}, {"gelu_tanh", Pointwise<GeluTanh>::make}, {"silu", Pointwise<Silu>::make},
       {"leaky_relu", Pointwise<LeakyRelu>::make}, {"add", Add::make}, {"mul", Mul::make}, {"dropout", Dropout::make},
       {"group_norm", Group_norm::make}, {"batch_norm", Group_norm::make}, {"layer_norm", Layer_norm::make}, {"affine", Affine::make},
+      {"conv2d", Conv2d::make}, {"max_pool", MaxPool::make}, {"avg_pool", AvgPool::make},
+      {"adaptive_avg_pool", AdaptiveAvgPool::make}, {"mean_positions", MeanPositions::make},
       {"lstm", Lstm::make}, {"gru", Gru::make}, {"embedding", Embedding::make}, {"select", Select::make}, {"flatten", Flatten::make},
   };
   for (const auto& [name, make] : table)
