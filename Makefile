@@ -1,8 +1,10 @@
 # make demo    install what the demo needs into .venv, train on real digits, write runs/latest/report.html
 # make test    install what the tests need into .venv, run the default suite
 # make examples  run every example that needs no tables, and compare how it ends with the numbers stored beside it
-# make test-all  the slow tests and the tests on optional real data as well
+# make test-all  the slow tests and the tests on optional real data as well, and the compiled core under sanitizers
 # make check   format, lint, types, import contracts, docs in step with the command line
+# make wheel   dist/: a wheel with the compiled core, and the sources; fails where the core cannot be compiled
+# make native  compile the core again where its sources changed (what needs no install does not wait for one)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -10,17 +12,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export OPENBLAS_NUM_THREADS := 1
 export OMP_NUM_THREADS := 1
+BUILT_FROM := pyproject.toml CMakeLists.txt $(wildcard native/*.h native/*.cpp)
 
-.PHONY: demo test examples test-all check wheel clean
+.PHONY: demo test examples test-all check native wheel clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.stamp-demo: pyproject.toml | $(BIN)/python
+$(VENV)/.stamp-demo: $(BUILT_FROM) | $(BIN)/python
 	$(PIP) --no-compile -e '.[demo]'
 	@touch $@
 
-$(VENV)/.stamp-test: pyproject.toml Makefile | $(BIN)/python
+$(VENV)/.stamp-test: $(BUILT_FROM) Makefile | $(BIN)/python
 	$(PIP) '$(TORCH)'
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.stamp-demo
@@ -35,13 +38,18 @@ examples: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m 'slow and not data' -n 2 tests/test_examples.py
 
 test-all: $(VENV)/.stamp-test
+	for kind in address undefined thread; do scripts/native --sanitize $$kind || exit 1; done
 	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.stamp-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
 
+native: $(VENV)/.stamp-test
+	scripts/native
+
 wheel: $(VENV)/.stamp-test
-	$(BIN)/python -m build --outdir dist
+	rm -f dist/fieldfare-*
+	FIELDFARE_NEED_NATIVE=1 $(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis src/fieldfare/work/native/*.so
