@@ -228,14 +228,16 @@ def test_rows_shared_out_file_by_file_are_those_of_the_whole_log(half_known, tmp
     from collections import Counter
 
     from fieldfare.assess.trace.part import Plan, count_part, merged, share_out
-    from fieldfare.assess.trace.sessions import open_log
+    from fieldfare.assess.trace.sessions import open_log, pieces_of_files
 
     pytest.importorskip("pyarrow")
     files = in_files(tmp_path / "log", half_known, 3, end)
     with connected() as con:
         log = open_log(con, files, {}, "k", 2)
+        pieces = pieces_of_files(con, files, 4000)
+    assert (len(pieces) > 4) == (end == "parquet")
     plan = Plan(log, CONFIG.criteria, 0, 4, threads=1)
-    rows = [share_out(plan, [one]) for one in files]
+    rows = [share_out(plan, pieces[i::3]) for i in range(3)]
     assert all(len(one) == 4 for one in rows)
     shared = [count_part(plan, part, [one[part] for one in rows]) for part in range(4)]
     whole = [count_part(plan, part) for part in range(4)]
@@ -260,8 +262,9 @@ def test_a_file_that_a_machine_does_not_see_is_fetched_there_or_named(half_known
 
 
 @pytest.mark.slow
-def test_parts_on_ray_give_the_same_bits(half_known, tmp_path):
+def test_parts_on_ray_give_the_same_bits(half_known, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
+    monkeypatch.setattr("fieldfare.assess.trace.spread.ROWS_A_READER", 4000)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
     try:
         files, csv = in_files(tmp_path / "p", half_known, 4, "parquet"), in_files(tmp_path / "c", half_known, 3, "csv")

@@ -18,7 +18,7 @@ import numpy as np
 from fieldfare.assess.trace.criteria import Criteria
 from fieldfare.assess.trace.gaps import pieces_of, sessions_of
 from fieldfare.assess.trace.joint import DEVICES, SCALE, Joint
-from fieldfare.assess.trace.sessions import BIN_MS, HOUR_MS, WEEK_MS, Log
+from fieldfare.assess.trace.sessions import BIN_MS, HOUR_MS, WEEK_MS, Log, Piece
 from fieldfare.assess.trace.sql import connected, text, told, with_coin
 from fieldfare.fleet.columns import Text
 
@@ -53,10 +53,10 @@ class Done:
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def share_out(plan: Plan, files: Sequence[str]) -> list[Any]:
-    """The rows of some of the log's files, an Arrow table for each part: what `count_part` and `finish_part` take."""
+def share_out(plan: Plan, pieces: Sequence[Piece]) -> list[Any]:
+    """The rows of some pieces of the log's files, an Arrow table a part: what `count_part` and `finish_part` take."""
     with connected(plan.memory_bytes, plan.threads, plan.folder) as con, told("the log cannot be computed"):
-        rows = pieces_of(plan.log.of(files), plan.criteria)
+        rows = pieces_of(plan.log.of(pieces), plan.criteria)
         con.execute(f"CREATE TEMP TABLE cut AS SELECT *, {_part_of(plan)} AS part FROM ({rows})")
         query = "SELECT * EXCLUDE (part) FROM cut WHERE part = {}"
         return [con.sql(query.format(part)).to_arrow_table() for part in range(plan.parts)]

@@ -37,6 +37,10 @@ _ALIASES = {"client": ("client_id", "id", "device", "user"), "start_s": ("start"
 ATTRIBUTES = tuple(one for one in _KINDS if one not in ("client", "start_s", "end_s", "battery", "charging"))
 
 
+Piece = tuple[str, int, int]
+"""A file's rows from the first on to before the second number; of 0 and 0 all of them."""
+
+
 @dataclass(frozen=True)
 class Log:
     """A log that was looked over: how to read it, and what it spans.
@@ -62,12 +66,20 @@ class Log:
         """Spans of five minutes in the window."""
         return (self.to_ms - self.from_ms) // BIN_MS
 
-    def of(self, files: Sequence[str]) -> Log:
-        """The same log, of these files alone: with all columns, in the types they have in the whole."""
+    def of(self, pieces: Sequence[Piece]) -> Log:
+        """The same log, of these pieces alone: with all columns, in the types they have in the whole."""
         empty = ", ".join(f"NULL::{kind} AS {named(one)}" for one, kind in self.kinds.items())
-        some = _source(files, self.kinds)
-        source = f"(SELECT {empty} WHERE false UNION ALL BY NAME SELECT * FROM {some})"
-        return replace(self, paths=tuple(files), source=source, select=self.select.replace(self.source, source))
+        some = [f"SELECT {empty} WHERE false"]
+        whole = [file for file, _, end in pieces if not end]
+        some += [f"SELECT * FROM {_source(whole, self.kinds)}"] if whole else []
+        some += [
+            f"SELECT * EXCLUDE (file_row_number) FROM read_parquet({text(file)}, file_row_number = true) "
+            f"WHERE file_row_number >= {first} AND file_row_number < {end}"
+            for file, first, end in pieces if end
+        ]  # fmt: skip
+        source = f"({' UNION ALL BY NAME '.join(some)})"
+        paths = tuple(dict.fromkeys(file for file, _, _ in pieces))
+        return replace(self, paths=paths, source=source, select=self.select.replace(self.source, source))
 
     def need(self, criterion: str, *columns: str) -> None:
         """Refuse a criterion whose columns the log lacks."""
@@ -108,6 +120,20 @@ def open_log(
     phase = MONDAY_MS if epoch else 0
     origin = start - (start - phase) % WEEK_MS
     return Log(tuple(files), select, frozenset(found), int(rows), start, stop, origin, source, kinds)
+
+
+def pieces_of_files(con: Any, files: Sequence[str], rows: int) -> list[Piece]:
+    """Files in pieces of at most so many rows; a CSV file is one piece. Of Parquet files only the feet are read."""
+    if not is_parquet(Path(files[0])):
+        return [(one, 0, 0) for one in files]
+    listed = "[" + ", ".join(text(one) for one in files) + "]"
+    with told(f"{files[0]} cannot be read"):
+        counts = dict(con.execute(f"SELECT file_name, num_rows FROM parquet_file_metadata({listed})").fetchall())
+    found: list[Piece] = []
+    for file in files:
+        count = counts[file]
+        found += [(file, at, min(at + rows, count)) for at in range(0, count, rows)] if count > rows else [(file, 0, 0)]
+    return found
 
 
 def _files(paths: Sequence[str | Path]) -> list[str]:

@@ -1,7 +1,8 @@
 """A trace on a Ray cluster: the log's files are read once each, their rows shared out by client, parts computed apart.
 
-Here: tasks and what goes between them. Not here: what a part does (`part`). A task reads some files and gives one table
-of rows for each part; a part's two passes take its tables from Ray's store, which goes to the disk where memory ends.
+Here: tasks and what goes between them. Not here: what a part does (`part`). A task reads some rows of a file and gives
+one table of rows for each part; a part's two passes take its tables from Ray's store, which goes to the disk where
+memory ends.
 This program gets counts, and the sessions that meet the criteria. A log at a URL is fetched by the tasks that read it;
 one in a folder must be seen by all machines under its path. Invariant: the artefact is that of one machine, to the bit.
 """
@@ -19,12 +20,16 @@ from fieldfare.assess.artefact import digest
 from fieldfare.assess.platform.places import copies
 from fieldfare.assess.steps import Tell
 from fieldfare.assess.trace.part import Counts, Done, Plan, count_part, finish_part, share_out
+from fieldfare.assess.trace.sessions import Piece, pieces_of_files
+from fieldfare.assess.trace.sql import connected
 from fieldfare.core.errors import UsageError
 
 RAY_BYTES = 2e9
 """What DuckDB may use in a task, unless told otherwise: several of them share a machine."""
+ROWS_A_READER = 5_000_000
+"""Of a Parquet file a task reads so many rows at most; a CSV file is read by one."""
 READERS = 1000
-"""Tasks that read, at most: a log of more files has several read by each."""
+"""Tasks that read, at most: of a log in more pieces each reads several."""
 
 Origins = Mapping[str, tuple[str, str]]
 """(URL, SHA-256) of each file that was fetched."""
@@ -62,11 +67,13 @@ def _computed(
 ) -> tuple[Plan, list[Done]]:
     files = [os.path.abspath(one) for one in plan.log.paths]
     found = {os.path.abspath(one): told for one, told in origins.items()}
-    readers = min(len(files), READERS)
-    tell(f"sharing the log out by client, {len(files)} files on Ray", 1, steps(plan))
+    with connected() as con:
+        pieces = pieces_of_files(con, files, ROWS_A_READER)
+    readers = min(len(pieces), READERS)
+    tell(f"sharing the log out by client, {len(pieces)} pieces on Ray", 1, steps(plan))
     shared = ray.put(plan)
     read = ray.remote(_read).options(num_returns=plan.parts)
-    rows: list[Any] = [read.remote(shared, files[i::readers], found) for i in range(readers)]
+    rows: list[Any] = [read.remote(shared, pieces[i::readers], found) for i in range(readers)]
     rows = rows if plan.parts > 1 else [[one] for one in rows]
     mine = [[one[part] for one in rows] for part in range(plan.parts)]
     if plan.criteria.states():
@@ -98,11 +105,12 @@ def _finish(plan: Plan, part: int, *rows: Any) -> Done:
     return finish_part(plan, part, rows)
 
 
-def _read(plan: Plan, files: Sequence[str], origins: Origins) -> Any:
-    """Rows of some files for every part; files that are not seen on this machine are fetched from their URLs."""
+def _read(plan: Plan, pieces: Sequence[Piece], origins: Origins) -> Any:
+    """Rows of some pieces for every part; files that are not seen on this machine are fetched from their URLs."""
     with tempfile.TemporaryDirectory(prefix="fieldfare-trace-", dir=plan.folder or None) as folder:
-        here = [_here(one, Path(folder) / str(i), origins.get(one)) for i, one in enumerate(files)]
-        made = share_out(plan, here)
+        files = list(dict.fromkeys(file for file, _, _ in pieces))
+        here = {one: _here(one, Path(folder) / str(i), origins.get(one)) for i, one in enumerate(files)}
+        made = share_out(plan, [(here[file], first, end) for file, first, end in pieces])
     return made if plan.parts > 1 else made[0]
 
 
