@@ -164,8 +164,12 @@ def test_importing_fieldfare_and_asking_nothing_loads_no_core():
     assert done.stdout == "[]\n"
 
 
+def _built(kind):
+    return importlib.util.find_spec(f"fieldfare.work.native._{kind}") is not None
+
+
 def _real():
-    if importlib.util.find_spec("fieldfare.work.native._plain") is None:
+    if not _built("plain"):
         pytest.skip("no compiled core is built here")
     plain = importlib.import_module("fieldfare.work.native._plain")
     return [kind for kind in modules.KINDS if kind in ("plain", *plain.features())]
@@ -184,7 +188,7 @@ def test_the_processor_s_features_are_those_that_the_system_names():
 def test_every_core_that_the_processor_can_run_loads_beside_the_others_in_one_process(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for word in _real():
+        for word in filter(_built, _real()):
             monkeypatch.setenv(modules.VARIABLE, word)
             assert modules.core().__name__ == f"fieldfare.work.native._{word}"
             assert modules.core().Plan is not None
