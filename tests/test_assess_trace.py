@@ -178,8 +178,9 @@ def test_coins_are_reproducible_and_one_part_gives_the_bits_of_four(half_known, 
     one = build_trace(half_known, tmp_path / "one", CONFIG, seed=5)
     again = build_trace(half_known, tmp_path / "again", CONFIG, seed=5)
     four = build_trace(half_known, tmp_path / "four", with_changes(CONFIG, ["partitions=4", "threads=1"]), seed=5)
+    many = build_trace(half_known, tmp_path / "many", with_changes(CONFIG, ["partitions=7"]), seed=5)
     other = build_trace(half_known, tmp_path / "other", CONFIG, seed=6)
-    assert one.sha256 == again.sha256 == four.sha256
+    assert one.sha256 == again.sha256 == four.sha256 == many.sha256
     assert one.manifest["tables"] == four.manifest["tables"]
     assert other.manifest["tables"]["sessions"]["content"] != one.manifest["tables"]["sessions"]["content"]
 
@@ -208,6 +209,14 @@ def test_rows_of_the_same_times_give_the_same_bits_in_any_order(tmp_path):
     assert found[0].number("sessions") == len({(row["client"], row["start_s"]) for row in rows}) + 2
     tables = [{name: table["content"] for name, table in one.manifest["tables"].items()} for one in found]
     assert tables[0] == tables[1] == tables[2]
+
+
+def test_more_parts_than_clients_are_as_good_as_one(tmp_path):
+    log = log_of(tmp_path, spanning([at(100, 200, wifi="true"), at(300, 400, wifi="")]))
+    for criteria in (Criteria(wifi=True), Criteria()):
+        one = build_trace(log, tmp_path / "one", TraceConfig(criteria))
+        many = build_trace(log, tmp_path / "many", TraceConfig(criteria, partitions=9))
+        assert one.sha256 == many.sha256
 
 
 def in_files(folder: Path, log: Path, files: int, end: str) -> list[str]:

@@ -25,7 +25,7 @@ from fieldfare.assess.trace.criteria import Criteria, TraceConfig
 from fieldfare.assess.trace.generate import Recipe, generate_log
 from fieldfare.assess.trace.importers import import_log, is_foreign
 from fieldfare.assess.trace.joint import joint_of
-from fieldfare.assess.trace.part import Counts, Done, Plan, count_part, finish_part, merged
+from fieldfare.assess.trace.part import Counts, Done, Plan, count_part, finish_part, merged, share_out_here
 from fieldfare.assess.trace.sessions import BIN_MS, WEEK_MS, Log, open_log
 from fieldfare.assess.trace.spread import spread, steps
 from fieldfare.assess.trace.sql import connected
@@ -34,6 +34,8 @@ from fieldfare.core.errors import UsageError
 from fieldfare.fleet.columns import Text
 
 ROWS_A_PART = 10_000_000
+PARTS_READ = 4
+"""A log of more parts is first shared out to the disk; that of fewer is read for each of them."""
 
 
 def build_trace(
@@ -135,6 +137,10 @@ def _check(log: Log, criteria: Criteria) -> None:
 def _here(plan: Plan, tell: Tell) -> tuple[Plan, list[Done]]:
     with ExitStack() as stack:
         spill = stack.enter_context(tempfile.TemporaryDirectory(prefix="fieldfare-trace-", dir=plan.folder or None))
+        if plan.parts > PARTS_READ:
+            tell(f"sharing the log out by client, {plan.parts} parts", 1, steps(plan))
+            plan = replace(plan, rows=str(Path(spill) / "rows"))
+            share_out_here(plan)
         if plan.criteria.states():
             plan = replace(plan, spill=spill)
             counts = []
@@ -148,7 +154,7 @@ def _here(plan: Plan, tell: Tell) -> tuple[Plan, list[Done]]:
             tell(f"coins and criteria, part {part + 1} of {plan.parts}", over, steps(plan))
             done.append(finish_part(plan, part))
             (Path(spill) / f"sessions-{part}.parquet").unlink(missing_ok=True)
-    return replace(plan, spill=""), done
+    return replace(plan, spill="", rows=""), done
 
 
 def _with_chances(plan: Plan, counts: Sequence[Counts]) -> Plan:

@@ -30,7 +30,8 @@ GROUPS = ("tier", "os", "region")
 class Plan:
     """What a part needs to know: the log, the criteria, the seed, the list of devices allowed and what DuckDB may use.
 
-    `spill`: a folder for what the first pass leaves for the second; "" computes it again.
+    `spill`: a folder for what the first pass leaves for the second; "" computes it again. `rows`: a folder in which
+    the log's rows lie by part (`share_out_here`); "" reads the whole log for each.
     """
 
     log: Log
@@ -43,6 +44,7 @@ class Plan:
     threads: int = 0
     folder: str = ""
     spill: str = ""
+    rows: str = ""
 
 
 @dataclass
@@ -60,6 +62,13 @@ def share_out(plan: Plan, pieces: Sequence[Piece]) -> list[Any]:
         con.execute(f"CREATE TEMP TABLE cut AS SELECT *, {_part_of(plan)} AS part FROM ({rows})")
         query = "SELECT * EXCLUDE (part) FROM cut WHERE part = {}"
         return [con.sql(query.format(part)).to_arrow_table() for part in range(plan.parts)]
+
+
+def share_out_here(plan: Plan) -> None:
+    """The log's rows by part, as Parquet in `plan.rows`: the log is read once, whatever the number of parts."""
+    with connected(plan.memory_bytes, plan.threads, plan.folder) as con, told("the log cannot be computed"):
+        rows = f"SELECT *, {_part_of(plan)} AS part FROM ({pieces_of(plan.log, plan.criteria)})"
+        con.execute(f"COPY ({rows}) TO {text(plan.rows)} (FORMAT parquet, PARTITION_BY (part), OVERWRITE_OR_IGNORE)")
 
 
 def count_part(plan: Plan, part: int, shares: Sequence[Any] = ()) -> Counts:
@@ -133,6 +142,12 @@ def _sessions(plan: Plan, part: int, con: Any, shares: Sequence[Any]) -> str:
         for i, one in enumerate(shares):
             con.register(f"share_{i}", one)
         rows = " UNION ALL ".join(f"SELECT * FROM share_{i}" for i in range(len(shares)))
+    elif plan.rows:
+        mine = Path(plan.rows) / f"part={part}"
+        if mine.is_dir():
+            rows = f"SELECT * FROM read_parquet({text(f'{mine}/*.parquet')}, hive_partitioning = false)"
+        else:  # nobody is in it
+            rows = pieces_of(plan.log, plan.criteria, "false")
     else:
         rows = pieces_of(plan.log, plan.criteria, "true" if plan.parts == 1 else f"{_part_of(plan)} = {part}")
     return sessions_of(rows, plan.criteria)
