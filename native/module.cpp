@@ -237,6 +237,7 @@ static std::vector<std::string> features() {
 }
 
 NB_MODULE(FF_MODULE, m) {
+  nb::set_leak_warnings(false);  // nets that live as long as the process hold plans
   m.attr("LANES") = VL;
   m.def("features", &features);
   nb::class_<Plan>(m, "Plan")

@@ -2,6 +2,7 @@
 // Here: drift, clipping, SGD with momentum, Adam (Kingma and Ba, ICLR 2015, alg. 1), int64 sums. Not here: gradients.
 // Invariant: only trained ranges change; a fold's sum is a sum of integers, so no order matters.
 #pragma once
+#include <algorithm>
 #include <cmath>
 
 #include "arena.h"
@@ -69,7 +70,9 @@ typedef int64_t vl_any __attribute__((vector_size(VL * 8), aligned(8), may_alias
 
 // total += weight * round_half_even((w - start) / step); false, and nothing done, where one is not finite or beyond the cap
 static bool fold_in(const Plan& plan, const Fold& fold, int64_t weight, const float* w, const float* start, int64_t* total) {
-  const float cap = fold.cap < 3.0e38 ? (float)fold.cap : 3.0e38f;
+  const double exact = std::min(fold.cap / (double)std::max<int64_t>(weight, 1), 2251799813685248.0 * fold.step);
+  float cap = exact < 3.0e38 ? (float)exact : 3.0e38f;
+  if ((double)cap > exact) cap = std::nextafter(cap, 0.f);
   vi over{};
   vf most_of = zero();
   for (const Range& r : plan.trained)

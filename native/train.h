@@ -21,7 +21,7 @@ struct Settings {
   int moments() const { return adam ? 2 : momentum > 0 ? 1 : 0; }
 };
 
-struct Fold {  // total[P] += weight * round(delta / step), where all of |delta| is at most cap
+struct Fold {  // total[P] += weight * round(delta / step), where |delta| <= min(cap / max(weight, 1), 2^51 step) all over
   double step, cap;
   const int64_t* weights;
   int64_t* total;

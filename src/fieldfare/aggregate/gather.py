@@ -328,6 +328,14 @@ class Gather:
         if part.sum.coverage is not None:
             part.sum.coverage += total.weight
 
+    def take_total(self, leaf: str, total: Total) -> None:
+        """Fold the exact sum, of some of the clients asked, that a work made with this fold where the rows lay."""
+        part = self.partials[leaf]
+        if part.sum is None:
+            part.sum = Sum(_zeros(len(total.sum)))
+        part.sum.total += total.sum
+        part.sum.weight += int(total.weight)
+
     def merge(self, partials: Mapping[str, Partial]) -> None:
         """Add another worker's partials."""
         for leaf, other in partials.items():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fieldfare.core.block import Block
 from fieldfare.core.effects import Scalar
+from fieldfare.core.folds import Mean
 from fieldfare.core.params import Layout
 
 F32 = NDArray[np.float32]
@@ -32,7 +33,9 @@ class Cohort:
     work that declares `needs_held = True`. `steps` int64 `[n]`: the most local steps of each client, for a work with a
     method `steps`, where the ask's budget of time limits them. `sides`: the side arrays of the model sent, by name and
     in their own dtypes, the same for all n; not to be written to. `index` int64 `[P]`, where the model is a sub-model:
-    the places of its parameters in the whole vector, whose client state a slot of P floats is.
+    the places of its parameters in the whole vector, whose client state a slot of P floats is. `fold`: how leaf `delta`
+    will be folded, the only one wanted, for a work that can do so where the rows lie (it may send the rows all the
+    same); `asked`: the size of the cohort whose fold it is.
     """
 
     models: F32
@@ -51,6 +54,8 @@ class Cohort:
     steps: I64 | None = None
     sides: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     index: I64 | None = None
+    fold: Mean | None = None
+    asked: int = 0
 
     @property
     def n(self) -> int:
@@ -70,6 +75,8 @@ class Cohort:
             None if self.steps is None else self.steps[pick],
             self.sides,
             self.index,
+            self.fold,
+            self.asked,
         )  # fmt: skip
 
 
@@ -77,7 +84,8 @@ class Cohort:
 class Output:
     """Rows by leaf `[n, ...]` (or a list of n bytes), weights `[n]`, metrics `{name: [n]}`, new state `[n, S]`.
 
-    `silent` bool `[n]`: clients that told no loss, so that what stands in metric "loss" says nothing of them.
+    `silent` bool `[n]`: clients that told no loss, so that what stands in metric "loss" says nothing of them. Where
+    `Cohort.fold` was given, a `Total` may stand for the rows of `delta`, without the clients in `refused` bool `[n]`.
     """
 
     leaves: Mapping[str, Any]
@@ -85,6 +93,7 @@ class Output:
     metrics: Mapping[str, F64] = field(default_factory=dict[str, F64])
     state: F32 | None = None
     silent: NDArray[np.bool_] | None = None
+    refused: NDArray[np.bool_] | None = None
 
     @property
     def diverged(self) -> NDArray[np.bool_]:

@@ -133,7 +133,7 @@ class Ahead:
         kinds = self._by_kind(ask, lacking, executor.works[ask.run.work])
         each, most = float(ask.flops) / max(len(ask.clients), 1), _EACH * executor.workers
         if (
-            executor.forked(each * max(len(lacking), most))
+            executor.forked(each * max(len(lacking), most), ask.run.work)
             or away
             or any(one.rows is None for one in self.held.values())
         ):

@@ -74,32 +74,34 @@ class Executor:
         self.chunk = chunk
         self.on = ready(on)
         self._asked = workers
-        self.workers = allowed_workers(workers if on == "local" else 1)
+        self.workers = threads = allowed_workers(workers if on == "local" else 1)
         if not all(forks(work) for work in works.values()):
             self.workers = 1
         self._eager = workers is not None
         self._pool: Pool | RayPool | None = None
         self._state: dict[int, list[tuple[str, I64, F32]]] = {}
-        self._restore: Callable[[], None] | None = one_thread()
+        self._restore: Callable[[], None] | None = one_thread(threads)
 
     def compute(self, request: Request, flops: float) -> list[Share]:
         if self.on != "local" and request.n > 1:
             if self._pool is None:
                 self._pool = RayPool(self.works, self.data, self._asked, self.on)
             return self._pool.compute(request, self.chunk)
-        if request.n > 1 and self.forked(flops):
+        if request.n > 1 and self.forked(flops, request.work):
             return self.start(request).result()
         return compute_inline(request, self.works, self.data, self.chunk)
 
     def begin(self, request: Request, flops: float) -> Callable[[], list[Share]]:
         """What gives the result of a request: workers begin it now, this process computes it when it is asked for."""
-        if request.n > 1 and self.forked(flops):
+        if request.n > 1 and self.forked(flops, request.work):
             return self.start(request).result
         return lambda: self.compute(request, flops)
 
-    def forked(self, flops: float) -> bool:
-        """Whether requests of so many FLOPs are computed in forked processes."""
-        return self.on == "local" and self.workers > 1 and (self._eager or flops >= _WORTH_FORKING)
+    def forked(self, flops: float, work: str) -> bool:
+        """Whether requests of so many FLOPs are computed in forked processes; a work with threads of its own is not."""
+        if self.on != "local" or self.workers == 1 or getattr(self.works[work], "threaded", False):
+            return False
+        return self._eager or flops >= _WORTH_FORKING
 
     def start(self, request: Request) -> Begun:
         """Begin a request in forked processes, without waiting for it."""

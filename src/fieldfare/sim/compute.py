@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fieldfare.aggregate.gather import Gather, Partial
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
-from fieldfare.core.folds import Fold
+from fieldfare.core.folds import Fold, Mean, Total
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Work
 
@@ -25,6 +25,7 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 CHUNK_BYTES, _TOGETHER_BYTES = 160 << 20, 1 << 20
+_IN_PLACE = 2048
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,11 +133,16 @@ class Share:
     refused: list[int] = field(default_factory=list[int])
 
 
-def pieces(request: Request, workers: int, chunk: int | None) -> list[tuple[int, int]]:
-    """Cut a request into runs of clients: bounded in memory, several per worker, never across nothing."""
+def pieces(request: Request, workers: int, chunk: int | None, in_place: bool = False) -> list[tuple[int, int]]:
+    """Cut a request into runs of clients: bounded in memory, several per worker, never across nothing.
+
+    `in_place`: no row is kept, so that many may go together.
+    """
     leaves = max((len(segment.reduce) for segment in request.segments), default=0)
     kept = 0 if request.state is None else 2 * request.state.shape[1]
     most = max(1, CHUNK_BYTES // max(4 * (request.models.shape[1] * (1 + leaves) + kept), 1))
+    if in_place:
+        most = max(most, _IN_PLACE)
     if chunk is not None:
         most = min(most, chunk)
     if workers > 1:
@@ -163,6 +169,7 @@ class Tally:
         pick = slice(start, stop)
         clients = request.clients[pick]
         each = {i - start: v for i, v in request.each.items() if start <= i < stop} if request.each else {}
+        fold, asked = self._in_place()
         out = self.work(
             Cohort(
                 request.models, request.row[pick], request.layout, clients, request.keys[pick],
@@ -173,7 +180,7 @@ class Tally:
                 request.opaque,
                 self.data.held_block(clients) if getattr(self.work, "needs_held", False) else None,
                 None if request.steps is None else request.steps[pick],
-                sides=request.sides, index=request.index,
+                sides=request.sides, index=request.index, fold=fold, asked=asked,
             )
         )  # fmt: skip
         if len(out.weight) != len(clients):
@@ -182,6 +189,11 @@ class Tally:
                 "return one row per client, in the order given."
             )
         bad, kept = out.diverged, dict[str, Any]()
+        if isinstance(total := out.leaves.get("delta"), Total) and out.refused is not None:
+            bad |= out.refused
+            self._gather(0, request.segments[0]).take_total("delta", total)
+            self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state, kept))
+            return
         for number, segment in enumerate(request.segments):
             a, b = max(segment.start, start) - start, min(segment.stop, stop) - start
             if a < b and segment.serials is not None:
@@ -194,6 +206,15 @@ class Tally:
             elif a < b:
                 self._fold(number, segment, start, clients[a:b], out.leaves, out.weight, slice(a, b), bad)
         self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state, kept))
+
+    def _in_place(self) -> tuple[Mean | None, int]:
+        """The fold and the cohort's size, where a mean of their delta is all that is wanted of these clients."""
+        if not folds_in_place(self.request, self.work):
+            return None, 0
+        segment = self.request.segments[0]
+        fold = segment.reduce["delta"]
+        assert isinstance(fold, Mean)
+        return fold, segment.asked
 
     def recall(self) -> None:
         """Fold what this process holds of what the request recalls, and forget what it says."""
@@ -233,6 +254,18 @@ class Tally:
         bad[where] = gather.take(clients, rows, weight[where], bad[where], segment.index, segment.size, factor)
 
 
+def folds_in_place(request: Request, work: Any) -> bool:
+    """Whether one plain mean of `delta` is all that is wanted of a request, and `work` may fold it where it lies."""
+    if len(request.segments) != 1 or not getattr(work, "folds", False):
+        return False
+    one = request.segments[0]
+    told = one.keep or one.serials is not None or one.recall is not None or one.index is not None
+    if told or one.factor is not None or list(one.reduce) != ["delta"]:
+        return False
+    fold = one.reduce["delta"]
+    return isinstance(fold, Mean) and not fold.before
+
+
 def fold_held(gather: Gather, clients: I64, held: Sequence[Held], factor: F64 | None) -> NDArray[np.bool_]:
     """Fold the rows of `held` tasks of `clients` `[m]`, a megabyte or so at once; which of them were refused `[m]`."""
     bad = np.array([one.bad for one in held], np.bool_)
@@ -263,6 +296,6 @@ def _stacked(rows: list[Any]) -> Any:
 def compute_inline(request: Request, works: Mapping[str, Work], data: Any, chunk: int | None) -> list[Share]:
     """The whole request in this process."""
     tally = Tally(request, works, data)
-    for start, stop in pieces(request, 1, chunk):
+    for start, stop in pieces(request, 1, chunk, folds_in_place(request, tally.work)):
         tally.compute(start, stop)
     return [tally.share]

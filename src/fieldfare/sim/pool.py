@@ -25,6 +25,7 @@ import numpy as np
 from fieldfare.core.work import Work
 from fieldfare.sim.arena import Arena
 from fieldfare.sim.compute import Request, Share, Store, Tally, pieces
+from fieldfare.work.native.threads import limit as limit_native
 
 
 class WorkerDied(RuntimeError):
@@ -330,14 +331,14 @@ def _receive(share: Share, arrays: list[Any]) -> Share:
     return share
 
 
-def one_thread() -> Callable[[], None]:
+def one_thread(native: int = 1) -> Callable[[], None]:
     """One BLAS and OpenMP thread in this process: small matrices lose 20-50x to thread hand-offs otherwise.
 
-    Returns what sets them back as they were.
+    `native` threads for the compiled core, which gives each whole clients. Returns what sets them back as they were.
     """
     from threadpoolctl import threadpool_limits
 
-    limits = threadpool_limits(1)
+    limits, alone = threadpool_limits(1), limit_native(native)
     torch = sys.modules.get("torch")
     threads = 1 if torch is None else torch.get_num_threads()
     if torch is not None:
@@ -345,6 +346,7 @@ def one_thread() -> Callable[[], None]:
 
     def restore() -> None:
         limits.restore_original_limits()
+        alone()
         if torch is not None:
             torch.set_num_threads(threads)
 

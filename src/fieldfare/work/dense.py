@@ -7,11 +7,12 @@ loop (`stacked`). Invariant: a client's numbers depend on its own model and rows
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import prod
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,11 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.work import stacked
 from fieldfare.work.layers import Dense, Inner, Loss, Program
-from fieldfare.work.net import BadExamples, Drift, Fit, Plan, Training
+from fieldfare.work.native.choose import asked, chosen
+from fieldfare.work.net import BadExamples, Drift, Fit, Folding, Plan, Training, measured
+
+if TYPE_CHECKING:
+    from fieldfare.work.native.fit import Native
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -103,7 +108,8 @@ class DenseNet:
     `loss`: "cross_entropy" (labels 0..K-1 in `y`), "masked_cross_entropy" (in training, over the classes that the
     client's own examples have), or "squared_error" (mean over outputs; `y` of K numbers per example).
     Parameters are named "<place>.weight" and "<place>.bias" as in torch's `nn.Sequential`; `names` gives other
-    prefixes, one per linear layer ("" for a bare layer). `scales`, `bits`, `inner`: what training does beside the
+    prefixes, one per linear layer ("" for a bare layer). `path`: "auto", "native" (compiled) or "stacked" (NumPy).
+    `scales`, `bits`, `inner`: what training does beside the
     plain step, see `work.layers.Program`; `work.compress` sets them.
     """
 
@@ -115,6 +121,7 @@ class DenseNet:
     scales: tuple[float, ...] = ()
     bits: int | None = None
     inner: Inner | None = None
+    path: str = "auto"
     keeps_moments: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -187,12 +194,38 @@ class DenseNet:
             vector[layer.weight.start : stop] *= 1.0 / np.sqrt(layer.inputs)
         return Params(vector.astype(np.float32), self.layout)
 
+    @cached_property
+    def native(self) -> Native | str:
+        """The net on the compiled core, or why not."""
+        from fieldfare.work.native.bind import of_dense
+
+        return of_dense(self)
+
+    @property
+    def on_core(self) -> Native | None:
+        """`native`, where it is the way this net is trained here."""
+        if asked(self.path) == "stacked" or isinstance(self.native, str):
+            return None
+        return self.native if chosen(self.native.key, ("native", "stacked"), self.path) == "native" else None
+
+    @property
+    def threaded(self) -> bool:
+        """Whether it is computed by threads of this process, so that more processes gain nothing."""
+        return self.on_core is not None
+
+    def folds(self, training: Training) -> bool:
+        """Whether `fit` takes a `Folding`."""
+        return self.on_core is not None
+
     def fit(
         self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
-        drift: Drift, moments: F32 | None = None,
+        drift: Drift, moments: F32 | None = None, fold: Folding | None = None,
     ) -> Fit:  # fmt: skip
-        """Train n clients in stacks that stay in cache; one thread, no randomness beyond the plan's."""
+        """Train n clients: on the compiled core where that is here, else in stacks that stay in cache, one thread."""
         x, y = self._columns(data)
+        if (core := self.on_core) is not None:
+            with self._words(y, plan.rows, plan.start):
+                return core.fit(start, row, data, plan, keys, training, lr, drift, moments, fold)
         wanted = self._wanted(y, plan.rows, plan.start)
         return stacked.fit(self.program, start, row, x, wanted, plan, training, lr, drift, moments)
 
@@ -202,6 +235,9 @@ class DenseNet:
         Examples go through in blocks of 32 of one client (a short one is filled up), so no number depends on others'.
         """
         x, y = self._columns(data)
+        if (core := self.on_core) is not None:
+            with self._words(y, data.rows, data.offsets):
+                return measured(*core.evaluate(models, row, data), core.labelled)
         return stacked.evaluate(self.program, models, row, x, self._wanted(y, data.rows, data.offsets), data)
 
     def flops(self) -> float:
@@ -251,24 +287,40 @@ class DenseNet:
             )
         return (x.reshape(len(x), width) if x.flags.c_contiguous else x), y
 
+    @contextmanager
+    def _words(self, y: NDArray[Any], rows: I64, start: I64) -> Iterator[None]:
+        """Inside, targets that do not fit are refused in this net's words, whatever finds them."""
+        self._check_targets(y)
+        try:
+            yield
+        except BadExamples:
+            self._wanted(y, rows, start)
+            raise
+
+    def _check_targets(self, y: NDArray[Any]) -> None:
+        """Refuse a column of targets that the loss cannot compare with."""
+        if self.loss == "squared_error":
+            if int(np.prod(y.shape[1:], dtype=np.int64)) != self.program.outputs:
+                raise UsageError(
+                    f"column {self.y!r} has shape {y.shape[1:]} per example; the net gives {self.program.outputs} "
+                    "numbers."
+                )
+        elif y.dtype.kind not in "iub" or y.ndim != 1:
+            raise UsageError(
+                f"column {self.y!r} holds {y.dtype} of shape {y.shape[1:]} per example: cross_entropy needs one "
+                "whole number; use loss='squared_error' for numbers."
+            )
+
     def _wanted(self, y: NDArray[Any], rows: I64, start: I64) -> NDArray[Any]:
         """What the loss compares with, for `rows`: labels int64 `[m]`, checked, or float32 `[m, outputs]`.
 
         Client i's rows are `rows[start[i]:start[i + 1]]`.
         """
-        outputs, chosen = self.program.outputs, y[rows]
+        self._check_targets(y)
+        outputs, taken = self.program.outputs, y[rows]
         if self.loss == "squared_error":
-            if int(np.prod(y.shape[1:], dtype=np.int64)) != outputs:
-                raise UsageError(
-                    f"column {self.y!r} has shape {y.shape[1:]} per example; the net gives {outputs} numbers."
-                )
-            return chosen.astype(np.float32, copy=False).reshape(len(rows), outputs)
-        if chosen.dtype.kind not in "iub" or chosen.ndim != 1:
-            raise UsageError(
-                f"column {self.y!r} holds {chosen.dtype} of shape {y.shape[1:]} per example: cross_entropy needs one "
-                "whole number; use loss='squared_error' for numbers."
-            )
-        labels = chosen.astype(np.int64, copy=False)
+            return taken.astype(np.float32, copy=False).reshape(len(rows), outputs)
+        labels = taken.astype(np.int64, copy=False)
         if len(labels) and (labels.min() < 0 or labels.max() >= outputs):
             first = int(np.argmax((labels < 0) | (labels >= outputs)))
             raise BadExamples(

@@ -69,6 +69,11 @@ class Evaluate:
     def needs_held(self) -> bool:
         return self.held
 
+    @property
+    def threaded(self) -> bool:
+        """Whether it is computed by threads of this process."""
+        return bool(getattr(self.net, "threaded", False))
+
     def __call__(self, cohort: Cohort) -> Output:
         """Measure every client of `cohort`."""
         data = _examined(cohort, self.held)

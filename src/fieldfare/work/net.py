@@ -153,17 +153,33 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Folding:
+    """A sum of deltas asked for in place of rows: weight * round(delta / step) in int64, exact, over the clients.
+
+    `weights` int64 `[n]`. A client with a loss or a number that is not finite, or a number above `cap` / weight (or
+    above 2**51 steps) is left out, as `aggregate.gather` would refuse it.
+    """
+
+    step: float
+    cap: float
+    weights: I64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     """Result of `Net.fit`: end parameters float32 `[n, P]` and the mean training loss over steps, `[n]`.
 
     `params` is a fresh array the caller may write to. A client without a step has loss 0. `moments`: the optimiser's,
-    fresh too, where `fit` was given some.
+    fresh too, where `fit` was given some. Where a `Folding` was asked for there are no rows (`params` `[0, P]`) but
+    `total` int64 `[P]`, and `refused` `[n]`: who is not in it.
     """
 
     params: F32
     loss: F64
     extra: Mapping[str, F64]
     moments: F32 | None = None
+    total: I64 | None = None
+    refused: NDArray[np.bool_] | None = None
 
 
 def moments_size(training: Training, size: int) -> int:
@@ -177,11 +193,18 @@ def moments_size(training: Training, size: int) -> int:
     return training.moments * size + (training.moments == 2)
 
 
+def measured(loss: F64, right: F64, counted: F64, labelled: bool) -> dict[str, F64]:
+    """Metrics `[n]` of sums over examples: mean loss, and accuracy of labels; 0 where nothing was counted."""
+    some = np.maximum(counted, 1)
+    return {"loss": loss / some, "accuracy": right / some} if labelled else {"loss": loss / some}
+
+
 class Net(Protocol):
     """A model as an adapter sees it. Names: float32 vectors in, float32 vectors out, no library types.
 
     A net with `keeps_moments = True` takes a last argument `moments` in `fit`: float32 `[n, moments_size(...)]`, the
-    optimiser's at the start (zeros for a new one), and gives those at the end in `Fit.moments`.
+    optimiser's at the start (zeros for a new one), and gives those at the end in `Fit.moments`. A net with a method
+    `folds(training, drift)` that says True takes `fold=Folding(...)`, and sums deltas where they lie.
     """
 
     layout: Layout

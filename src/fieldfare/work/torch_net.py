@@ -18,13 +18,15 @@ from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.work import torch_resident as resident_
-from fieldfare.work.net import BadExamples, Drift, Fit, Plan, Training
+from fieldfare.work.native.choose import PATHS, asked, chosen
+from fieldfare.work.net import BadExamples, Drift, Fit, Folding, Plan, Training, measured
 from fieldfare.work.shortage import too_little_memory, wants_memory
 
 if TYPE_CHECKING:
     from torch import nn
 
     from fieldfare.core.local import Local
+    from fieldfare.work.native.fit import Native
     from fieldfare.work.submodel.axes import Axes
     from fieldfare.work.torch_inner import Within
     from fieldfare.work.torch_loss import Column
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-Path: TypeAlias = Literal["auto", "graph"]
+Path: TypeAlias = Literal["auto", "native", "stacked", "hand", "graph"]
 Transform: TypeAlias = Callable[[Any], Any]
 
 _EVALUATED = 256
@@ -63,7 +65,8 @@ def torch_net(
     (output, y) -> scalar. `metrics`: "accuracy", "mae", "mse", or functions (output, y) -> value per example; None:
     accuracy for classifiers. `x`, `y`: columns of the data; several `x` are several arguments. `transform`: for `x`,
     "unit" (uint8 as 0..1), "tokens" (uint8 as int64), or a function on a batch, which may draw from torch's generator.
-    `path="graph"` leaves every layer to autograd. `example`: some rows of the columns, from which FLOPs are counted.
+    `path`: "auto", "native" (the compiled core), "stacked" or "hand" (known layers without autograd), or "graph" (every
+    layer left to autograd). `example`: some rows of the columns, from which FLOPs are counted.
     Errors: `MissingExtra` without torch, `UsageError` for what cannot be averaged (running statistics), is not float32,
     or is not on the CPU.
     """
@@ -84,8 +87,8 @@ class TorchNet:
 
         from fieldfare.work.torch_loss import loss_of, metrics_of
 
-        if path not in ("auto", "graph"):
-            raise UsageError(f"torch_net(path={path!r}): use 'auto' or 'graph'.")
+        if path not in PATHS:
+            raise UsageError(f"torch_net(path={path!r}): use one of {', '.join(PATHS)}.")
         if transform is not None and transform not in ("unit", "tokens") and not callable(transform):
             raise UsageError(f"torch_net(transform={transform!r}): use 'unit', 'tokens' or a function on a batch of x.")
         if transform is not None and len(x) != 1:
@@ -111,7 +114,7 @@ class TorchNet:
         self.layout = resident_.layout_of(module)
         self._ending: Ending | None = None
         self.why = "asked for"
-        if self.path == "auto":
+        if self.path != "graph":
             self._ending, self.why = find_ending(module)
             if self._ending is not None and (self.loss != "cross_entropy" or len(self.x) > 1):
                 several = len(self.x) > 1
@@ -127,9 +130,40 @@ class TorchNet:
         self._changed: dict[Any, TorchNet] = {}
         self._factored: dict[int, TorchNet] = {}
         self._within: Within | None = None
+        self._native: Native | str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_resident": None, "_smaller": {}, "_changed": {}, "_factored": {}}
+
+    @property
+    def native(self) -> Native | str:
+        """The net on the compiled core, or why not."""
+        from fieldfare.work.native.bind import of_torch
+
+        if self._native is None:
+            if self._within is not None:
+                self._native = "what is trained inside has no native form"
+            elif self.example is None:
+                return "there are no examples yet to see the shapes by"
+            else:
+                self._native = of_torch(self)
+        return self._native
+
+    @property
+    def on_core(self) -> Native | None:
+        """`native`, where it is the way this net is trained here."""
+        if asked(self.path) in ("stacked", "hand", "graph") or isinstance(native := self.native, str):
+            return None
+        return native if chosen(native.key, ("native", "torch"), self.path) == "native" else None
+
+    @property
+    def threaded(self) -> bool:
+        """Whether it is computed by threads of this process, so that more processes gain nothing."""
+        return self.on_core is not None
+
+    def folds(self, training: Training) -> bool:
+        """Whether `fit` takes a `Folding`."""
+        return self.on_core is not None
 
     def axes(self) -> Axes:
         """The channel groups of the module, found on `example`, once."""
@@ -216,9 +250,12 @@ class TorchNet:
 
     def fit(
         self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
-        drift: Drift, moments: F32 | None = None,
+        drift: Drift, moments: F32 | None = None, fold: Folding | None = None,
     ) -> Fit:  # fmt: skip
-        """Train n clients one after the other, each from `start[row]`."""
+        """Train n clients: on the compiled core, one per thread; or one after the other, each from `start[row]`."""
+        if (core := self.on_core) is not None:
+            self._check_labels(data)
+            return core.fit(start, row, data, plan, keys, training, lr, drift, moments, fold)
         import torch
 
         from fieldfare.work.torch_inner import Inside
@@ -266,6 +303,9 @@ class TorchNet:
 
     def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
         """`loss` and the metrics, `[n]`, in evaluation mode; 0 for a client without examples."""
+        if (core := self.on_core) is not None and [*self._metrics] == ["accuracy"] * core.labelled:
+            self._check_labels(data)
+            return measured(*core.evaluate(models, row, data), core.labelled)
         import torch
 
         names = ["loss", *self._metrics]
@@ -318,7 +358,7 @@ class TorchNet:
             return self
         out = copy.copy(self)
         out.example, out._flops, out._resident, out._axes, out._smaller = example, None, None, None, {}
-        out._changed, out._factored = {}, {}
+        out._changed, out._factored, out._native = {}, {}, None
         return out
 
     def describe(self) -> Mapping[str, Any]:
@@ -334,6 +374,13 @@ class TorchNet:
         if self._transform is not None:
             said["transform"] = self._transform if isinstance(self._transform, str) else _name(self._transform)
         return {**said, "frozen": frozen} if frozen else said
+
+    def _check_labels(self, data: Block) -> None:
+        """Refuse columns that the loss cannot compare with."""
+        self._columns(data)
+        y = data.columns[self.y]
+        if self.of_labels and y.dtype.kind not in "iub":
+            raise UsageError(f"column {self.y!r} holds {y.dtype}: labels are whole numbers.")
 
     def _by_hand(self, inputs: list[Column]) -> bool:
         """Whether the dense end takes vectors, as it must."""

@@ -14,10 +14,11 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldfare.aggregate.gather import integer_weights
 from fieldfare.core import rng
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
-from fieldfare.core.folds import COVERED
+from fieldfare.core.folds import COVERED, Mean, Total
 from fieldfare.core.local import (
     ControlVariate,
     Dynamic,
@@ -37,7 +38,7 @@ from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Cost, Output
 from fieldfare.work import compress
 from fieldfare.work.heads import covered, of_level
-from fieldfare.work.net import Drift, Fit, Net, Training, moments_size, naming
+from fieldfare.work.net import Drift, Fit, Folding, Net, Training, moments_size, naming
 from fieldfare.work.plan import make_plan, passes_and_steps
 
 F32 = NDArray[np.float32]
@@ -222,6 +223,19 @@ class Train:
         if find(self.local, Heads) is not None:  # found once, by the whole net
             object.__setattr__(self, "local", of_level(self.local, self.net, self.net.layout))
 
+    @property
+    def threaded(self) -> bool:
+        """Whether it is computed by threads of this process."""
+        if not getattr(self.net, "threaded", False) or find(self.local, LowRank) is not None:
+            return False
+        return compress.trained(self.net, self.net, self.local) is self.net
+
+    @property
+    def folds(self) -> bool:
+        """Whether deltas can be summed where they lie: nothing else is made of them, and the net is able to."""
+        able = getattr(self.net, "folds", None)
+        return able is not None and all(isinstance(one, Proximal) for one in self.local) and bool(able(self.training))
+
     def _check_keep(self, normalised: bool) -> None:
         """Refuse to keep an optimiser's moments where there are none, or where they cannot be taken out."""
         if getattr(self.net, "own_optimizer", False) or not getattr(self.net, "keeps_moments", False):
@@ -313,6 +327,8 @@ class Train:
         if find(self.local, Keep) is not None:
             size = moments_size(training, self.net.layout.size)
             moments = np.zeros((cohort.n, size), np.float32) if seen is None else seen
+        if cohort.fold is not None and mask is None and (fold := self._folding(cohort, cohort.fold)) is not None:
+            return self._folded(cohort, fold, training, lr, drift)
         fit, steps = self._fit(models, row, cohort, keys, training, lr, _anchored(drift, cohort, row), moments)
         drift = Drift(mu=drift.mu)  # the correction is done with, and may be as large as all models
         if cohort.config.get("reply") == "model":
@@ -350,6 +366,29 @@ class Train:
         more = {} if moments is None else {"moments": moments}
         with naming(cohort.clients):
             return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift, **more), plan.steps
+
+    def _folding(self, cohort: Cohort, fold: Mean) -> Folding | None:
+        """The sum asked of the net in place of rows; None where rows are wanted after all."""
+        weight = cohort.data.sizes.astype(np.float64)
+        cap = 2.0**62 / max(cohort.asked, 1)
+        if not self.folds or cohort.config.get("reply") == "model" or bool((weight > cap * fold.weight_step).any()):
+            return None
+        return Folding(fold.step, cap * fold.step, integer_weights(weight, fold.weighted, fold.weight_step))
+
+    def _folded(self, cohort: Cohort, fold: Folding, training: Training, lr: float, drift: Drift) -> Output:
+        """`_train` where deltas are summed where they lie."""
+        assert cohort.fold is not None
+        plan = make_plan(cohort.data, cohort.keys, training, cohort.steps)
+        with naming(cohort.clients):
+            fit = self.net.fit(  # type: ignore[call-arg]
+                cohort.models, cohort.row, cohort.data, plan, cohort.keys, training, lr, drift, fold=fold
+            )
+        assert fit.total is not None
+        assert fit.refused is not None
+        weight = int(fold.weights[~fit.refused].sum())
+        total = Total(fit.total, weight, fold.step, cohort.fold.weight_step)
+        sizes = cohort.data.sizes.astype(np.float64)
+        return Output({"delta": total}, sizes, {"loss": fit.loss, **fit.extra}, refused=fit.refused)
 
     def _drift(self, cohort: Cohort, seen: F32 | None) -> Drift:
         """The affine correction that `local` asks for; idle when it asks for none."""
