@@ -2,12 +2,11 @@
 
 #include <algorithm>
 
-#include "ops_conv.h"
+#include "fusion.h"
 #include "ops_embed.h"
 #include "ops_linear.h"
 #include "ops_norm.h"
 #include "ops_pointwise.h"
-#include "ops_pool.h"
 #include "ops_recurrent.h"
 
 namespace ff {
@@ -21,7 +20,7 @@ Maker maker(const std::string& kind) {
       {"gelu", Pointwise<Gelu>::make}, {"gelu_tanh", Pointwise<GeluTanh>::make}, {"silu", Pointwise<Silu>::make},
       {"leaky_relu", Pointwise<LeakyRelu>::make}, {"add", Add::make}, {"mul", Mul::make}, {"dropout", Dropout::make},
       {"group_norm", Group_norm::make}, {"batch_norm", Group_norm::make}, {"layer_norm", Layer_norm::make}, {"affine", Affine::make},
-      {"conv2d", Conv2d::make}, {"max_pool", MaxPool::make}, {"avg_pool", AvgPool::make},
+      {"conv2d", Conv2d::make}, {"conv2d_max_pool", ConvMaxPool::make}, {"max_pool", MaxPool::make}, {"avg_pool", AvgPool::make},
       {"adaptive_avg_pool", AdaptiveAvgPool::make}, {"mean_positions", MeanPositions::make},
       {"lstm", Lstm::make}, {"gru", Gru::make}, {"embedding", Embedding::make}, {"select", Select::make}, {"flatten", Flatten::make},
   };
@@ -58,7 +57,7 @@ static std::vector<Range> merged(const std::vector<Range>& some) {
   return out;
 }
 
-Plan::Plan(std::vector<Value> values_, std::vector<Param> params_, const std::vector<Spec>& specs,
+Plan::Plan(std::vector<Value> values_, std::vector<Param> params_, const std::vector<Spec>& told,
            std::vector<Input> inputs_, const std::string& loss_, int output_, std::vector<int64_t> index_,
            std::vector<float> constants_, int64_t vector_size_)
     : values(std::move(values_)), params(std::move(params_)), inputs(std::move(inputs_)), loss(loss_of(loss_)),
@@ -99,6 +98,9 @@ Plan::Plan(std::vector<Value> values_, std::vector<Param> params_, const std::ve
   }
   may_fuse = true;
   vocabulary.assign(n, INT32_MAX);
+  std::vector<int> given;
+  for (const Input& i : inputs) given.push_back(i.value);
+  const std::vector<Spec> specs = joined(told, values, params, given, output);
   const Shapes shapes{values, params};
   must(!specs.empty() && specs.size() < 65536, "a plan has ops");
   for (const Spec& s : specs) {

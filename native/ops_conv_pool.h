@@ -1,0 +1,264 @@
+// A convolution with a max-pool behind it in one op, when nobody else reads the picture between them.
+// Forward, a few rows of the convolution at a time are pooled where they lie. Backward, of each window and channel only the
+// maximum has a gradient (and none where the ReLU is closed): the gradients of weights and input are sums over those places
+// alone, exact, an eighth of the work or less. Windows do not overlap (window = stride, no padding); no dilation, one group.
+// Invariant: places are read in a picture with its whole border, so that every one lies in it.
+#pragma once
+#include "dense_conv.h"
+#include "ops_pool.h"
+
+namespace ff {
+
+constexpr int SPARSE_Y = 3, SPARSE_V = 8;              // rows and vectors of a kernel at a time, at most
+constexpr int SPARSE_MOST = VL == 16 ? 24 : 12;        // in registers
+
+struct Place {
+  int32_t at;   // of the kernel's corner in the picture
+  float value;
+};
+
+// to[y][v] += sum of value * x[at + y * row ...]
+template <int Y, int V>
+static void sparse_gather(const Place* place, int n, cf x, int64_t row, float* to, int64_t to_row) {
+  vf acc[Y][V];
+#pragma GCC unroll 4
+  for (int y = 0; y < Y; y++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) acc[y][v] = load(to + y * to_row + v * VL);
+  for (int i = 0; i < n; i++) {
+    cf from = x + place[i].at;
+    const vf d = all(place[i].value);
+#pragma GCC unroll 4
+    for (int y = 0; y < Y; y++)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) acc[y][v] += d * load(from + y * row + v * VL);
+  }
+#pragma GCC unroll 4
+  for (int y = 0; y < Y; y++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(to + y * to_row + v * VL, acc[y][v]);
+}
+// x[at + y * row ...] += value * w[y][v]
+template <int Y, int V>
+static void sparse_scatter(const Place* place, int n, float* x, int64_t row, cf w, int64_t w_row) {
+  vf kernel[Y][V];
+#pragma GCC unroll 4
+  for (int y = 0; y < Y; y++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) kernel[y][v] = load(w + y * w_row + v * VL);
+  for (int i = 0; i < n; i++) {
+    float* to = x + place[i].at;
+    const vf d = all(place[i].value);
+#pragma GCC unroll 4
+    for (int y = 0; y < Y; y++)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) store(to + y * row + v * VL, load(to + y * row + v * VL) + d * kernel[y][v]);
+  }
+}
+#define FF_SPARSE_ROW(F, Y) \
+  case Y * 16 + 1: return F<Y, 1>(p, n, x, row, w, w_row); case Y * 16 + 2: return F<Y, 2>(p, n, x, row, w, w_row); \
+  case Y * 16 + 3: return F<Y, 3>(p, n, x, row, w, w_row); case Y * 16 + 4: return F<Y, 4>(p, n, x, row, w, w_row);
+#define FF_SPARSE_WIDE(F, Y) \
+  case Y * 16 + 5: return F<Y, 5>(p, n, x, row, w, w_row); case Y * 16 + 6: return F<Y, 6>(p, n, x, row, w, w_row); \
+  case Y * 16 + 7: return F<Y, 7>(p, n, x, row, w, w_row); case Y * 16 + 8: return F<Y, 8>(p, n, x, row, w, w_row);
+#if FF_VL == 16
+#define FF_SPARSE_ALL(F) FF_SPARSE_ROW(F, 1) FF_SPARSE_WIDE(F, 1) FF_SPARSE_ROW(F, 2) FF_SPARSE_WIDE(F, 2) FF_SPARSE_ROW(F, 3) FF_SPARSE_WIDE(F, 3)
+#else
+#define FF_SPARSE_ALL(F) \
+  FF_SPARSE_ROW(F, 1) FF_SPARSE_WIDE(F, 1) FF_SPARSE_ROW(F, 2) case 2 * 16 + 5: return F<2, 5>(p, n, x, row, w, w_row); \
+  case 2 * 16 + 6: return F<2, 6>(p, n, x, row, w, w_row); FF_SPARSE_ROW(F, 3)
+#endif
+static void gathers(int y, int v, const Place* p, int n, cf x, int64_t row, float* w, int64_t w_row) {
+  switch (y * 16 + v) { FF_SPARSE_ALL(sparse_gather) }
+  __builtin_trap();
+}
+static void scatters(int y, int v, const Place* p, int n, float* x, int64_t row, cf w, int64_t w_row) {
+  switch (y * 16 + v) { FF_SPARSE_ALL(sparse_scatter) }
+  __builtin_trap();
+}
+#undef FF_SPARSE_ROW
+#undef FF_SPARSE_WIDE
+#undef FF_SPARSE_ALL
+
+struct ConvMaxPool final : Op {
+  Geometry g;          // of the convolution, as far as windows reach
+  int kh, kw, oh, ow;  // windows
+  bool relu;
+  int top, below_rows;     // border rows of the whole picture
+  int run;             // floats of a row of the kernel, filled up to vectors
+  bool bordered;       // or of a width that vectors overrun: the picture is copied going back
+
+  // ints: a convolution's ten, then a max-pool's seven
+  static std::unique_ptr<Op> make(const Spec& s, const Shapes& at) {
+    takes(s, 1, 1, 2);
+    must(s.ints.size() == 17, "conv2d_max_pool: takes seventeen numbers");
+    auto op = std::make_unique<ConvMaxPool>();
+    const Value &x = at.values[s.in[0]], &z = at.values[s.out];
+    must(!x.tokens && !z.tokens && z.ld == padded(z.c), "conv2d_max_pool: the output's width is not its channels'");
+    op->kh = (int)whole(s, 10, 1, 256), op->kw = (int)whole(s, 11, 1, 256);
+    must(whole(s, 12, 1, 256) == op->kh && whole(s, 13, 1, 256) == op->kw && whole(s, 14, 0, 0) == 0 && whole(s, 15, 0, 0) == 0, "conv2d_max_pool: windows lie side by side");
+    whole(s, 6, 1, 1), whole(s, 7, 1, 1), whole(s, 8, 1, 1);  // no dilation, one group
+    op->relu = whole(s, 9, 0, 1) | whole(s, 16, 0, 1);
+    const int oh = size(x.h, whole(s, 0, 1, 4096), whole(s, 2, 1, 4096), whole(s, 4, 0, 4096));
+    const int ow = size(x.w, whole(s, 1, 1, 4096), whole(s, 3, 1, 4096), whole(s, 5, 0, 4096));
+    op->oh = oh / op->kh, op->ow = ow / op->kw;
+    must(op->oh == z.h && op->ow == z.w && z.h >= 1 && z.w >= 1, "conv2d_max_pool: the output is not of the size that its numbers give");
+    Geometry g = convolution(s, x, oh, ow, z.ld);
+    g.oh = op->oh * op->kh, g.ow = op->ow * op->kw;
+    g.prepare();
+    op->g = g;
+    op->top = g.ph;
+    op->below_rows = std::max(0, (g.oh - 1) * g.sh + g.kh - 1 - g.ph - (g.h - 1));
+    op->run = (g.kw * g.ld + VL - 1) / VL * VL;
+    op->bordered = op->top || op->below_rows || g.bordered() || g.ld % PAD;
+    must(op->picture() < (int64_t)1 << 31, "conv2d_max_pool: the padded picture is too large");
+    sized(at, s, 0, g.weights());
+    if (s.params.size() > 1) sized(at, s, 1, z.ld);
+    return op;
+  }
+  // Whether a convolution and the max-pool behind it can be one op; both are known to be right for themselves
+  static bool fits(const Spec& conv, const Spec& pool, const Value& between, const Value& out) {
+    const auto &c = conv.ints, &p = pool.ints;
+    return c[6] == 1 && c[7] == 1 && c[8] == 1 && p[0] == p[2] && p[1] == p[3] && !p[4] && !p[5] && p[0] * p[1] > 1 && out.ld == padded(out.c) && between.ld == out.ld &&
+           out.h == between.h / p[0] && out.w == between.w / p[1];
+  }
+  static int size(int64_t n, int64_t k, int64_t stride, int64_t pad) {
+    must(n + 2 * pad >= k, "conv2d_max_pool: the kernel is larger than the padded picture");
+    return (int)((n + 2 * pad - k) / stride + 1);
+  }
+
+  int64_t outputs() const { return (int64_t)oh * ow * g.N; }
+  int64_t kept(int rows) const override { return rows * outputs() / 2; }  // 16 bits a number: row and column in its window
+  int strip() const { return std::min(oh, std::max(1, 48 / (kh * g.ow))); }  // rows of windows at a time, forward
+  int64_t strip_size() const { return (int64_t)strip() * kh * g.ow * g.N; }
+  int64_t row() const { return (int64_t)(g.w + g.left + g.right) * g.ld; }
+  int64_t picture() const { return padded64((g.h + top + below_rows) * row() + PAD); }  // PAD: a vector's overrun
+  int parts() const {  // rows of windows at a time, back: what they touch fits the first level of cache
+    const int64_t rows = (8192 / row() - g.kh) / (kh * g.sh) + 1;
+    return (int)std::min<int64_t>(oh, std::max<int64_t>(1, rows));
+  }
+  int64_t places() const { return padded64((int64_t)parts() * ow); }
+  int64_t turned() const { return (int64_t)g.N * g.kh * run; }
+  int64_t scratch(int) const override {
+    const int64_t ahead = (g.bordered() ? padded64(g.h * g.row()) : 0) + strip_size();
+    return std::max(ahead, 2 * turned() + 2 * padded64(g.N) + 2 * g.N * places() + 2 * picture() + g.weights());
+  }
+
+  typedef MaxPool::places halves;
+  typedef MaxPool::places_any halves_any;
+
+  void forward(const Pass& t, float* kept) const override {
+    const int64_t size = (int64_t)g.h * g.w * g.ld, N = g.N;
+    float *Z = t.scratch, *X = Z + strip_size();
+    if (g.bordered()) memset(X, 0, g.h * g.row() * sizeof(float));
+    for (int b = 0; b < t.rows; b++) {
+      cf x = t.act[in[0]] + b * size;
+      if (g.bordered()) lay(x, g.h, (int64_t)g.w * g.ld, X + g.left * g.ld, g.row()), x = X + g.left * g.ld;
+      for (int r0 = 0; r0 < oh; r0 += strip()) {
+        const int r1 = std::min(oh, r0 + strip());
+        sweep(g.forward, g.sh, g.sw, x, g.h, g.row(), g.ld, t.at(params[0]), N, params.size() > 1 ? t.at(params[1]) : nullptr, false, false, Z,
+              (int64_t)g.ow * N, N, r0 * kh, r1 * kh, g.ow);
+        const int64_t at = b * outputs() + (int64_t)r0 * ow * N;
+        for (int r = r0; r < r1; r++) pool(Z + (int64_t)(r - r0) * kh * g.ow * N, t.act[out] + at + (int64_t)(r - r0) * ow * N, (uint16_t*)kept + at + (int64_t)(r - r0) * ow * N);
+      }
+    }
+  }
+  void pool(cf z, float* to, uint16_t* where) const {  // one row of windows
+    const int64_t N = g.N;
+    for (int q = 0; q < ow; q++)
+      for (int64_t j = 0; j < N; j += VL) {
+        cf from = z + (int64_t)q * kw * N + j;
+        vf m = load(from);
+        vi k = alli(0);
+        for (int y = 0; y < kh; y++)
+          for (int x = !y; x < kw; x++) {
+            const vf v = load(from + ((int64_t)y * g.ow + x) * N);
+            const vi more = (v > m) | ((v != v) & (m == m));
+            m = pick(more, v, m);
+            k = more ? alli(y << 8 | x) : k;
+          }
+        store(to + q * N + j, relu ? ff::relu(m) : m);
+        *(halves_any*)(where + q * N + j) = __builtin_convertvector(k, halves);
+      }
+  }
+
+  // Lists by channel the places with a gradient in rows r0..r1 of windows, and adds up the gradients
+  void list(cf d, cf z, const uint16_t* where, int r0, int r1, Place* lists, int32_t* count, float* sums) const {
+    const int64_t N = g.N, most = places();
+    const int down = (int)(g.sh * row()), along = g.sw * g.ld;
+    for (int64_t j = 0; j < N; j += VL) store(sums + j, load(sums + j));
+    memset(count, 0, N * sizeof(int32_t));
+    for (int r = r0; r < r1; r++)
+      for (int q = 0; q < ow; q++) {
+        const int64_t i = ((int64_t)r * ow + q) * N;
+        const int corner = r * kh * down + q * kw * along;
+        for (int64_t j = 0; j < N; j += VL) {
+          vf v = load(d + i + j);
+          if (relu) v = pick(load(z + i + j) > zero(), v, zero());
+          const vi k = __builtin_convertvector(*(const halves_any*)(where + i + j), vi);
+          const vi at = corner + (k >> 8) * down + (k & 255) * along;
+          store(sums + j, load(sums + j) + v);
+          float values[VL];
+          int32_t ats[VL];
+          memcpy(values, &v, sizeof values), memcpy(ats, &at, sizeof ats);
+#pragma GCC unroll 16
+          for (int l = 0; l < VL; l++) {
+            const int n = count[j + l];
+            lists[(j + l) * most + n] = {ats[l], values[l]};
+            count[j + l] = n + (values[l] != 0.f);
+          }
+        }
+      }
+  }
+
+  void backward(const Pass& t, float* kept) const override {
+    const int64_t N = g.N, size = (int64_t)g.h * g.w * g.ld, inside = top * row() + g.left * g.ld, line = (int64_t)g.w * g.ld;
+    float *W = t.scratch, *G = W + turned(), *sums = G + turned(), *counts = sums + padded64(N), *lists = counts + padded64(N), *X = lists + 2 * N * places(), *D = X + picture(), *flat = D + picture();
+    const bool weights = t.trained(params[0]), down = want[0] && g.ld % PAD == 0;
+    memset(sums, 0, N * sizeof(float));
+    memset(G, 0, turned() * sizeof(float));
+    memset(X, 0, picture() * sizeof(float));
+    if (down)
+      for (int y = 0; y < g.kh; y++) transpose(t.at(params[0]) + (int64_t)y * g.kw * g.ld * N, g.kw * g.ld, (int)N, N, W + y * run, g.kh * (int64_t)run);
+    for (int b = 0; b < t.rows; b++) {
+      cf x = t.act[in[0]] + b * size;
+      if (bordered) lay(x, g.h, line, X + inside, row()), x = X;
+      float *below = down ? t.grad[in[0]] + b * size : nullptr, *to = below;
+      if (down && bordered) memset(to = D, 0, picture() * sizeof(float));
+      else if (down && !add[0]) memset(below, 0, size * sizeof(float));
+      for (int r0 = 0; r0 < oh; r0 += parts()) {
+        const int r1 = std::min(oh, r0 + parts());
+        int32_t* count = (int32_t*)counts;
+        Place* place = (Place*)lists;
+        list(t.grad[out] + b * outputs(), t.act[out] + b * outputs(), (const uint16_t*)kept + b * outputs(), r0, r1, place, count, sums);
+        for (int turn = 0; turn < 2; turn++) {
+          if (turn ? !down : !weights) continue;
+          for (int64_t j = 0; j < N; j++) {
+            if (!count[j]) continue;
+            const Place* p = place + j * places();
+            FF_SPLIT(v0, nv, run / VL, SPARSE_V) FF_SPLIT(y0, ny, g.kh, std::min(SPARSE_Y, SPARSE_MOST / nv)) {
+              const int64_t at = (j * g.kh + y0) * run + v0 * VL, from = y0 * row() + v0 * VL;
+              if (turn)
+                scatters(ny, nv, p, count[j], to + from, row(), W + at, run);
+              else
+                gathers(ny, nv, p, count[j], x + from, row(), G + at, run);
+            }
+          }
+        }
+      }
+      if (down && bordered)
+        for (int r = 0; r < g.h; r++) {
+          cf from = D + inside + r * row();
+          if (add[0]) add_to(below + r * line, from, line);
+          else memcpy(below + r * line, from, line * sizeof(float));
+        }
+    }
+    if (weights) {
+      for (int y = 0; y < g.kh; y++) transpose(G + y * run, (int)N, g.kw * g.ld, g.kh * (int64_t)run, flat + (int64_t)y * g.kw * g.ld * N, N);
+      put(t.target(params[0]), flat, g.weights());
+    }
+    if (params.size() > 1 && t.trained(params[1])) put(t.target(params[1]), sums, N);
+  }
+};
+
+}  // namespace ff
