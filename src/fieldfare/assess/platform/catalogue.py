@@ -234,7 +234,9 @@ def _of_json(data: bytes, where: str) -> Metadata:
             raise ValueError(f"without {', '.join(missing)}" if missing else f"version {told['schema_version']}")
         tables = tuple(Table(str(one["name"]), dict(one["columns"]), int(one["rows"]), tuple(one["files"]))
                        for one in told["tables"])  # fmt: skip
-        words = [str(told[key]) for key in ("name", "version", "kind", "sha256", "place")]
-        return Metadata(*words, int(told["rows"]), tables, dict(told["values"]), tuple(told["lineage"]))
+        name, version, kind, sha256, place = (str(told[key]) for key in _NEEDED[1:6])
+        return Metadata(
+            name, version, kind, sha256, place, int(told["rows"]), tables, dict(told["values"]), tuple(told["lineage"])
+        )
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{where} is no catalogue entry of ours ({error}): put it back as it was.") from None
