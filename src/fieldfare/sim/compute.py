@@ -191,7 +191,9 @@ class Tally:
         bad, kept = out.diverged, dict[str, Any]()
         if isinstance(total := out.leaves.get("delta"), Total) and out.refused is not None:
             bad |= out.refused
-            self._gather(0, request.segments[0]).take_total("delta", total)
+            gather = self._gather(0, request.segments[0])
+            if not bad.all():  # else nobody sent anything
+                gather.take_total("delta", total)
             self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state, kept))
             return
         for number, segment in enumerate(request.segments):
