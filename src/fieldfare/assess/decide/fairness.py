@@ -37,7 +37,7 @@ def body(trace: Artefact) -> str:
     table = {name: np.array(texts(v)) if isinstance(v, Text) else np.asarray(v) for name, v in found.items()}
     kinds = {kind: name for kind, name in KINDS.items() if f"ratio{kind}" in table}
     figures = [made for by in BY if (made := _picture(table, by, kinds))]
-    whole = _table(table, table["filter"] == "all", kinds)
+    whole = page.details("All filters together", _table(table, table["filter"] == "all", kinds), opened=not figures)
     each = page.details("Before and after every filter", _table(table, table["filter"] != "all", kinds))
     return _said(table, kinds) + pictures(figures) + whole + each + from_(trace)
 

@@ -13,7 +13,7 @@ from typing import Any
 from fieldfare.assess.decide import parts
 from fieldfare.assess.decide.decision import Decided
 from fieldfare.assess.decide.diagram import COLOURS, diagram
-from fieldfare.assess.decide.words import source, words
+from fieldfare.assess.decide.words import source, title, words
 from fieldfare.report import page
 from fieldfare.report.page import Section, Tile
 
@@ -82,14 +82,16 @@ def _tiles(decided: Decided) -> list[Tile]:
 
 def _verdict(told: Mapping[str, Any]) -> str:
     tone = TONES[told["verdict"]]
-    out = [STYLE, f'<div class="verdict" style="--tone:{tone}"><b>{escape(told["verdict"])}</b>',
-           f"<p>{escape(WORDS[told['verdict']])}</p><p>{escape(str(told['reason']))}</p></div>"]  # fmt: skip
+    plain = told["verdict"] == "GO"  # its reason says no more than the words
+    reason = "" if plain else f"<p>{escape(str(told['reason']))}</p>"
+    out = [STYLE, f'<div class="verdict" style="--tone:{tone}"><b>{escape(told["verdict"])}</b>'
+           f"<p>{escape(WORDS[told['verdict']])}</p>{reason}</div>"]  # fmt: skip
     binding = told["binding"]
     if binding:
-        title = "What binds" if told["verdict"] == "NO-GO" else "Nearest to its limit"
+        what = "What binds" if told["verdict"] == "NO-GO" else "Nearest to its limit"
         value, limit = (escape(words(binding[name], binding["unit"])) for name in ("value", "threshold"))
-        told_ = f"{escape(binding['name'])} is {value}, with at {binding['at']} {limit} allowed"
-        out.append(f"<p><b>{title}:</b> {told_} {source(binding['source_sha256'])}</p>")
+        told_ = f"{escape(title(binding['name']))} is {value}, at {binding['at']} {limit} is allowed"
+        out.append(f"<p><b>{what}:</b> {told_} {source(binding['source_sha256'])}</p>")
     out += _list("Conditions", told["conditions"])
     out += _list("Missing", told["missing"])
     for one in told["overrides"]:
@@ -113,11 +115,12 @@ def _gates(path: Sequence[Mapping[str, Any]]) -> str:
         said = f'<small class="human">{escape(human["by"])}: {escape(human["reason"])}</small>' if human else ""
         rows.append([
             page.cell(f"{step['id']} {step['title']}", head=True, under=f"{step['model']}, {step['pet']}"),
-            f'<td><b style="color:{COLOURS[step["answer"]]}">{escape(answer)}</b>{said}</td>',
+            f'<td class="n"><b style="color:{COLOURS[step["answer"]]}">{escape(answer)}</b>{said}</td>',
             page.cell("" if step["values"] else step["reason"]), page.cell(""), page.cell(""),
         ])  # fmt: skip
         rows += [_check(one) for one in step["values"]]
-    head = [("gate", False), ("number", False), ("used of the limit", False), ("limit", True), ("from", False)]
+    head = [("gate, and what it compares", False), ("number", True), ("used of the limit", False), ("limit", True),
+            ("from", False)]  # fmt: skip
     return page.table(head, rows, caption="Gates")
 
 
@@ -133,15 +136,16 @@ def _check(one: Mapping[str, Any]) -> list[str]:
     side = "at most" if one["at"] == "most" else "at least"
     told = words(value, one["unit"]) if value is not None or one["required"] else "not known (not required)"
     return [
-        page.cell(""), page.cell(f"{one['name']}: {told}", under=one["note"]), f'<td class="used">{bar}</td>',
+        page.cell(title(one["name"]), under=", ".join(filter(None, (one["name"], one["note"])))),
+        page.cell(told, number=True), f'<td class="used">{bar}</td>',
         page.cell(f"{side} {words(limit, one['unit'])}", number=True), f"<td>{source(one['source_sha256'])}</td>",
     ]  # fmt: skip
 
 
 def _thresholds(told: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
-        [page.cell(name, head=True), page.cell(f"at {one['at']} {words(one['value'], one['unit'])}", number=True),
-         page.cell(one["source"])]
+        [page.cell(title(name), head=True, under=name),
+         page.cell(f"at {one['at']} {words(one['value'], one['unit'])}", number=True), page.cell(one["source"])]
         for name, one in told.items()
     ]  # fmt: skip
     return page.table([("limit", False), ("value", True), ("who says so", False)], rows, caption="Limits")

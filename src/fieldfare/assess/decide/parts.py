@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from fieldfare.assess.artefact import words as texts
 from fieldfare.assess.decide import charts, fairness, plots, sweeps
 from fieldfare.assess.decide.decision import Decided
 from fieldfare.assess.decide.sweeps import figure, has, pictures
-from fieldfare.assess.decide.words import words
+from fieldfare.assess.decide.words import cell, heading, title, words
 from fieldfare.fleet.columns import Text
 from fieldfare.report import page
 from fieldfare.report.page import Section
@@ -30,7 +29,7 @@ SIMULATED = ("concurrency", "buffer", "staleness", "lr", "server_lr", "trials", 
              "device_s_to_target", "metric_final", "metric_central", "metric_loss_share", "worst_group_gap",
              "tasks_started", "tasks_ok", "waste_share", "bytes_down", "bytes_up", "updates_per_s_peak")  # fmt: skip
 POINTS = ("point", "concurrency", "buffer", "cohort", "staleness", "lr", "schedule", "decay", "server", "server_lr",
-          "server_decay", "trials", "chosen", "dropped_h", "time_to_target_s", "metric_final", "version_s",
+          "server_decay", "trials", "chosen", "stopped_h", "time_to_target_s", "metric_final", "version_s",
           "tasks_started", "waste_share")  # fmt: skip
 
 
@@ -38,31 +37,19 @@ def sections(decided: Decided) -> list[Section]:
     """The parts for which there is an artefact at the walk's last try, in the workflow's order."""
     last = decided.walk.path[-1].at
     out: list[Section] = []
-    for kind, anchor, title, lead, draw in (
-        (
-            "trace",
-            "who",
-            "Who can take part",
-            "Devices that meet the criteria, and who is left out.",
-            _trace,
-        ),
+    for kind, anchor, called, lead, draw in (
+        ("trace", "who", "Who can take part", "Devices that meet the criteria, and when they are there.", _trace),
         ("proxy", "data", "The data they would hold", "Clients of the proxy data and how unlike they are.", _proxy),
         ("features", "features", "Where features live", "What a device must hold or be sent to train.", _features),
         ("bench", "devices", "What a task takes on a device", "Measured on devices; the paper's table 5.", _bench),
         ("simulation", "training", "Training, over virtual time", "What was simulated on these devices.", _simulation),
-        (
-            "forecast",
-            "forecast",
-            "What it takes",
-            "With ranges, and the closed form beside the simulation.",
-            _forecast,
-        ),
+        ("forecast", "forecast", "What it takes", "With ranges, and the closed form beside the simulation.", _forecast),
         ("drift", "drift", "Live against the forecast", "A run that went on since, laid beside the forecast.", _drift),
         ("privacy", "privacy", "Privacy and security", "What is known of the mechanism, and who says so.", _privacy),
     ):
         artefact = decided.evidence.of(kind, last)
         if artefact is not None:
-            out.append(Section(anchor, title, lead, draw(artefact) + sweeps.from_(artefact)))
+            out.append(Section(anchor, called, lead, draw(artefact) + sweeps.from_(artefact)))
         if kind == "trace" and artefact is not None and (body := fairness.body(artefact)):
             out.append(Section("fairness", "Who is left out", fairness.LEAD, body))
         if kind == "simulation":
@@ -77,11 +64,13 @@ def _values(artefact: Artefact, names: Sequence[str] = (), *, skip: Sequence[str
         one = artefact.values.get(name)
         if one is None or name in skip:
             continue
-        span = (
-            "" if one.low is None or one.high is None else f"{words(one.low, one.unit)} to {words(one.high, one.unit)}"
-        )
-        rows.append([page.cell(name, head=True, under=one.note), page.cell(words(one.value, one.unit), number=True),
-                     page.cell(span, number=True), page.cell(one.how)])  # fmt: skip
+        scale, unit = (3600.0, "h") if "device_s" in name else (1.0, one.unit)
+        value, low, high = (None if v is None else v / scale for v in (one.value, one.low, one.high))
+        rows.append([
+            page.cell(title(name), head=True, under=", ".join(filter(None, (name, one.note)))),
+            page.cell(words(value, unit), number=True), page.cell(span(low, high, unit), number=True),
+            page.cell(one.how),
+        ])  # fmt: skip
     return page.table(
         [("number", False), ("value", True), ("range", True), ("how", False)], rows, caption=artefact.kind
     )
@@ -93,16 +82,10 @@ def table_of(artefact: Artefact, name: str, columns: Sequence[str] = (), most: i
     chosen = [one for one in (columns or found) if one in found]
     listed = {one: texts(v) if isinstance(v, Text) else v.tolist() for one in chosen for v in (found[one],)}
     rows = [
-        [page.cell(_cell(listed[one][i]), number=not isinstance(found[one], Text)) for one in chosen]
+        [page.cell(cell(one, listed[one][i]), number=not isinstance(found[one], Text)) for one in chosen]
         for i in range(min(most, len(listed[chosen[0]])))
     ]
-    return page.table([(one.replace("_", " "), not isinstance(found[one], Text)) for one in chosen], rows, caption=name)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "missing" if not np.isfinite(value) else f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return page.table([(heading(one), not isinstance(found[one], Text)) for one in chosen], rows, caption=name)
 
 
 def span(low: float | None, high: float | None, unit: str) -> str:
@@ -152,14 +135,14 @@ def _proxy(one: Artefact) -> str:
 
 
 def _features(one: Artefact) -> str:
-    told = _values(one)
     columns = ("name", "source", "option", "device_bytes", "task_bytes", "latency_s", "refused")
-    told += table_of(one, "features", columns) if has(one, "features") else ""
-    return told + (f"<h3>Vocabularies</h3>{table_of(one, 'vocabulary')}" if has(one, "vocabulary") else "")
+    told = table_of(one, "features", columns) if has(one, "features") else _values(one)
+    told += f"<h3>Vocabularies</h3>{table_of(one, 'vocabulary')}" if has(one, "vocabulary") else ""
+    return told + page.details("All numbers of the features", _values(one))
 
 
 def _bench(one: Artefact) -> str:
-    told = table_of(one, "models") if has(one, "models") else _values(one)
+    told = table_of(one, "models", TABLE_5) if has(one, "models") else _values(one)
     return told + (
         f"<h3>Which devices may train</h3>{table_of(one, 'eligible', most=30)}" if has(one, "eligible") else ""
     )
@@ -206,7 +189,9 @@ def _forecast(one: Artefact) -> str:
         for i, name in enumerate(names):
             value_, closed_ = (page.cell(words(float(x[i]), units[i]), number=True) for x in (value, closed))
             between = page.cell(span(float(low[i]), float(high[i]), units[i]), number=True)
-            rows.append([page.cell(name, head=True, under=formulas[i]), value_, between, closed_, page.cell(hows[i])])
+            rows.append(
+                [page.cell(title(name), head=True, under=formulas[i]), value_, between, closed_, page.cell(hows[i])]
+            )
     head = [("quantity", False), ("value", True), ("range", True), ("closed form", True), ("how", False)]
     told = page.table(head, rows, caption="forecast") if rows else _values(one)
     figures = (

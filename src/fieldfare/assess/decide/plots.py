@@ -32,6 +32,8 @@ from fieldfare.assess.decide.charts import (
 BLUE, VERMILION = "#0072b2", "#c65200"
 GRID = "#e4e9ed"
 LIMIT = "#b23a00"
+BEGINS = 0.05
+"""Share of the x axis in which a line may come from outside the frame: an untrained model's metric says little."""
 KEY = 22
 """Height of the row that says which colour is what."""
 
@@ -69,16 +71,21 @@ def lines(
     series: Sequence[Line], *, label: str, x_label: str, y_label: str, target: float | None = None,
     x_words: Callable[[float], str] = "{:,.4g}".format, y_words: Callable[[float], str] = "{:.4g}".format,
 ) -> str:  # fmt: skip
-    """Lines with bands from x = 0; a dashed line at `target`."""
-    ends = [end for one in series for end in (one.low, one.high)]
-    low, high = min(float(end.min()) for end in ends), max(float(end.max()) for end in ends)
+    """Lines with bands from x = 0; a dashed line at `target`. The y axis is that of all but the very beginning."""
+    right = max(float(one.x[-1]) for one in series) or 1.0
+    late = [one.x >= min(BEGINS * right, float(one.x[-1])) for one in series]
+    low = min(float(one.low[at].min()) for one, at in zip(series, late, strict=True))
+    high = max(float(one.high[at].max()) for one, at in zip(series, late, strict=True))
     if target is not None:
         low, high = min(low, target), max(high, target)
-    room = 0.04 * (high - low) or 0.5
-    frame = Frame(0.0, max(float(one.x[-1]) for one in series) or 1.0, low - room, high + room)
+    room = 0.05 * (high - low) or 0.5
+    frame = Frame(0.0, right, low - room, high + room)
     out = [opened(W, H, label, 11), *_key([(one.name, one.colour) for one in series])]
     out += _rungs(frame, y_words)
     out += [text_at(frame.x(v), H - BOTTOM + 16, x_words(v), "middle") for v in ticks(0.0, frame.right)]
+    place = f'x="{LEFT}" y="{short(frame.above)}" width="{W - LEFT - RIGHT}" height="{short(H - frame.above - BOTTOM)}"'
+    box = f"{LEFT} {short(frame.above)} {W - LEFT - RIGHT} {short(H - frame.above - BOTTOM)}"
+    out.append(f'<svg {place} viewBox="{box}" overflow="hidden">')  # what is above the frame is cut off
     for one in series:
         edge = [(frame.x(a), frame.y(b)) for a, b in zip(one.x, one.high, strict=True)]
         edge += [(frame.x(a), frame.y(b)) for a, b in zip(one.x[::-1], one.low[::-1], strict=True)]
@@ -86,6 +93,7 @@ def lines(
     for one in series:
         middle = [(frame.x(a), frame.y(b)) for a, b in zip(one.x, one.middle, strict=True)]
         out.append(f'<polyline points="{joined(middle)}" fill="none" stroke="{one.colour}" stroke-width="1.8"/>')
+    out.append("</svg>")
     if target is not None:
         at = short(frame.y(target))
         out.append(f'<path d="M{LEFT},{at} H{W - RIGHT}" stroke="{LIMIT}" stroke-dasharray="5 4"/>')
@@ -133,15 +141,15 @@ def ranges(
 
 
 def ratios(names: Sequence[str], series: Mapping[str, F64], *, label: str, limit: float) -> str:
-    """Dots a name, one of each series, from zero; one is as before, and left of `limit` is too little. NaN: no dot."""
+    """Dots a name, one of each series; one is as before, and left of `limit` is too little. NaN: no dot."""
     row, left, above = 22, 150, 24
     height = above + row * len(names) + 30
     known = [v for values in series.values() for v in values.tolist() if np.isfinite(v)]
-    most = max(1.25, 1.05 * max(known, default=1.0))
+    least, most = max(0.0, min([limit, *known]) - 0.15), max([1.2, *known]) + 0.05
     colours = dict(zip(series, (BLUE, VERMILION), strict=False))
 
     def px(v: float) -> float:
-        return left + v / most * (W - left - 24)
+        return left + (v - least) / (most - least) * (W - left - 24)
 
     out = [opened(W, height, label, 11), *_key(list(colours.items()), left)]
     base = above + row * len(names)

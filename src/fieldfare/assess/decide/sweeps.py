@@ -79,7 +79,9 @@ def figure(title: str, note: str, markup: str) -> str:
 
 
 def pictures(figures: Sequence[str]) -> str:
-    """Pictures side by side, as many as fit."""
+    """Pictures side by side, two where they fit; an odd last one has the width to itself."""
+    if len(figures) % 2:
+        figures = [*figures[:-1], figures[-1].replace("<figure>", '<figure class="alone">', 1)]
     return f'<div class="pictures">{"".join(figures)}</div><div class="gap"></div>' if figures else ""
 
 
@@ -134,7 +136,9 @@ def _said(one: Artefact) -> str:
     spent[other] = one.number(f"{other}_device_s_to_target")
     sooner, later = ("The buffer", "rounds") if ratio.value >= 1 else ("Synchronous rounds", "the buffer")
     times = ratio.value if ratio.value >= 1 else 1 / ratio.value
-    told = f"{sooner} reached the target {times:.2g} times as fast as {later}"
+    ends = [end if ratio.value >= 1 else 1 / end for end in (ratio.low, ratio.high) if end]
+    span = f" ({min(ends):.2g} to {max(ends):.2g} by seed)" if len(ends) == 2 else ""
+    told = f"{sooner} reached the target {times:.2g} times as fast as {later}{span}"
     if spent["async"] and spent["sync"]:
         share = spent["async"] / spent["sync"] - 1
         share = share if ratio.value >= 1 else spent["sync"] / spent["async"] - 1
@@ -179,11 +183,11 @@ def outcomes(one: Artefact) -> str:
 
 
 def _played(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns of the points that were played whole: those dropped on the way ended sooner, and cannot be compared."""
+    """Columns of the points that were played whole: those stopped on the way ended sooner, and cannot be compared."""
     columns = {name: np.array(texts(v)) if isinstance(v, Text) else np.asarray(v) for name, v in table.items()}
-    if "dropped_h" not in columns:
+    if "stopped_h" not in columns:
         return columns
-    kept = ~np.isfinite(columns["dropped_h"].astype(np.float64))
+    kept = ~np.isfinite(columns["stopped_h"].astype(np.float64))
     return {name: values[kept] for name, values in columns.items()}
 
 

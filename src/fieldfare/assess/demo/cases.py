@@ -24,6 +24,7 @@ from fieldfare.core import rng
 Array = NDArray[Any]
 FEATURES = 24
 TEST_ROWS = 4_000
+SWEEP_H = 4.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class Privacy:
 
 @dataclass(frozen=True)
 class DemoCase:
-    """One case: table-2 `preset` with so many `clients`, candidate models of table 5, criteria, limits, privacy."""
+    """One case: table-2 `preset` with so many `clients`, candidate models of table 5, criteria, limits, privacy.
+
+    `sweep`: settings whose time alone is simulated, for the pictures of FLINT's figures 7 and 8.
+    """
 
     name: str
     title: str
@@ -54,6 +58,7 @@ class DemoCase:
     compliance: str = ""
     package: str = "own app"
     overrides: tuple[Override, ...] = ()
+    sweep: Search | None = None
 
 
 def table(case: DemoCase, seed: int) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -83,6 +88,12 @@ def table(case: DemoCase, seed: int) -> tuple[dict[str, Any], dict[str, Array]]:
     return columns, {"x": x_test, "y": (score_test > bar).astype(np.int64)}
 
 
+def timed(concurrency: tuple[int, ...], buffer: tuple[int, ...]) -> Search:
+    """A sweep over time alone: from the first value of each, one setting at a time is varied."""
+    return Search(concurrency=concurrency, buffer=buffer, staleness=(10, 1, 3, 20), design="cross", train=False,
+                  hours=SWEEP_H, versions=10**6, trials=1)  # fmt: skip
+
+
 STRICT = Criteria(wifi=True, battery_min=0.8, foreground=True)
 CASES: Mapping[str, DemoCase] = {
     one.name: one
@@ -92,16 +103,17 @@ CASES: Mapping[str, DemoCase] = {
             (Feature("ad_id", "cloud", 8, 60_000, 1.28e6, max_device_bytes=2e6, transform="cloud"),
              Feature("member", "device", 16), Feature("page", "device", 12)),
             Criteria(wifi=True, battery_min=0.8),
-            Search(concurrency=(20, 40), buffer=(20,), lr=(0.3,), versions=500, trials=3, metric="loss", target=0.28,
-                   every=10, passes=8),
+            Search(concurrency=(20, 40), buffer=(20,), lr=(0.3,), versions=500, trials=3, tune=3, rungs_h=(5.0,),
+                   compare=True, metric="loss", target=0.28, every=10, passes=8),
             {"dp-fedavg": Privacy("dp-fedavg with secure aggregation", 4.0, 0.05)},
             {"package_bytes": 1e6}, "members' clicks may no longer leave the device", "kit for other apps",
+            sweep=timed((40, 10, 20, 80), (10, 5, 20, 40)),
         ),
         DemoCase(
             "messaging", "Abuse filter of an encrypted messenger", "C", 6_000, ("D", "C"),
             (Feature("words", "device", 20, 50_000, 4e5, max_device_bytes=5e6),), STRICT,
-            Search(concurrency=(60,), buffer=(30,), lr=(0.3,), versions=400, trials=3, metric="loss", target=0.18,
-                   every=10, passes=10),
+            Search(concurrency=(60,), buffer=(30,), lr=(0.3,), versions=400, trials=3, compare=True, metric="loss",
+                   target=0.18, every=10, passes=10),
             {"secure-aggregation": Privacy("secure aggregation", 30.0, 0.31),
              "dp-fedavg": Privacy("dp-fedavg, at the noise the model bears", 7.0, 0.18)},
             {"metric_loss_share": 0.05, "worst_group_gap": 2.0},

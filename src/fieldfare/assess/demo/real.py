@@ -2,7 +2,8 @@
 
 Here: what differs from the demonstration on made-up data (`cases`, `walk`): the tables, when and on which phones a task
 runs, small nets of our own as candidates. Invariants: availability, speed and link of a phone are measured, but not of
-one phone together, and not of the people of the tables; a net's seconds are its FLOPs at a phone's measured speed.
+one phone together, and not of the people of the tables; a net's seconds are its FLOPs at a phone's measured speed;
+rates are chosen on rows that are trained on and on seeds of their own, never by the rows and seeds that are told.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from fieldfare.assess.decide.decision import Case, Decided, decide, write
 from fieldfare.assess.decide.page import report
 from fieldfare.assess.decide.privacy import declare
 from fieldfare.assess.demo.cases import DemoCase, Privacy
-from fieldfare.assess.demo.tables import TABLES, file
+from fieldfare.assess.demo.tables import TABLES, TEST_SHARE, file
 from fieldfare.assess.demo.walk import KEY, Tell, forecast_of
 from fieldfare.assess.features.catalogue import build as build_features
 from fieldfare.assess.features.locality import Feature
@@ -27,8 +29,9 @@ from fieldfare.assess.proxy.write import Config, build, federated
 from fieldfare.assess.simulate.build import build as build_simulation
 from fieldfare.assess.simulate.devices import fleet_for, flops_per_record
 from fieldfare.assess.simulate.play import central
-from fieldfare.assess.simulate.search import Search
+from fieldfare.assess.simulate.search import TUNE_SEED, Search
 from fieldfare.assess.trace import Criteria, TraceConfig, build_trace
+from fieldfare.core import rng
 from fieldfare.core.metrics import lower_is_better
 from fieldfare.data.federated import Federated
 from fieldfare.fleet.fleet import Recipe
@@ -48,7 +51,8 @@ FROM_S, TO_S = 43_200.0, 475_200.0
 """The hours of FLASH's log in which nearly all phones are logged: five whole days."""
 
 CHARGING = Criteria(wifi=True, charging=True)
-SEARCH = Search(concurrency=(30,), buffer=(10,), staleness=(10,), versions=400, trials=3, metric="loss", every=10)
+SEARCH = Search(concurrency=(30,), buffer=(10,), staleness=(10,), versions=400, trials=3, tune=3, rungs_h=(0.5, 1.0),
+                metric="loss", every=10)  # fmt: skip
 DP = {"dp-fedavg": Privacy("dp-fedavg with secure aggregation", 6.0, 0.06)}
 
 REAL: Mapping[str, DemoCase] = {
@@ -57,18 +61,18 @@ REAL: Mapping[str, DemoCase] = {
         DemoCase(
             "ads", "Clicks on fashion items (Open Bandit; 207 clicks: the walk is shown, accuracy is not)", "", 0,
             ("mlp", "linear"), (Feature("item", "cloud", 8, 80), Feature("user", "cloud", 16)), CHARGING,
-            replace(SEARCH, lr=(0.1,), versions=600, passes=12), DP, {"metric_loss_share": 0.05},
+            replace(SEARCH, lr=(0.03, 0.1, 0.3), versions=600, passes=12), DP, {"metric_loss_share": 0.05},
         ),
         DemoCase(
             "messaging", "Does a message ask something? (NUS SMS corpus)", "", 0, ("mlp", "linear"),
-            (Feature("words", "device", 97, 96),), CHARGING, replace(SEARCH, lr=(0.005, 0.02), passes=12),
+            (Feature("words", "device", 97, 96),), CHARGING, replace(SEARCH, lr=(0.005, 0.02, 0.08), passes=12),
             {"secure-aggregation": Privacy("secure aggregation", 30.0, 0.31), **DP},
             compliance="messages are encrypted from end to end",
         ),
         DemoCase(
             "search", "Is a film relevant to a user? (MovieLens)", "", 0, ("mlp", "linear"),
             (Feature("film", "cloud", 108, max_device_bytes=1e6), Feature("history", "device", 16)), CHARGING,
-            replace(SEARCH, lr=(0.05,), passes=12), DP, {"metric_loss_share": 0.05},
+            replace(SEARCH, lr=(0.02, 0.05, 0.15), passes=12), DP, {"metric_loss_share": 0.05},
         ),
     )
 }  # fmt: skip
@@ -88,8 +92,8 @@ def walk(case: DemoCase, data: Path, folder: Path, seed: int = 0, tell: Tell | N
     say("proxy data")
     wanted = tuple(name for name in columns if name.startswith("x"))
     source = cite_file(file(data, case.name), "central table")
-    proxy = build(columns, Config("label", "member", features=wanted, seed=seed), folder / "proxy", inputs=[source],
-                  key=KEY)  # fmt: skip
+    config = Config("label", "member", features=wanted, seed=seed)
+    proxy = build(columns, config, folder / "proxy", inputs=[source], key=KEY)
     records = proxy.number("records_mean") or 1.0
     held = federated(proxy, classes=2)
     held = Federated(dict(held.columns), held.offsets, held.rows, classes=2, test=test, name=held.name)
@@ -97,6 +101,10 @@ def walk(case: DemoCase, data: Path, folder: Path, seed: int = 0, tell: Tell | N
     nets = {"mlp": mlp(len(wanted), 32, 2), "linear": mlp(len(wanted), 2)}
     phones = phones_of(str(data), "always", network="flash-wifi", overhead_s=OVERHEAD_S, noise=0.2)
     jobs = {name: _job(net, held, phones) for name, net in nets.items() if name in case.models}
+    kept, withheld = apart(columns, seed)
+    inner = federated(build(kept, config, folder / "tuning", inputs=[source], key=KEY), classes=2)
+    inner = Federated(dict(inner.columns), inner.offsets, inner.rows, classes=2, test=withheld, name="withheld rows")
+    tuning = {name: _job(net, inner, phones) for name, net in nets.items() if name in case.models}
     bench = bench_of(jobs, phones, records, folder / "bench", seed)
     privacy = [
         declare(folder / f"privacy-{name}", mechanism=one.mechanism, source=one.source, epsilon=one.epsilon,
@@ -109,7 +117,7 @@ def walk(case: DemoCase, data: Path, folder: Path, seed: int = 0, tell: Tell | N
     decided = decide(told, made)
     for model in case.models:  # the next one only where the workflow asks for it
         if decided.verdict == "INCOMPLETE":
-            made += _simulated(case, model, jobs[model], trace, bench, folder, seed, say)
+            made += _simulated(case, model, jobs[model], tuning[model], trace, bench, folder, seed, say)
             decided = decide(told, made)
     artefact = write(decided, folder / "decision", report(decided))
     for name in ("decision.json", "report.html"):
@@ -150,17 +158,30 @@ def _job(net: DenseNet, held: Federated, phones: Recipe) -> Job:
                simulated=Simulated(workers=1, fleet=phones))  # fmt: skip
 
 
+def apart(columns: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows to train on, once more in two: those to compare rates by training on, a fifth of them to measure.
+
+    Rates are chosen without the test's rows, and on seeds that are not told.
+    """
+    out = rng.stream(seed + TUNE_SEED, "assess", "demo", "tune").random(len(columns["label"])) < TEST_SHARE
+    x = np.stack([values[out] for name, values in columns.items() if name.startswith("x")], axis=1)
+    return {name: values[~out] for name, values in columns.items()}, {"x": x, "y": columns["label"][out]}
+
+
 def _simulated(
-    case: DemoCase, model: str, job: Job, trace: Artefact, bench: Artefact, folder: Path, seed: int, say: Tell
-) -> Sequence[Artefact]:
+    case: DemoCase, model: str, job: Job, tuning: Job, trace: Artefact, bench: Artefact, folder: Path, seed: int,
+    say: Tell,
+) -> Sequence[Artefact]:  # fmt: skip
     """The search on FLASH's phones, whose target is the central loss and what may be lost of it; the forecast."""
     search = replace(case.search, seed=seed)
     say(f"{model}, trained centrally")
     whole, _ = central(job, search, folder / f"central-{model}")
     lost = LOST if lower_is_better(search.metric) else -LOST
     search = replace(search, target=whole * (1 + lost))
-    fleet = fleet_for(job, trace=trace, bench=None, model=model, seed=seed)
-    simulation = build_simulation(job, search, folder / f"simulation-{model}", fleet=fleet, inputs=[trace, bench],
-                                  model=model, pet="", tell=lambda words: say(f"{model}, {words}"))  # fmt: skip
+    fleet, others = (fleet_for(one, trace=trace, bench=None, model=model, seed=seed) for one in (job, tuning))
+    simulation = build_simulation(
+        job, search, folder / f"simulation-{model}", fleet=fleet, inputs=[trace, bench], model=model, pet="",
+        tell=lambda words: say(f"{model}, {words}"), tuned_on=(tuning, others),
+    )  # fmt: skip
     people = job.data.n_clients
     return [simulation, *forecast_of(simulation, trace, bench, folder, model, people, OVERHEAD_S)]

@@ -135,8 +135,12 @@ def _simulated(
     fleet = fleet_for(job, trace=trace, bench=bench, model=model, seed=seed)
     simulation = build_simulation(job, search, folder / f"simulation-{model}", fleet=fleet, inputs=[trace, bench],
                                   model=model, pet="", tell=say)  # fmt: skip
+    swept: list[Artefact] = []
+    if case.sweep is not None:
+        swept = [build_simulation(job, replace(case.sweep, seed=seed), folder / f"sweep-{model}", fleet=fleet,
+                                  inputs=[trace, bench], model=model, pet="", tell=say)]  # fmt: skip
     people = preset(case.preset).clients
-    return [simulation, *forecast_of(simulation, trace, bench, folder, model, people, OVERHEAD_S)]
+    return [simulation, *swept, *forecast_of(simulation, trace, bench, folder, model, people, OVERHEAD_S)]
 
 
 def forecast_of(

@@ -16,7 +16,7 @@ import numpy as np
 
 from fieldfare.assess.artefact import Artefact, Draft, Value
 from fieldfare.assess.simulate.play import Tell, central, choose, play, tuning
-from fieldfare.assess.simulate.search import Point, Search, asked
+from fieldfare.assess.simulate.search import Point, Search, asked, points
 from fieldfare.assess.simulate.tables import band, fill
 from fieldfare.assess.simulate.trial import Trial
 from fieldfare.core.errors import UsageError
@@ -74,11 +74,11 @@ def _played(
     tuned_on: tuple[Job, Fleet | None] | None,
 ) -> tuple[Point, list[Trial], list[Trial]]:  # fmt: skip
     """(the best point, the trials by which points were compared, those that are told)."""
-    if not search.tune:
+    if not search.tune or len(points(search)) == 1:
         best, found = choose(job, search, folder, fleet, tell)
         return best, found, found
     on, its_fleet = (job, fleet) if tuned_on is None else tuned_on
-    best, tried = choose(on, tuning(search), folder / "tune", its_fleet, tell)
+    best, tried = choose(on, tuning(search), folder / "tune", its_fleet, tell, told=False)
     return best, tried, play(job, search, folder, fleet, tell, at=[best])
 
 

@@ -35,16 +35,25 @@ Tell = Callable[[str], None]
 
 
 def choose(
-    job: Job, search: Search, work: Path, fleet: Any = None, tell: Tell | None = None
+    job: Job, search: Search, work: Path, fleet: Any = None, tell: Tell | None = None, *, told: bool = True
 ) -> tuple[Point, list[Trial]]:
-    """The best point by medians, and all trials that told so. Of several points that were played whole, the first by
-    `ranked`; those that were dropped are never it.
+    """The best point by medians, and the trials that told so; a point that was dropped is never it.
+
+    `told`: the best point's trials are wanted whole; else, where hours of virtual time (`rungs_h`) leave one point, it
+    goes no further than the last that it came to.
     """
-    found = play(job, search, work, fleet, tell)
-    most = max(sum(one.point == point for one in found) for point in points(search))
-    whole = [point for point in points(search) if sum(one.point == point for one in found) == most]
-    whole = [point for point in whole if all(one.stopped_h is None for one in found if one.point == point)]
-    return ranked(found, whole, search)[0], found
+    found = play(job, search, work, fleet, tell, told=told)
+    order = points(search)
+    trials = {point: [one for one in found if one.point == point] for point in order}
+    most = max(len(mine) for mine in trials.values())
+    last = max((_came(one) for one in found), default=np.inf)
+    whole = [p for p in order if len(trials[p]) == most and all(_came(one) == last for one in trials[p])]
+    return ranked(found, whole, search, None if np.isinf(last) else last)[0], found
+
+
+def _came(one: Trial) -> float:
+    """The hour a trial was played to; infinite where it was played whole."""
+    return np.inf if one.stopped_h is None else one.stopped_h
 
 
 def tuning(search: Search) -> Search:
@@ -53,9 +62,10 @@ def tuning(search: Search) -> Search:
 
 
 def play(
-    job: Job, search: Search, work: Path, fleet: Any = None, tell: Tell | None = None, at: Sequence[Point] = ()
-) -> list[Trial]:
-    """All trials of the points (or of those `at`, none dropped), by point and number.
+    job: Job, search: Search, work: Path, fleet: Any = None, tell: Tell | None = None, at: Sequence[Point] = (),
+    *, told: bool = True,
+) -> list[Trial]:  # fmt: skip
+    """All trials of the points (or of those `at`, none dropped), by point and number; `told` as in `choose`.
 
     Cost: that of the runs; a killed search goes on in the same `work` folder.
     """
@@ -65,7 +75,7 @@ def play(
     found: list[Trial] = []
     with _opened(work, search) as folder:
         if search.rungs_h and not at:
-            kept, found = _climbed(folder, job, search, kept, fleet, say)
+            kept, found = _climbed(folder, job, search, kept, fleet, say, told)
         for number in range(search.trials):
             for point in kept:
                 say(f"{point.name}, trial {number + 1} of {search.trials}")
@@ -93,9 +103,9 @@ def _better(
 
 
 def _climbed(
-    folder: RunFolder, job: Job, search: Search, kept: list[Point], fleet: Any, say: Tell
+    folder: RunFolder, job: Job, search: Search, kept: list[Point], fleet: Any, say: Tell, told: bool
 ) -> tuple[list[Point], list[Trial]]:
-    """Successive halving on virtual time: (points that are left after the last rung, trials of those dropped)."""
+    """Successive halving on virtual time: (points to be played whole, trials of the others as far as they came)."""
     dropped: list[Trial] = []
     for hours in search.rungs_h:
         if len(kept) < 2:
@@ -107,6 +117,8 @@ def _climbed(
                 rows = _upto(folder, f"{point.name}/{number}", job_of(job, search, point, number, fleet), hours)
                 seen.append(of_part(search, point, number, _place(folder, point, number), rows, hours))
         better = _better(search, kept, seen, search.keep, hours)
+        if len(better) == 1 and not told:
+            return [], dropped + seen
         dropped += [one for one in seen if one.point not in better]
         kept = better
     return kept, dropped

@@ -32,7 +32,7 @@ def fill(
 ) -> None:
     """Put the tables into the draft: `tried` compared points, `told` are the trials told, `others` the other mode's."""
     draft.table("trials", _trials(told))
-    if search.tune:
+    if tried is not told:
         draft.table("tuning", _trials(tried))
     draft.table("points", _points(search, best, tried))
     for name, mine in (("evals", [one for one in told if one.point == best]), ("compared", others)):
@@ -59,7 +59,7 @@ def _trials(found: Sequence[Trial]) -> dict[str, Any]:
         "metric_final": [one.final for one in found],
     }  # fmt: skip
     if any(one.stopped_h is not None for one in found):
-        columns["dropped_h"] = [one.stopped_h for one in found]
+        columns["stopped_h"] = [one.stopped_h for one in found]
     return columns
 
 
@@ -72,7 +72,7 @@ def _points(search: Search, best: Point, tried: Sequence[Trial]) -> dict[str, An
     columns |= {name: [getattr(p, name) for p, _ in rows] for name in settings}
     columns |= {
         "trials": [len(mine) for _, mine in rows], "chosen": [int(p == best) for p, _ in rows],
-        "dropped_h": [mine[0].stopped_h for _, mine in rows],
+        "stopped_h": [mine[0].stopped_h for _, mine in rows],
     }  # fmt: skip
     for name, of in _POINT.items():
         bands = [band(mine, of, "") for _, mine in rows]
