@@ -56,6 +56,7 @@ def output(plan: NativePlan, packed: Any, columns: list[Any], train: bool = True
 def _op(op: Any, xs: list[Any], ins: list[Any], out: Any, params: list[Any], train: bool) -> Any:
     x, v, ints = xs[0], ins[0], op.ints
     real = x[..., : v.c]
+    first = real.permute(0, 3, 1, 2)
     c = out.c
     match op.kind:
         case "linear":
@@ -85,13 +86,13 @@ def _op(op: Any, xs: list[Any], ins: list[Any], out: Any, params: list[Any], tra
             h = h[:, :c].permute(0, 2, 3, 1)
             return h.relu() if relu else h
         case "max_pool":
-            h = F.max_pool2d(real.permute(0, 3, 1, 2), ints[:2], ints[2:4], ints[4:6]).permute(0, 2, 3, 1)
+            h = F.max_pool2d(first, ints[:2], ints[2:4], ints[4:6]).permute(0, 2, 3, 1)
             return h.relu() if ints[6] else h
         case "avg_pool":
-            h = F.avg_pool2d(real.permute(0, 3, 1, 2), ints[:2], ints[2:4], ints[4:6], False, bool(ints[6]))
+            h = F.avg_pool2d(first, ints[:2], ints[2:4], ints[4:6], False, bool(ints[6]))
             return h.permute(0, 2, 3, 1)
         case "adaptive_avg_pool":
-            return F.adaptive_avg_pool2d(real.permute(0, 3, 1, 2), (out.h, out.w)).permute(0, 2, 3, 1)
+            return F.adaptive_avg_pool2d(first, (out.h, out.w)).permute(0, 2, 3, 1)
         case "relu":
             return real.relu()
         case "tanh":
@@ -106,14 +107,12 @@ def _op(op: Any, xs: list[Any], ins: list[Any], out: Any, params: list[Any], tra
             return F.gelu(real, approximate="tanh")
         case "leaky_relu":
             return F.leaky_relu(real, op.floats[0])
-        case "group_norm":
-            pair = [p[:c] for p in params] or [None, None]
-            return F.group_norm(real.permute(0, 3, 1, 2), ints[0], *pair, op.floats[0]).permute(0, 2, 3, 1)
-        case "batch_norm":
-            pair = [p[:c] for p in params] or [None, None]
-            return F.batch_norm(real.permute(0, 3, 1, 2), None, None, *pair, training=True, eps=op.floats[0]).permute(
-                0, 2, 3, 1
-            )
+        case "group_norm" | "batch_norm":  # written out: torch's falls over channels that lie last
+            of = real.reshape(*real.shape[:3], ints[0] if ints else c, -1)
+            over = (1, 2, 4) if op.kind == "group_norm" else (0, 1, 2)
+            away = of - of.mean(over, keepdim=True)
+            h = (away / (away.square().mean(over, keepdim=True) + op.floats[0]).sqrt()).reshape(real.shape)
+            return h * params[0][:c] + params[1][:c] if params else h
         case "layer_norm" if ints[0] == 1:
             return F.layer_norm(real, (c,), *([p[:c] for p in params] or [None, None]), op.floats[0])
         case "layer_norm":
@@ -203,3 +202,45 @@ def check(plan: NativePlan) -> None:
         known.add(op.out)
     assert known == set(range(len(plan.values)))
     assert plan.output in known
+
+
+def batch(net: Any, columns: dict[str, Any]) -> tuple[Any, ...]:
+    """What the module of a torch net takes, numbers in float64."""
+    found = []
+    for name in net.x:
+        x = torch.from_numpy(np.ascontiguousarray(columns[name]))
+        if net._transform == "unit":
+            x = x.double() / 255
+        elif x.is_floating_point():
+            x = x.double()
+        else:
+            x = x.long()
+        found.append(x)
+    return tuple(found)
+
+
+def agree(net: Any, plan: NativePlan, columns: dict[str, Any], tolerance: float = 1e-9) -> None:
+    """A plan computes the module's output, loss and gradient; dropout is left out of both."""
+    check(plan)
+    r = np.random.default_rng(5)
+    vector = net.init(0).vector + 0.1 * r.standard_normal(plan.vector_size).astype(np.float32)
+    module = net.module(vector).double()
+    module.train()
+    for part in module.modules():
+        if type(part) is torch.nn.Dropout:
+            part.p = 0.0
+        elif isinstance(part, torch.nn.RNNBase):
+            part.dropout = 0.0
+    wanted = module(*(x.clone() for x in batch(net, columns)))
+    y = torch.from_numpy(np.ascontiguousarray(columns[net.y]))
+    value = net._loss(wanted, y)
+    value.backward()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    slope = torch.cat([s.reshape(-1) for s in slopes]).numpy()
+    made, found, mine = gradient(plan, vector, [columns[name] for name in net.x], columns[net.y], False)
+    scale = max(1.0, float(np.abs(slope).max()))
+    assert abs(found - float(value.detach())) <= tolerance
+    assert np.abs(mine - slope).max() <= tolerance * scale
+    wanted = wanted.detach().numpy()
+    assert np.allclose(np.sort(made.reshape(-1)), np.sort(wanted.reshape(-1)), atol=tolerance * 10, rtol=0)

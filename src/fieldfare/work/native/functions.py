@@ -1,7 +1,7 @@
 """What the nodes of a traced graph mean to the planner: torch's functions, methods, and layers.
 
-Here: one small method for each. Not here: their names (`names`), the graph (`trace`), the plan (`build`). Invariant: a node is read
-with all its arguments, or refused; what was changed in place is not read again as it was before.
+Here: one small method for each. Not here: their names (`names`), the graph (`trace`), the plan (`build`). Invariant: a
+node is read with all its arguments, or refused; what was changed in place is not read again as it was before.
 """
 
 from __future__ import annotations
@@ -135,7 +135,12 @@ class Reading:
             return f"Tensor.{node.target}"
         name = getattr(node.target, "__name__", str(node.target))
         home = (getattr(node.target, "__module__", "") or "").replace("torch._C._nn", "torch.nn.functional")
-        home = {"_operator": "operator", "torch.nn.functional": "F", "torch._C": "torch"}.get(home, home or "torch")
+        home = {
+            "_operator": "operator",
+            "torch.nn.functional": "F",
+            "torch._C": "torch",
+            "torch.functional": "torch",
+        }.get(home, home or "torch")
         return f"{home.removeprefix('builtins')}.{name}".lstrip(".")
 
     def refuse(self, why: str) -> Any:
@@ -182,9 +187,9 @@ class Reading:
 
     def dropout(self, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         x = self.tensor(x)
-        if not training or p == 0.0:
+        if p == 0.0 or (self.train and not training):
             return x
-        if not self.train:
+        if training and not self.train:
             self.refuse("drops in evaluation too")
         if p >= 1.0:
             self.refuse("drops everything")

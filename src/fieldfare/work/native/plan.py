@@ -37,7 +37,7 @@ def padded(c: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An activation: h * w positions of c channels, `ld` floats apart; of a sequence h = T, w = 1, of a vector h = w = 1."""
+    """An activation: h * w positions of c channels, `ld` floats apart; sequences have w = 1, vectors h = w = 1."""
 
     h: int
     w: int

@@ -57,9 +57,7 @@ class _Known(Proxy):
         return len(self._value)
 
     def __iter__(self) -> Any:
-        if isinstance(self._value, tuple | list):
-            return (self[i] for i in range(len(self._value)))
-        return super().__iter__()
+        return (self[i] for i in range(len(self._value)))
 
 
 class _Tracer(fx.Tracer):
