@@ -40,29 +40,34 @@ static FF_INLINE void column_totals(int64_t n, int64_t ld, double* const* total,
   }
 }
 
-// out[k] = the sum over i < n (in steps of VL) of the k-th of the S vectors that f(i, v) gives
+// out[k] = the sum over i < n (in steps of VL) of the k-th of the S vectors that f(i, v) gives, by lane
+template <int S, class F>
+static FF_INLINE void lane_sums(int64_t n, vf* out, F f) {
+  constexpr int U = 4;
+  vf s[U][S], v[S];
+  for (int u = 0; u < U; u++)
+    for (int k = 0; k < S; k++) s[u][k] = zero();
+  int64_t i = 0;
+  for (; i + U * VL <= n; i += U * VL)
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++) {
+      f(i + u * VL, v);
+      for (int k = 0; k < S; k++) s[u][k] += v[k];
+    }
+  for (; i < n; i += VL) {
+    f(i, v);
+    for (int k = 0; k < S; k++) s[0][k] += v[k];
+  }
+  for (int k = 0; k < S; k++) out[k] = (s[0][k] + s[1][k]) + (s[2][k] + s[3][k]);
+}
+constexpr int64_t LANES_BLOCK = 4096;  // floats whose sum is taken in float32
 template <int S, class F>
 static FF_INLINE void lane_totals(int64_t n, double* out, F f) {
-  constexpr int64_t BLOCK = 256 * VL;
-  constexpr int U = 4;
   for (int k = 0; k < S; k++) out[k] = 0;
-  for (int64_t i0 = 0; i0 < n; i0 += BLOCK) {
-    const int64_t end = i0 + BLOCK < n ? i0 + BLOCK : n;
-    vf s[U][S], v[S];
-    for (int u = 0; u < U; u++)
-      for (int k = 0; k < S; k++) s[u][k] = zero();
-    int64_t i = i0;
-    for (; i + U * VL <= end; i += U * VL)
-#pragma GCC unroll 4
-      for (int u = 0; u < U; u++) {
-        f(i + u * VL, v);
-        for (int k = 0; k < S; k++) s[u][k] += v[k];
-      }
-    for (; i < end; i += VL) {
-      f(i, v);
-      for (int k = 0; k < S; k++) s[0][k] += v[k];
-    }
-    for (int k = 0; k < S; k++) out[k] += sum((s[0][k] + s[1][k]) + (s[2][k] + s[3][k]));
+  for (int64_t i0 = 0; i0 < n; i0 += LANES_BLOCK) {
+    vf v[S];
+    lane_sums<S>(n - i0 < LANES_BLOCK ? n - i0 : LANES_BLOCK, v, [=](int64_t i, vf* w) FF_LAMBDA { f(i0 + i, w); });
+    for (int k = 0; k < S; k++) out[k] += sum(v[k]);
   }
 }
 
@@ -262,34 +267,72 @@ struct Layer_norm final : Norm {
       }
   }
 
-  void forward(const Pass& t, float* kept) const override {
-    float* z = t.act[out];
-    cf all_x = frame.lie(t.act[in[0]], t.rows, z), ga = gamma(t), be = beta(t);
+  // mean[k][i] = the mean over the channels of segment i < many of the k-th vector that f(i, place, v) gives
+  template <int S, class F>
+  FF_INLINE void means(int many, float (*mean)[VL], F f) const {
     const int64_t n = width();
     const double count = (double)positions * frame.c;
-    for (int64_t r = 0; r < segments(t.rows); r++) {
-      cf x = all_x + r * n;
-      double s;
-      totals<1>(&s, [=](int64_t i, vf* v) FF_LAMBDA { v[0] = load(x + i); });
-      const vf mu = all((float)(s / count));
-      totals<1>(&s, [=](int64_t i, vf* v) FF_LAMBDA {
-        const vf a = load(x + i) - mu;
-        v[0] = a * a;
-      });
-      kept[2 * r] = mu[0];
-      kept[2 * r + 1] = inverse(s / count);
-      const vf rate = all(kept[2 * r + 1]);
-      fill(z + r * n, false, [=](int64_t i) FF_LAMBDA {
-        vf h = (load(x + i) - mu) * rate;
-        if (ga) h *= load(ga + i);
-        return be ? h + load(be + i) : h;
-      });
+    const bool full = frame.c == frame.ldz;
+    if (n <= LANES_BLOCK && (full || positions == 1)) {  // short ones: VL at a time
+      vf s[S][VL], one[S];
+      cf mask = real.data();
+      for (int i = 0; i < VL; i++) {
+        for (int k = 0; k < S; k++) one[k] = zero();
+        if (i < many) {
+          if (full)
+            lane_sums<S>(n, one, [=](int64_t j, vf* v) FF_LAMBDA { f(i, j, v); });
+          else
+            lane_sums<S>(n, one, [=](int64_t j, vf* v) FF_LAMBDA {
+              f(i, j, v);
+              for (int k = 0; k < S; k++) v[k] *= load(mask + j);
+            });
+        }
+        for (int k = 0; k < S; k++) s[k][i] = one[k];
+      }
+      for (int k = 0; k < S; k++) store(mean[k], sums(s[k]) / (float)count);
+    } else {
+      for (int i = 0; i < many; i++) {
+        double one[S];
+        totals<S>(one, [=](int64_t j, vf* v) FF_LAMBDA { f(i, j, v); });
+        for (int k = 0; k < S; k++) mean[k][i] = (float)(one[k] / count);
+      }
     }
   }
 
+  void forward(const Pass& t, float* kept) const override {
+    float* z = t.act[out];
+    cf all_x = frame.lie(t.act[in[0]], t.rows, z), ga = gamma(t), be = beta(t);
+    const int64_t n = width(), count = segments(t.rows);
+    for (int64_t r = 0; r < count; r += VL) {
+      const int many = (int)(count - r < VL ? count - r : VL);
+      cf x = all_x + r * n;
+      float mean[1][VL], rate[1][VL];
+      cf mu = mean[0];
+      means<1>(many, mean, [=](int s, int64_t i, vf* v) FF_LAMBDA { v[0] = load(x + s * n + i); });
+      means<1>(many, rate, [=](int s, int64_t i, vf* v) FF_LAMBDA {
+        const vf a = load(x + s * n + i) - mu[s];
+        v[0] = a * a;
+      });
+      for (int i = 0; i < many; i++) {
+        rate[0][i] = 1.f / std::sqrt(rate[0][i] + (float)eps);
+        kept[2 * (r + i)] = mu[i];
+        kept[2 * (r + i) + 1] = rate[0][i];
+      }
+      for (int s = 0; s < many; s++) {
+        const vf m = all(mu[s]), q = all(rate[0][s]);
+        cf xs = x + s * n;
+        fill(z + (r + s) * n, false, [=](int64_t i) FF_LAMBDA {
+          vf h = (load(xs + i) - m) * q;
+          if (ga) h *= load(ga + i);
+          return be ? h + load(be + i) : h;
+        });
+      }
+    }
+  }
+
+  // With h = (x - mean) rate, u = d gamma: below = rate (u - mean of u - h * mean of u h)
   void backward(const Pass& t, float* kept) const override {
     const int64_t n = width(), count = segments(t.rows);
-    const double channels = (double)positions * frame.c;
     float* room = t.scratch + (params.empty() ? 0 : 4 * n);
     cf ga = gamma(t), d0 = t.grad[out];
     cf x0 = frame.lie(t.act[in[0]], t.rows, room);
@@ -304,19 +347,23 @@ struct Layer_norm final : Norm {
     }
     if (want[0]) {
       const bool even = frame.even();
-      for (int64_t r = 0; r < count; r++) {
-        cf x = x0 + r * n, d = d0 + r * n;
-        const vf mu = all(kept[2 * r]), rate = all(kept[2 * r + 1]);
-        double s[2];
-        totals<2>(s, [=](int64_t i, vf* v) FF_LAMBDA {
-          v[0] = ga ? load(d + i) * load(ga + i) : load(d + i);
-          v[1] = v[0] * ((load(x + i) - mu) * rate);
+      for (int64_t r = 0; r < count; r += VL) {
+        const int many = (int)(count - r < VL ? count - r : VL);
+        cf x = x0 + r * n, d = d0 + r * n, own = kept + 2 * r;
+        float mean[2][VL];
+        means<2>(many, mean, [=](int s, int64_t i, vf* v) FF_LAMBDA {
+          v[0] = load(d + s * n + i);
+          if (ga) v[0] *= load(ga + i);
+          v[1] = v[0] * ((load(x + s * n + i) - own[2 * s]) * own[2 * s + 1]);
         });
-        const vf a = all((float)(s[0] / channels)), b = all((float)(s[1] / channels));
-        fill(even ? t.grad[in[0]] + r * n : room + r * n, even && add[0], [=](int64_t i) FF_LAMBDA {
-          const vf u = ga ? load(d + i) * load(ga + i) : load(d + i);
-          return rate * (u - a - (load(x + i) - mu) * rate * b);
-        });
+        for (int s = 0; s < many; s++) {
+          const vf mu = all(own[2 * s]), rate = all(own[2 * s + 1]), a = all(mean[0][s]), b = all(mean[1][s]);
+          cf xs = x + s * n, ds = d + s * n;
+          fill(even ? t.grad[in[0]] + (r + s) * n : room + (r + s) * n, even && add[0], [=](int64_t i) FF_LAMBDA {
+            const vf u = ga ? load(ds + i) * load(ga + i) : load(ds + i);
+            return rate * (u - a - (load(xs + i) - mu) * rate * b);
+          });
+        }
       }
       if (!even) frame.hand_back(room, t.rows, t.grad[in[0]], add[0]);
     }
