@@ -178,7 +178,7 @@ def test_coins_are_reproducible_and_one_part_gives_the_bits_of_four(half_known, 
     one = build_trace(half_known, tmp_path / "one", CONFIG, seed=5)
     again = build_trace(half_known, tmp_path / "again", CONFIG, seed=5)
     four = build_trace(half_known, tmp_path / "four", with_changes(CONFIG, ["partitions=4", "threads=1"]), seed=5)
-    many = build_trace(half_known, tmp_path / "many", with_changes(CONFIG, ["partitions=7"]), seed=5)
+    many = build_trace(half_known, tmp_path / "many", with_changes(CONFIG, ["partitions=9"]), seed=5)
     other = build_trace(half_known, tmp_path / "other", CONFIG, seed=6)
     assert one.sha256 == again.sha256 == four.sha256 == many.sha256
     assert one.manifest["tables"] == four.manifest["tables"]
