@@ -1,9 +1,13 @@
-"""Settings for all tests: no deadlines (machines are noisy), the same examples in every run, samples of tables."""
+"""Settings for all tests: no deadlines (machines are noisy), the same examples in every run, samples of tables, and
+the compiled core wherever it can train."""
 
+import os
 from collections import Counter
 
 import pytest
 from hypothesis import settings
+
+os.environ.setdefault("FIELDFARE_PATH", "native")  # what is there, unmeasured: every run of the tests goes the same way
 
 settings.register_profile("fieldfare", deadline=None, derandomize=True)
 settings.load_profile("fieldfare")

@@ -40,6 +40,16 @@ if TYPE_CHECKING:
     from fieldfare.work.submodel.fitting import Fitted
 
 
+def _settle(net: Any, job: Job) -> None:
+    """Choose the way `net` is trained here, before anything is."""
+    if getattr(net, "path", "") in ("auto", "native"):
+        from fieldfare.work.native.bind import must_be_native
+        from fieldfare.work.native.timing import settle_fastest
+
+        must_be_native(net)
+        settle_fastest(net, job.training, job.data)
+
+
 @dataclass(frozen=True, eq=False)
 class Assembly:
     """A job bound to this machine: the world to simulate and the work to compute it with.
@@ -74,6 +84,8 @@ def assemble(job: Job) -> Assembly:
         net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
     if several(job.algorithm) and not split:
         _check_several(job, net)
+    if job.simulated.train:
+        _settle(net, job)
     local = tuple(getattr(innermost(job.algorithm), "local", ()))
     model = net.init(job.seed)
     if job.start_from is not None:

@@ -32,7 +32,8 @@ def describe_job(job: Any, net: Any) -> dict[str, Any]:
 def first_difference(kept: Any, now: Any, where: str = "") -> str | None:
     """One line for the first setting in which two descriptions of a job differ; None where they are the same job.
 
-    Settings that change no number (workers, chunk, on, callbacks, name) and those only one of them has are left out.
+    Settings that change no number (workers, chunk, on, callbacks, name) and those only one of them has are left out;
+    so is which compiled core it is (other processors round differently, within tolerance).
 
     >>> first_difference({"training": {"lr": 0.1}}, {"training": {"lr": 0.2}})
     'training.lr was 0.1 and is 0.2'
@@ -62,7 +63,18 @@ def _made_with(value: Any) -> dict[str, Any]:
     return told
 
 
-_NO_MATTER = frozenset({"simulated.workers", "simulated.chunk", "simulated.on", "callbacks", "name"})
+_NO_MATTER = frozenset(
+    {
+        "simulated.workers",
+        "simulated.chunk",
+        "simulated.on",
+        "callbacks",
+        "name",
+        "model.why",
+        "model.core",
+        "model.steps",
+    }
+)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 

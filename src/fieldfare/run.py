@@ -96,6 +96,11 @@ def kept_file(source: str | Path | None, job: object) -> str | Path | None:
 def _check_same(job: Job, net: Any, folder: RunFolder) -> None:
     """Refuse to go on in a run folder with a job of other settings than its own."""
     kept = folder.read_json("config.json").get("job", {})
+    model: Any = kept.get("model")
+    if isinstance(model, dict) and isinstance(model.get("path"), str):
+        from fieldfare.work.native.timing import keep_to
+
+        keep_to(net, model["path"])
     differs = first_difference(kept, json.loads(dumps(describe_job(job, net)["job"])))
     if differs is not None:
         folder.close()

@@ -268,7 +268,9 @@ class DenseNet:
                 case _:
                     said.append("flatten()")
         net = {"net": "dense", "layers": said, "loss": self.loss, "x": self.x, "y": self.y, "size": self.layout.size}
-        return {**net, "path": "stacked", "why": "declared layers: several clients per matrix product"}
+        from fieldfare.work.native.bind import told
+
+        return {**net, **told(self, "stacked", "declared layers: several clients per matrix product")}
 
     def _columns(self, data: Block) -> tuple[NDArray[Any], NDArray[Any]]:
         """The columns x, as vectors where that costs no copy, and y."""

@@ -363,13 +363,15 @@ class TorchNet:
 
     def describe(self) -> Mapping[str, Any]:
         """Layers, loss, columns, and how the module is computed here and why, as plain JSON."""
+        from fieldfare.work.native.bind import told
+
         frozen = sum(p.numel() for p in self._module.parameters() if not p.requires_grad)
         path = "graph" if self._ending is None else "dense end by hand" if self._ending.head else "by hand"
         path, why = (path, self.why) if self._dense is None else ("stacked", "dense layers alone")
         said = {
             "net": "torch", "module": repr(self._module).splitlines(), "loss": self.loss, "metrics": [*self._metrics],
             "x": self.x[0] if len(self.x) == 1 else list(self.x), "y": self.y, "size": self.layout.size,
-            "path": path, "why": why,
+            **told(self, path, why),
         }  # fmt: skip
         if self._transform is not None:
             said["transform"] = self._transform if isinstance(self._transform, str) else _name(self._transform)

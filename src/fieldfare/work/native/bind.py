@@ -5,8 +5,10 @@ Not here: how plans are made (`lower`, `declared`). Invariant: without the compi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fieldfare.core.errors import UsageError
+from fieldfare.work.native.choose import asked, settled
 from fieldfare.work.native.fit import Native
 from fieldfare.work.native.modules import core, why_not
 from fieldfare.work.native.plan import NativePlan, Refusal
@@ -32,6 +34,28 @@ def of_torch(net: TorchNet) -> Native | str:
     from fieldfare.work.native.lower import plan_of
 
     return _bound(plan_of(net), net.x, net.y, net.flops())
+
+
+def must_be_native(net: DenseNet | TorchNet) -> None:
+    """Refuse a net that was asked to train on the core and cannot."""
+    if net.path == "native" and isinstance(net.native, str):
+        raise UsageError(f"path='native': {net.native}; use path='auto'.")
+
+
+def told(net: DenseNet | TorchNet, otherwise: str, why: str) -> dict[str, Any]:
+    """How a net is computed here and why, for its description; `otherwise`, `why`: the way without the core."""
+    native, on_core = net.native, net.on_core
+    if on_core is not None:
+        choice = settled(on_core.key)
+        asked_for = asked(net.path) == "native"
+        because = "asked for" if asked_for else "compiled" if choice is None else choice.why
+        core_ = core()
+        lanes = "" if core_ is None else core_.__name__.rpartition("._")[2]
+        return {"path": "native", "why": because, "core": lanes, "steps": on_core.plan.describe()}
+    if isinstance(native, str):
+        return {"path": otherwise, "why": f"{why}; not on the compiled core: {native}"}
+    choice = settled(native.key)
+    return {"path": otherwise, "why": f"{why}; {'asked for' if choice is None else choice.why}"}
 
 
 def _bound(made: NativePlan | Refusal, x: tuple[str, ...], y: str, flops: float, left_out: bool = True) -> Native | str:
