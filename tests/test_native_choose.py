@@ -118,5 +118,5 @@ def test_a_run_that_is_gone_on_with_goes_the_way_it_began(home, monkeypatch, tmp
 
 def test_a_net_that_cannot_train_on_the_core_is_refused_where_that_was_asked_for(home):
     net = replace(ff.mlp(64, 7, 10), path="native", bits=4)
-    with pytest.raises(UsageError, match="path='native'.*use path='auto'"):
+    with pytest.raises(UsageError, match=r"path='native'.*use path='auto'"):
         job(net).run(runs=None, progress=False)
