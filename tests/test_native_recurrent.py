@@ -104,7 +104,7 @@ def trained(plan: Any, net: Net, vector: Any, y: Any, batches: list[int], lr: fl
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(shape=SEQUENCES, hidden=WIDTHS, bias=st.booleans(), residual=st.booleans(), seed=SEEDS)
 def test_a_recurrent_layer_and_its_gradients_are_torchs(
     core: ModuleType, kind: str, shape: tuple[int, int, int], hidden: int, bias: bool, residual: bool, seed: int
@@ -218,7 +218,7 @@ def table(core: ModuleType, count: int, c: int, padding: int, steps: int) -> Any
     return core.Plan(values, params, ops, [(0, 2, False)], "mse", 1, index.reshape(-1), none, count * c)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     count=st.integers(1, 30), c=st.integers(1, 40), rows=st.integers(1, 9), steps=st.integers(1, 12), seed=SEEDS,
     data=st.data(), dtype=st.sampled_from([np.int64, np.int32, np.uint8]),
