@@ -31,6 +31,7 @@ position:relative;vertical-align:middle;margin-right:6px;overflow:hidden}
 .bar i{position:absolute;left:0;top:0;bottom:0;background:var(--tone)}
 td.used{white-space:nowrap}
 td.sha{font:12px ui-monospace,monospace;overflow-wrap:anywhere}
+p.from{margin:12px 0 0}
 ul.list{margin:6px 0 0;padding-left:20px}
 </style>"""
 TONES = {"GO": "#00704f", "GO WITH CONDITIONS": "#8a6d00", "NO-GO": "#b23a00", "INCOMPLETE": "#586776"}

@@ -89,8 +89,8 @@ def table_of(artefact: Artefact, name: str, columns: Sequence[str] = (), most: i
 
 
 def span(low: float | None, high: float | None, unit: str) -> str:
-    """A range in words; nothing where there is none."""
-    if low is None or high is None or not (np.isfinite(low) and np.isfinite(high)):
+    """A range in words; nothing where there is none, or it has no width."""
+    if low is None or high is None or low == high or not (np.isfinite(low) and np.isfinite(high)):
         return ""
     return f"{words(low, unit)} to {words(high, unit)}"
 

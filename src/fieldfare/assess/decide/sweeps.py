@@ -69,7 +69,7 @@ def has(artefact: Artefact, name: str) -> bool:
 
 def from_(artefact: Artefact) -> str:
     """Where a part's numbers are from."""
-    return f'<p class="lead">From {escape(artefact.path.name)} {source(artefact.sha256)}</p>'
+    return f'<p class="lead from">From {escape(artefact.path.name)} {source(artefact.sha256)}</p>'
 
 
 def figure(title: str, note: str, markup: str) -> str:
@@ -162,7 +162,11 @@ def _both(one: Artefact, mine: str, metric: str) -> str:
                 continue
             scale, unit_ = (3600.0, "h") if unit == "device s" else (1.0, unit)
             low, high = value.low, value.high
-            span = "" if low is None or high is None else f"{words(low / scale, unit_)} to {words(high / scale, unit_)}"
+            span = (
+                ""
+                if low is None or high is None or low == high
+                else (f"{words(low / scale, unit_)} to {words(high / scale, unit_)}")
+            )
             told = "not reached in all trials" if value.value is None else words(value.value / scale, unit_)
             cells.append(page.cell(told, number=True, under=span))
         rows.append(cells)

@@ -97,6 +97,7 @@ def of_part(
 ) -> Trial:
     """A trial up to an hour at which its point was dropped: versions made and tasks over by then; no final metric."""
     seen = [row for row in rows if row["virtual_s"] <= 3600.0 * hours]
+    horizon_s = 3600.0 * hours if len(seen) < len(rows) or not rows else float(rows[-1]["virtual_s"])
     kept = read_tasks(place)
     tasks = None if kept is None else kept[np.asarray(kept["end"]) <= 3600.0 * hours]
     evals, times = _evals(search, seen, tasks), _between(seen)
@@ -107,7 +108,7 @@ def of_part(
         sums["device_s"] = float(np.sum(tasks["end"] - tasks["start"]))
     middle = float(np.median(times)) if len(times) else None
     return Trial(
-        point, number, len(seen), 3600.0 * hours, counts, sums["device_s"], sums["compute_s"], sums["bytes_down"],
+        point, number, len(seen), horizon_s, counts, sums["device_s"], sums["compute_s"], sums["bytes_down"],
         sums["bytes_up"], evals, _rates(tasks), _target(search, evals), None, middle, _spread(times), hours, str(place),
     )  # fmt: skip
 
