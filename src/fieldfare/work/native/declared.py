@@ -8,9 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from fieldfare.work.dense import Activation, DenseNet, Linear
-from fieldfare.work.native.build import Builder, Weight
-from fieldfare.work.native.plan import NativePlan, NoPlan, Refusal
+from fieldfare.core.params import Layout
+from fieldfare.work.dense import Activation, DenseNet, Flatten, Linear
+from fieldfare.work.native.build import Builder, Tensor, Weight
+from fieldfare.work.native.kinds import (
+    Bend,
+    Conv2d,
+    Dropout,
+    Embedding,
+    Kind,
+    Last,
+    Mean,
+    Norm,
+    Pool,
+    Recurrent,
+    Residual,
+)
+from fieldfare.work.native.plan import NUMBERS, TOKENS, UNIT, NativePlan, NoPlan, Refusal
 
 
 def dense_plan(net: DenseNet) -> NativePlan | Refusal:
@@ -39,3 +53,102 @@ def _dense(net: DenseNet) -> NativePlan:
         elif isinstance(layer, Activation):
             h = built.pointwise(layer.kind, h)
     return built.finish(h, "mse" if net.loss == "squared_error" else net.loss)
+
+
+def declared_plan(
+    layers: tuple[Kind, ...], shape: tuple[int, ...], loss: str, transform: str | None, layout: Layout
+) -> NativePlan | Refusal:
+    """The plan of declared layers for examples of `shape`, or what does not fit."""
+    symbols = transform == "tokens" or isinstance(layers[0], Embedding)
+    built = Builder(2, layout.size)
+    weights = {name: Weight(name, np.arange(at.start, at.stop).reshape(form)) for name, at, form in layout.items()}
+    try:
+        h = built.column(shape, TOKENS if symbols else UNIT if transform == "unit" else NUMBERS)
+        for at, layer in enumerate(layers):
+            h = _layer(built, h, layer, weights, str(at))
+        h = built.settled(h)
+        last = len(h.axes) - 1 if len(h.axes) != 4 else 1
+        if h.axes[last] != built.axis(h, "c"):
+            raise NoPlan("the output", f"of shape {h.shape[1:]} has no axis of channels: end with linear(...)")
+        v = built.of(h)
+        if len(h.axes) == 4 and v.h * v.w > 1 and v.c > 1 and loss in ("mse", "bce", "l1"):
+            raise NoPlan("the output", f"of shape {h.shape[1:]} is a picture, which {loss} takes flattened alone")
+        return built.finish(h, loss)
+    except NoPlan as error:
+        return error.refusal
+
+
+def _layer(built: Builder, h: Tensor, layer: Kind, weights: dict[str, Weight], name: str) -> Tensor:
+    """What `layer`, called `name`, makes of `h`."""
+    what = f"layer {name!r} ({type(layer).__name__.lower()})"
+    weight, bias = weights.get(f"{name}.weight"), weights.get(f"{name}.bias")
+    match layer:
+        case Linear():
+            assert weight is not None
+            return built.linear(h, weight, bias, what)
+        case Activation(kind):
+            return built.pointwise(kind, h)
+        case Bend(kind, slope):
+            return built.pointwise(kind, h, (slope,) if kind == "leaky_relu" else ())
+        case Flatten():
+            return built.viewed(h, (h.shape[0], int(np.prod(h.shape[1:], dtype=np.int64))), what)
+        case Conv2d(_, _, kernel, stride, padding, groups, _):
+            assert weight is not None
+            _roomy(h, kernel, padding, what)
+            return built.conv2d(h, weight, bias, stride, padding, (1, 1), groups, what)
+        case Pool(kind, kernel, stride, padding):
+            _roomy(h, kernel, padding, what)
+            return built.pool(f"{kind}_pool", h, kernel, stride, padding, int(kind == "avg"), what)
+        case Mean():
+            dims = range(2, 4) if len(h.axes) == 4 else (1,)
+            return built.mean_positions(h, [*dims], False, what) if len(h.axes) > 2 else h
+        case Last():
+            if len(h.axes) != 3:
+                raise NoPlan(what, f"takes a sequence, not {h.shape[1:]}")
+            return built.select(h, 1, -1, what)
+        case Norm(kind, channels, groups, eps):
+            assert weight is not None
+            assert bias is not None
+            at = -1 if kind == "layer" and len(h.axes) != 4 else 1
+            if len(h.axes) < 2 or h.shape[at] != channels:
+                raise NoPlan(what, f"is for {channels} channels, not for {h.shape[1:]}")
+            return _norm(built, h, kind, (weight, bias), groups, eps, what)
+        case Embedding():
+            assert weight is not None
+            return built.embedding(h, weight, -1, what)
+        case Recurrent(kind, _, _, count, biased):
+            if len(h.axes) != 3 or h.shape[2] != layer.inputs:
+                raise NoPlan(what, f"takes a sequence of {layer.inputs} numbers a step, not {h.shape[1:]}")
+            for at in range(count):
+                names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if biased else [])]
+                h = built.recurrent(kind, h, "bhc", [weights[f"{name}.{one}_l{at}"] for one in names], what)
+            return h
+        case Dropout(p):
+            return built.dropout(h, p) if p else h
+        case Residual(inner, shortcut):
+            if built.is_column(h):
+                h = built.settled(h)
+            inside = beside = h
+            for at, one in enumerate(inner):
+                inside = _layer(built, inside, one, weights, f"{name}.layers.{at}")
+            for at, one in enumerate(shortcut):
+                beside = _layer(built, beside, one, weights, f"{name}.shortcut.{at}")
+            return built.both("add", inside, beside, what)
+
+
+def _norm(
+    built: Builder, h: Tensor, kind: str, pair: tuple[Weight, Weight], groups: int, eps: float, what: str
+) -> Tensor:
+    if kind == "group":
+        return built.norm("group_norm", h, pair, [groups], eps, what)
+    if kind == "batch":
+        return built.norm("batch_norm", h, pair, [], eps, what)
+    turned = len(h.axes) == 4  # channels of pictures are axis 1, and normalised at each position
+    h = Tensor(h.source, tuple(h.axes[at] for at in (0, 2, 3, 1))) if turned else h
+    out = built.layer_norm(h, 1, pair, eps, what)
+    return Tensor(out.source, tuple(out.axes[at] for at in (0, 3, 1, 2))) if turned else out
+
+
+def _roomy(h: Tensor, kernel: tuple[int, int], padding: tuple[int, int], what: str) -> None:
+    if len(h.axes) != 4 or any(n + 2 * p < k for n, p, k in zip(h.shape[2:], padding, kernel, strict=True)):
+        raise NoPlan(what, f"takes pictures of at least {kernel} numbers, not {h.shape[1:]}")

@@ -31,7 +31,7 @@ def plan_of(net: TorchNet, columns: dict[str, NDArray[Any]] | None = None) -> Na
 
 
 def _planned(net: TorchNet, columns: dict[str, NDArray[Any]] | None) -> NativePlan:
-    if net.path != "auto":
+    if net.path == "graph":
         raise NoPlan("path='graph'", "leaves every layer to autograd")
     if net.is_changed:
         raise NoPlan("training changed by a wrapper (compression, smaller nets inside)", "has no native form")
