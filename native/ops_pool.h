@@ -13,8 +13,9 @@ struct Window {
   int kh, kw, sh, sw, ph, pw;
 
   static Window of(const Spec& s, const Shapes& at) {
+    takes(s, 1, 0, 0);
     const Value &x = at.values[s.in[0]], &z = at.values[s.out];
-    same_channels(s, x, z);
+    same_channels(x, z);
     Window p{x.h, x.w, z.h, z.w, x.ld, 0, 0, 0, 0, 0, 0};
     p.kh = (int)whole(s, 0, 1, 256), p.kw = (int)whole(s, 1, 1, 256);
     p.sh = (int)whole(s, 2, 1, 4096), p.sw = (int)whole(s, 3, 1, 4096);
@@ -23,8 +24,7 @@ struct Window {
     must(fits(x.h, z.h, p.kh, p.sh, p.ph) && fits(x.w, z.w, p.kw, p.sw, p.pw), "pooling: the output is not of the size that window, stride and padding give");
     return p;
   }
-  static void same_channels(const Spec& s, const Value& x, const Value& z) {
-    takes(s, 1, 0, 0);
+  static void same_channels(const Value& x, const Value& z) {
     must(!x.tokens && !z.tokens && x.c == z.c && z.ld == padded(z.c) && (x.ld == z.ld || x.ld == x.c), "pooling: the output's channels are not the input's");
   }
   static bool fits(int64_t n, int64_t out, int64_t k, int64_t stride, int64_t pad) {
@@ -133,8 +133,9 @@ struct Means : Op {
   int h, w, c, ldx, ld;
 
   void take(const Spec& s, const Shapes& at) {
+    takes(s, 1, 0, 0);
     const Value &x = at.values[s.in[0]], &z = at.values[s.out];
-    Window::same_channels(s, x, z);
+    Window::same_channels(x, z);
     h = x.h, w = x.w, c = x.c, ldx = x.ld, ld = z.ld;
   }
   void mean() {  // of what is in each rectangle

@@ -66,7 +66,7 @@ Plan::Plan(std::vector<Value> values_, std::vector<Param> params_, const std::ve
   check_values(values);
   const int n = (int)values.size();
   must(packed_size < MOST && packed_size % PAD == 0, "the packed vector has no such size");
-  must(vector_size >= 0 && vector_size < MOST, "the vector has no such size");
+  must(vector_size >= 0 && vector_size <= packed_size, "the vector has no such size");
   int64_t before = 0;
   for (const Param& p : params) {
     must(p.at == before && p.size >= PAD && p.size % PAD == 0 && p.size <= packed_size - p.at, "parameters lie one behind the other, in multiples of 16");
