@@ -221,7 +221,9 @@ def _tornado(one: Artefact, quantity: str) -> str:
     markup = charts.tornado([names[i] for i in order], low[order], high[order], middle,
                             label=f"sensitivity of {quantity}", words=lambda v: words(v, unit))  # fmt: skip
     return figure(
-        f"What moves {quantity}", "Light: an input at its low end; dark: at its high end; all else as it is.", markup
+        f"What moves it: {title(quantity)[:1].lower()}{title(quantity)[1:]}",
+        "Light: an input at its low end; dark: at its high end; all else as it is.",
+        markup,
     )
 
 

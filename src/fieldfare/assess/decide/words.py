@@ -31,6 +31,14 @@ TITLES: Mapping[str, str] = {
 }  # fmt: skip
 """What numbers are called for people."""
 
+HEADINGS: Mapping[str, str] = {
+    "share_devices": "of devices", "share_device_s": "of devices' time", "leave_one_out_gain": "gained without it",
+    "leave_one_out_gain_s": "gained of time", "unknown_sessions": "sessions that do not tell", "n_devices": "devices",
+    "stopped_h": "played to", "tasks_started": "tasks", "waste_share": "did not count", "metric_final": "metric",
+    "time_to_target_s": "to target", "version_s": "a version",
+}  # fmt: skip
+"""What a table's columns are called, where their own name does not read well."""
+
 
 def title(name: str) -> str:
     """A number's name for people.
@@ -92,15 +100,17 @@ def heading(column: str) -> str:
     """A column's name without its unit, which its cells have.
 
     >>> heading("storage_bytes"), heading("lognormal_sigma"), heading("n_devices")
-    ('storage', 'lognormal sigma', 'n devices')
+    ('storage', 'lognormal sigma', 'devices')
     """
+    if column in HEADINGS:
+        return HEADINGS[column]
     unit = _unit(column)
     name = column.removesuffix("_s") if unit == "s" else column.removesuffix("_bytes") if unit == "B" else column
     return name.removesuffix("_pct").replace("_", " ")
 
 
 def _unit(column: str) -> str:
-    if column.startswith("share_") or column.endswith("share") or "_gain" in column:
+    if column == "unknown_sessions" or column.startswith("share_") or column.endswith("share") or "_gain" in column:
         return "share"
     ends = {"bytes": "B", "_s": "s", "_pct": "%", "_h": "h"}
     return next((unit for end, unit in ends.items() if column.endswith(end)), "")
