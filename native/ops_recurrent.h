@@ -157,21 +157,20 @@ struct Lstm final : Recurrent {
       float* z = gates(kept) + (int64_t)i * rows * lg;
       cf c = rest(kept, rows) + (int64_t)i * rows * H, tc = rest(kept, rows) + (int64_t)(T + 1 + i) * rows * H;
       if (i < T - 1) by_strips(z + rows * lg, lg, t.scratch, nr, ZERO, nullptr, dh, lh, rows, N, H);
-      for (int j = 0; j < H; j += VL) {
-        vf si = load(sums + j), sf = load(sums + H + j), sg = load(sums + 2 * H + j), so = load(sums + 3 * H + j);
-        for (int b = 0; b < rows; b++) {
-          float* q = z + b * lg + j;
-          const int64_t at = (int64_t)b * H + j;
-          const vf ig = load(q), f = load(q + H), g = load(q + 2 * H), o = load(q + 3 * H), tanh_cell = load(tc + at);
-          const vf d = load(t.grad[out] + ((int64_t)b * T + i) * H + j) + load(dh + b * lh + j);
-          const vf cell = d * o * (1.f - tanh_cell * tanh_cell) + load(dc + b * lh + j);
-          const vf di = cell * g * (ig * (1.f - ig)), df = cell * load(c + at) * (f * (1.f - f));
+      for (int b = 0; b < rows; b++) {
+        float *q = z + b * lg, *dcell = dc + b * lh, *sum = sums;
+        cf from = t.grad[out] + ((int64_t)b * T + i) * H, more = dh + b * lh, before = c + (int64_t)b * H, squashed = tc + (int64_t)b * H;
+        for (int j = 0; j < H; j += VL, q += VL, sum += VL) {
+          const vf ig = load(q), f = load(q + H), g = load(q + 2 * H), o = load(q + 3 * H), tanh_cell = load(squashed + j);
+          const vf d = load(from + j) + load(more + j);
+          const vf cell = d * o * (1.f - tanh_cell * tanh_cell) + load(dcell + j);
+          const vf di = cell * g * (ig * (1.f - ig)), df = cell * load(before + j) * (f * (1.f - f));
           const vf dg = cell * ig * (1.f - g * g), dout = d * tanh_cell * (o * (1.f - o));
           store(q, di), store(q + H, df), store(q + 2 * H, dg), store(q + 3 * H, dout);
-          store(dc + b * lh + j, cell * f);
-          si += di, sf += df, sg += dg, so += dout;
+          store(dcell + j, cell * f);
+          store(sum, load(sum) + di), store(sum + H, load(sum + H) + df);
+          store(sum + 2 * H, load(sum + 2 * H) + dg), store(sum + 3 * H, load(sum + 3 * H) + dout);
         }
-        store(sums + j, si), store(sums + H + j, sf), store(sums + 2 * H + j, sg), store(sums + 3 * H + j, so);
       }
     }
     for (int which = 2; biased && which < 4; which++)
