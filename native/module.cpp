@@ -92,7 +92,7 @@ static nb::tuple fit_(const Plan& plan, In<float, 2> start, In<int64_t, 1> row, 
                       std::optional<In<float, 2>> ref, std::optional<In<int64_t, 1>> ref_row,
                       std::optional<In<float, 2>> a, std::optional<In<bool, 1>> mask,
                       std::optional<Out<float, 2>> moments, std::optional<Out<float, 2>> out,
-                      std::optional<std::tuple<double, double, In<int64_t, 1>, Out<int64_t, 1>, Out<uint8_t, 1>>> fold,
+                      std::optional<std::tuple<double, double, double, In<int64_t, 1>, Out<int64_t, 1>, Out<uint8_t, 1>>> fold,
                       Out<double, 1> loss, int threads) {
   Fit f{};
   const int64_t n = f.n = (int64_t)steps.shape(0), size = plan.vector_size;
@@ -139,13 +139,14 @@ static nb::tuple fit_(const Plan& plan, In<float, 2> start, In<int64_t, 1> row, 
   }
   Fold into{};
   if (fold) {
-    const auto& [step, cap, weights, total, refused] = *fold;
+    const auto& [step, cap, clip, weights, total, refused] = *fold;
     has(weights, 0, n, "one weight a client");
     has(total, 0, size, "a total of the plan's size");
     has(refused, 0, n, "one refusal a client");
     must(step > 0 && step <= 1, "a step of the fold");
     for (int64_t i = 0; i < n; i++) must(weights.data()[i] >= 0, "weights are not negative");
-    into = {step, cap, weights.data(), total.data(), refused.data()};
+    must(clip >= 0, "a norm to clip to");
+    into = {step, cap, clip, weights.data(), total.data(), refused.data()};
     f.fold = &into;
   }
   f.loss = loss.data(), f.threads = threads;

@@ -66,10 +66,37 @@ static void advance(const Plan& plan, const Settings& set, const Drift& drift, f
 
 typedef double vd __attribute__((vector_size(VL * 8)));
 typedef int64_t vl __attribute__((vector_size(VL * 8)));
+static FF_INLINE vf delta_of(const float* w, const float* start, double shrunk) {
+  const vf x = load(w) - load(start);
+  return shrunk == 1.0 ? x : __builtin_convertvector(__builtin_convertvector(x, vd) * shrunk, vf);
+}
+static FF_INLINE double exact_square(float x) { return (double)x * (double)x; }
+
 typedef int64_t vl_any __attribute__((vector_size(VL * 8), aligned(8), may_alias));
 
-// total += weight * round_half_even((w - start) / step); false, and nothing done, where one is not finite or beyond the cap
-static bool fold_in(const Plan& plan, const Fold& fold, int64_t weight, const float* w, const float* start, int64_t* total) {
+// The norm of x[n] in the order of `aggregate.rows.norms`: 64 lanes of sums in double, added up as a tree
+static double norm_of(const float* x, int64_t n) {
+  constexpr int LANES = 64;
+  double sums[LANES] = {0};
+  for (int64_t i = 0; i < n; i += LANES)
+    for (int64_t j = 0, most = std::min<int64_t>(LANES, n - i); j < most; j++) sums[j] = sums[j] + exact_square(x[i + j]);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int j = 0; j < half; j++) sums[j] += sums[j + half];
+  return std::sqrt(sums[0]);
+}
+
+// A factor that shrinks the delta w - start to the norm `clip`, or 1; `flat` [P] is scratch, in the vector's order
+static double shrinking(const Plan& plan, double clip, const float* w, const float* start, float* flat) {
+  for (int64_t i = 0; i < plan.packed_size; i++)
+    if (plan.index[i] >= 0) flat[plan.index[i]] = w[i] - start[i];
+  const double length = norm_of(flat, plan.vector_size);
+  return std::isfinite(length) && length > clip ? clip / length : 1.0;
+}
+
+// total += weight * round_half_even(delta / step) with delta = shrunk * (w - start) as a float; false, and nothing done,
+// where one is not finite or beyond the cap
+static bool fold_in(const Plan& plan, const Fold& fold, int64_t weight, const float* w, const float* start, double shrunk,
+                    int64_t* total) {
   const double exact = std::min(fold.cap / (double)std::max<int64_t>(weight, 1), 2251799813685248.0 * fold.step);
   float cap = exact < 3.0e38 ? (float)exact : 3.0e38f;
   if ((double)cap > exact) cap = std::nextafter(cap, 0.f);
@@ -77,7 +104,7 @@ static bool fold_in(const Plan& plan, const Fold& fold, int64_t weight, const fl
   vf most_of = zero();
   for (const Range& r : plan.trained)
     for (int64_t i = r.at; i < r.at + r.size; i += VL) {
-      const vf x = vabs(load(w + i) - load(start + i));
+      const vf x = vabs(delta_of(w + i, start + i, shrunk));
       over |= ~(vi)(x <= cap);
       most_of = vmax(x, most_of);
     }
@@ -91,7 +118,7 @@ static bool fold_in(const Plan& plan, const Fold& fold, int64_t weight, const fl
   const double by = (double)weight;
   for (const Range& r : plan.trained)
     for (int64_t i = r.at; i < r.at + r.size; i += VL) {
-      const vd x = __builtin_convertvector(load(w + i) - load(start + i), vd);
+      const vd x = __builtin_convertvector(delta_of(w + i, start + i, shrunk), vd);
       vd q = x + magic;
       vl now = *(const vl_any*)(total + i);
       if (small)

@@ -66,6 +66,7 @@ struct Trainer {
   Arena arena;
   float *w, *first, *g = nullptr, *a = nullptr, *ref = nullptr, *m = nullptr, *s = nullptr;
   std::vector<int64_t> total;
+  std::vector<float> flat;
 
   Trainer(const Plan& p, const Fit& f, const float* shared, const float* masked, bool plain, int64_t rows)
       : plan(p), ask(f), start(shared), mask(masked), fused(plain), arena(p, rows, true) {
@@ -80,6 +81,7 @@ struct Trainer {
       if (ask.settings.moments() > 1) s = arena.block(size);
     }
     if (ask.fold) total.assign(size, 0);
+    if (ask.fold && ask.fold->clip > 0) flat.assign(plan.vector_size, 0);
   }
 
   // What client i begins from, packed
@@ -163,8 +165,10 @@ struct Trainer {
       }
     }
     if (ask.out) plan.unpack(w, ask.out + i * plan.vector_size);
-    if (ask.fold)
-      ask.fold->refused[i] = !std::isfinite(ask.loss[i]) || !fold_in(plan, *ask.fold, ask.fold->weights[i], w, from, total.data());
+    if (ask.fold) {
+      const double shrunk = ask.fold->clip > 0 ? shrinking(plan, ask.fold->clip, w, from, flat.data()) : 1.0;
+      ask.fold->refused[i] = !std::isfinite(ask.loss[i]) || !fold_in(plan, *ask.fold, ask.fold->weights[i], w, from, shrunk, total.data());
+    }
   }
 
   void classes_of(int64_t i) {
@@ -182,14 +186,14 @@ struct Trainer {
 
 Bad fit(const Plan& plan, const Fit& ask) {
   check_columns(plan, ask.columns, ask.labels, ask.numbers, true);
-  must(ask.batch >= 1, "a batch has a row");
+  must(ask.batch >= 1 && ask.batch < int64_t(1) << 31, "a batch has a row, and not too many");
   int64_t most = 0;
   std::vector<int64_t> order(ask.n), work(ask.n);
   must(ask.begin[0] >= 0, "the plan of batches begins before the rows");
   for (int64_t i = 0; i < ask.n; i++) {
     const int64_t size = ask.per_epoch[i], steps = ask.steps[i];
     must(ask.row[i] >= 0 && ask.row[i] < ask.models, "a client has no model");
-    must(size >= 0 && steps >= 0 && (size > 0 || steps == 0) && size < (int64_t(1) << 40) && steps < (int64_t(1) << 40), "a client's steps need examples");
+    must(size >= 0 && steps >= 0 && (size > 0 || steps == 0) && size < (int64_t(1) << 31) && steps < (int64_t(1) << 31), "a client's steps need examples");
     const int64_t per = size ? (size + ask.batch - 1) / ask.batch : 1;
     const int64_t taken = steps / per * size + at_most(steps % per * ask.batch, size);
     must(ask.begin[i + 1] - ask.begin[i] >= taken, "a client has fewer rows than its steps take");

@@ -22,7 +22,7 @@ struct Settings {
 };
 
 struct Fold {  // total[P] += weight * round(delta / step), where |delta| <= min(cap / max(weight, 1), 2^51 step) all over
-  double step, cap;
+  double step, cap, clip;  // clip: the norm that a delta is first shrunk to; 0: none
   const int64_t* weights;
   int64_t* total;
   uint8_t* refused;

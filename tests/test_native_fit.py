@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldfare as ff
+from fieldfare.aggregate.chain import chain, mean
+from fieldfare.aggregate.gather import Gather
+from fieldfare.aggregate.rows import clip, norms
 from fieldfare.core import rng
 from fieldfare.core.block import Block
-from fieldfare.core.folds import Mean, Total
+from fieldfare.core.folds import Coverage, Mean, Total
 from fieldfare.core.local import ControlVariate, Dynamic, Keep, Normalised, Proximal
 from fieldfare.core.work import Cohort
 from fieldfare.sim.compute import Request, Segment, compute_inline
@@ -194,7 +197,13 @@ def folded(net, sizes, reduce, most, chunk=None, folds=True, training=None, mode
     return (None, 0, refused) if part is None else (part.settled().copy(), part.weight, refused)
 
 
-@pytest.mark.parametrize("fold", [Mean(), Mean(weighted=False), Mean(step=2.0**-20)])
+FOLDS = [
+    Mean(), Mean(weighted=False), Mean(step=2.0**-20), Mean(before=(clip(0.05),)), Mean(before=(clip(100.0),)),
+    Coverage(), Coverage(before=(clip(0.05),)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fold", FOLDS)
 @pytest.mark.parametrize("models", [1, 2])
 def test_folding_where_rows_lie_gives_the_bits_of_folding_the_rows(fold, models):
     native, _ = nets(6, 20, 4)
@@ -277,3 +286,51 @@ def test_a_job_gives_the_same_bits_with_any_number_of_workers_and_chunks():
     first = final(workers=1)
     assert np.array_equal(final(workers=2), first)
     assert np.array_equal(final(workers=3, chunk=4), first)
+
+
+@given(st.integers(1, 300), st.integers(1, 5), st.integers(0, 9))
+def test_norms_add_up_in_64_lanes_whatever_the_number_of_rows(size, n, seed):
+    rows = np.random.default_rng(seed).standard_normal((n, size)).astype(np.float32)
+    for row, found in zip(rows, norms(rows), strict=True):
+        lanes = [0.0] * 64
+        for k, x in enumerate(row.tolist()):
+            lanes[k % 64] += x * x
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = [a + b for a, b in zip(lanes[:half], lanes[half:], strict=True)]
+        assert found == np.sqrt(lanes[0])
+
+
+@pytest.mark.parametrize("kind", ["sub-models", "clipped", "proximal", "mean"])
+def test_a_job_ends_with_the_bits_of_one_whose_rows_are_folded_one_by_one(kind, monkeypatch):
+    def final():
+        net = replace(ff.mlp(64, 32, 10), path="native")
+        data, fleet = ff.data.digits(clients=20), ff.fleet.phones()
+        algorithm = {
+            "sub-models": lambda: ff.HeteroFL(3, 10, view=ff.submodels(net, (1.0, 0.5)).view(assign=np.arange(20) % 2)),
+            "clipped": lambda: ff.FedAvg(rounds=3, cohort=10, server=chain(clip(0.1), mean())),
+            "proximal": lambda: ff.FedProx(rounds=3, cohort=10, mu=0.1),
+            "mean": lambda: ff.FedAvg(rounds=3, cohort=10),
+        }[kind]()
+        job = ff.Job(
+            model=net, data=data, algorithm=algorithm, training=ff.Training(lr=0.3, batch_size=10),
+            simulated=ff.Simulated(fleet=fleet),
+        )  # fmt: skip
+        return job.run(runs=None, progress=False).model.vector
+
+    totals = []
+    monkeypatch.setattr(Gather, "take_total", watched(Gather.take_total, totals))
+    ours = final()
+    assert totals
+    monkeypatch.setattr(Train, "folds", False)
+    count = len(totals)
+    assert np.array_equal(final(), ours)
+    assert len(totals) == count
+
+
+def watched(function, seen):
+    def call(*args, **kwargs):
+        seen.append(args)
+        return function(*args, **kwargs)
+
+    return call

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 def _settle(net: Any, job: Job) -> None:
     """Choose the way `net` is trained here, before anything is."""
+    net = getattr(net, "net", net)  # of a family
     if getattr(net, "path", "") in ("auto", "native"):
         from fieldfare.work.native.bind import must_be_native
         from fieldfare.work.native.timing import settle_fastest

@@ -328,13 +328,20 @@ class Gather:
         if part.sum.coverage is not None:
             part.sum.coverage += total.weight
 
-    def take_total(self, leaf: str, total: Total) -> None:
-        """Fold the exact sum, of some of the clients asked, that a work made with this fold where the rows lay."""
-        part = self.partials[leaf]
+    def take_total(self, leaf: str, total: Total, index: I64 | None = None, size: int | None = None) -> None:
+        """Fold the exact sum, of some of the clients asked, that a work made with this fold where the rows lay.
+
+        With `index` int64 `[p]` it is of those coordinates of a vector of `size`.
+        """
+        part, weight = self.partials[leaf], int(total.weight)
         if part.sum is None:
-            part.sum = Sum(_zeros(len(total.sum)))
-        part.sum.total += total.sum
-        part.sum.weight += int(total.weight)
+            whole = len(total.sum) if size is None or index is None else size
+            part.sum = Sum(_zeros(whole), 0, _zeros(whole) if isinstance(self.reduce[leaf], Coverage) else None)
+        at = slice(None) if index is None else index
+        part.sum.total[at] += total.sum
+        part.sum.weight += weight
+        if part.sum.coverage is not None:
+            part.sum.coverage[at] += weight
 
     def merge(self, partials: Mapping[str, Partial]) -> None:
         """Add another worker's partials."""

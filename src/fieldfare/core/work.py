@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fieldfare.core.block import Block
 from fieldfare.core.effects import Scalar
-from fieldfare.core.folds import Mean
+from fieldfare.core.folds import Coverage, Mean
 from fieldfare.core.params import Layout
 
 F32 = NDArray[np.float32]
@@ -54,7 +54,7 @@ class Cohort:
     steps: I64 | None = None
     sides: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     index: I64 | None = None
-    fold: Mean | None = None
+    fold: Mean | Coverage | None = None
     asked: int = 0
 
     @property

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.aggregate.gather import Gather, Partial
+from fieldfare.aggregate.rows import Clip
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
-from fieldfare.core.folds import Fold, Mean, Total
+from fieldfare.core.folds import Coverage, Fold, Mean, Total
 from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Work
 
@@ -193,7 +194,7 @@ class Tally:
             bad |= out.refused
             gather = self._gather(0, request.segments[0])
             if not bad.all():  # else nobody sent anything
-                gather.take_total("delta", total)
+                gather.take_total("delta", total, request.segments[0].index, request.segments[0].size)
             self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state, kept))
             return
         for number, segment in enumerate(request.segments):
@@ -209,13 +210,13 @@ class Tally:
                 self._fold(number, segment, start, clients[a:b], out.leaves, out.weight, slice(a, b), bad)
         self.share.pieces.append(Piece(start, stop, out.weight, out.metrics, bad, out.state, kept))
 
-    def _in_place(self) -> tuple[Mean | None, int]:
+    def _in_place(self) -> tuple[Mean | Coverage | None, int]:
         """The fold and the cohort's size, where a mean of their delta is all that is wanted of these clients."""
         if not folds_in_place(self.request, self.work):
             return None, 0
         segment = self.request.segments[0]
         fold = segment.reduce["delta"]
-        assert isinstance(fold, Mean)
+        assert isinstance(fold, Mean | Coverage)
         return fold, segment.asked
 
     def recall(self) -> None:
@@ -257,15 +258,17 @@ class Tally:
 
 
 def folds_in_place(request: Request, work: Any) -> bool:
-    """Whether one plain mean of `delta` is all that is wanted of a request, and `work` may fold it where it lies."""
+    """Whether one mean of `delta`, clipped or not, is all that is wanted, and `work` may fold it where it lies."""
     if len(request.segments) != 1 or not getattr(work, "folds", False):
         return False
     one = request.segments[0]
-    told = one.keep or one.serials is not None or one.recall is not None or one.index is not None
-    if told or one.factor is not None or list(one.reduce) != ["delta"]:
+    told = one.keep or one.serials is not None or one.recall is not None or one.factor is not None
+    if told or list(one.reduce) != ["delta"]:
         return False
     fold = one.reduce["delta"]
-    return isinstance(fold, Mean) and not fold.before
+    if not isinstance(fold, Mean | Coverage) or (isinstance(fold, Mean) and one.index is not None):
+        return False
+    return all(type(before) is Clip for before in fold.before) and len(fold.before) <= 1
 
 
 def fold_held(gather: Gather, clients: I64, held: Sequence[Held], factor: F64 | None) -> NDArray[np.bool_]:

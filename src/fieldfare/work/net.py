@@ -156,13 +156,14 @@ class Plan:
 class Folding:
     """A sum of deltas asked for in place of rows: weight * round(delta / step) in int64, exact, over the clients.
 
-    `weights` int64 `[n]`. A client with a loss or a number that is not finite, or a number above `cap` / weight (or
+    `weights` int64 `[n]`. `clip`: the norm that `aggregate.rows.clip` shrinks each delta to first; 0 for none. A client with a loss or a number that is not finite, or a number above `cap` / weight (or
     above 2**51 steps) is left out, as `aggregate.gather` would refuse it.
     """
 
     step: float
     cap: float
     weights: I64
+    clip: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare.aggregate.gather import integer_weights
+from fieldfare.aggregate.rows import Clip
 from fieldfare.core import rng
 from fieldfare.core.effects import Scalar
 from fieldfare.core.errors import UsageError
-from fieldfare.core.folds import COVERED, Mean, Total
+from fieldfare.core.folds import COVERED, Coverage, Mean, Total
 from fieldfare.core.local import (
     ControlVariate,
     Dynamic,
@@ -28,9 +29,12 @@ from fieldfare.core.local import (
     Keep,
     Local,
     LowRank,
+    Nested,
     Normalised,
     Personal,
     Proximal,
+    Rounded,
+    Scaled,
     Sent,
     Twin,
 )
@@ -234,7 +238,8 @@ class Train:
     def folds(self) -> bool:
         """Whether deltas can be summed where they lie: nothing else is made of them, and the net is able to."""
         able = getattr(self.net, "folds", None)
-        return able is not None and all(isinstance(one, Proximal) for one in self.local) and bool(able(self.training))
+        plain = all(isinstance(one, Proximal | Scaled | Nested | Rounded) for one in self.local)
+        return able is not None and plain and bool(able(self.training))
 
     def _check_keep(self, normalised: bool) -> None:
         """Refuse to keep an optimiser's moments where there are none, or where they cannot be taken out."""
@@ -367,13 +372,15 @@ class Train:
         with naming(cohort.clients):
             return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift, **more), plan.steps
 
-    def _folding(self, cohort: Cohort, fold: Mean) -> Folding | None:
+    def _folding(self, cohort: Cohort, fold: Mean | Coverage) -> Folding | None:
         """The sum asked of the net in place of rows; None where rows are wanted after all."""
         weight = cohort.data.sizes.astype(np.float64)
         cap = 2.0**62 / max(cohort.asked, 1)
         if not self.folds or cohort.config.get("reply") == "model" or bool((weight > cap * fold.weight_step).any()):
             return None
-        return Folding(fold.step, cap * fold.step, integer_weights(weight, fold.weighted, fold.weight_step))
+        weights = integer_weights(weight, fold.weighted, fold.weight_step)
+        clip = next((one.max_norm for one in fold.before if isinstance(one, Clip)), 0.0)
+        return Folding(fold.step, cap * fold.step, weights, clip)
 
     def _folded(self, cohort: Cohort, fold: Folding, training: Training, lr: float, drift: Drift) -> Output:
         """`_train` where deltas are summed where they lie."""

@@ -71,7 +71,7 @@ class Native:
         total = refused = None
         if fold is not None:
             total, refused = np.zeros(size, np.int64), np.zeros(n, np.uint8)
-            into = fold.step, fold.cap, np.ascontiguousarray(fold.weights, np.int64), total, refused
+            into = fold.step, fold.cap, fold.clip, np.ascontiguousarray(fold.weights, np.int64), total, refused
         a = drift.a
         if a is not None:
             a = np.ascontiguousarray(a[:1] if n > 1 and not a.strides[0] else a, np.float32)

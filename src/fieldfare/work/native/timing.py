@@ -98,6 +98,7 @@ def _seconds(once: Callable[[], None]) -> float:
 
 def keep_to(net: Any, path: str) -> None:
     """Go the way a run went (`path` of its description) that is gone on with, whatever is faster now."""
+    net = getattr(net, "net", net)  # of a family
     native = getattr(net, "native", None)
     if isinstance(native, Native) and asked(net.path) == "auto":
         settle(native.key, Choice("native" if path == "native" else _other(net)))

@@ -75,6 +75,15 @@ class Family:
         return self.net.loss
 
     @property
+    def threaded(self) -> bool:
+        return getattr(self.net, "threaded", False)
+
+    def folds(self, training: Training) -> bool:
+        """Whether the net sums deltas where they lie."""
+        able = getattr(self.net, "folds", None)
+        return able is not None and able(training)
+
+    @property
     def stages(self) -> tuple[tuple[str, ...], ...]:
         """Names of the parameters of the net cut behind each of its exits; none where it has no exits."""
         given = getattr(getattr(self.net, "_module", None), "stages_of", None)
