@@ -16,8 +16,9 @@ from fieldfare.work.native import modules
 class Cores:
     """Cores that are there (`built`), on a processor with some `features`; `loaded`: which were loaded, in order."""
 
-    def __init__(self, built, features=("avx2", "avx512"), broken=()):
+    def __init__(self, built, features=("avx2", "avx512"), broken=(), interface=modules.INTERFACE):
         self.built, self.features, self.broken, self.loaded = built, features, broken, []
+        self.interface = interface
 
     def __call__(self, name):
         kind = name.rpartition("._")[2]
@@ -26,7 +27,7 @@ class Cores:
         if kind not in self.built:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         self.loaded.append(kind)
-        return types.SimpleNamespace(kind=kind, features=lambda: self.features)
+        return types.SimpleNamespace(kind=kind, features=lambda: self.features, interface=self.interface)
 
 
 @pytest.fixture
@@ -148,6 +149,16 @@ def test_a_core_that_cannot_be_loaded_is_told_with_the_reason(there):
     there((), broken=("plain",))
     assert "GLIBCXX_9" in modules.why_not()
     assert "GLIBCXX_9" in modules.notice()
+
+
+def test_a_core_of_older_sources_is_left_alone_and_told_with_what_to_do(there, monkeypatch):
+    there(modules.KINDS, interface=modules.INTERFACE - 1)
+    assert modules.core() is None
+    assert "built from older sources" in modules.why_not()
+    assert "scripts/native" in modules.notice()
+    monkeypatch.setenv(modules.VARIABLE, "avx2")
+    with pytest.raises(UsageError, match=r"built from older sources.*scripts/native"):
+        modules.core()
 
 
 def test_with_a_core_there_is_nothing_to_tell(there):

@@ -20,6 +20,9 @@ VARIABLE = "FIELDFARE_NATIVE"
 KINDS = ("avx512", "avx2", "plain")
 """The cores, one extension module each, the fastest first; beside x86-64 there is "plain" alone."""
 
+INTERFACE = 1
+"""To be counted up when a core is called otherwise than before; CMakeLists.txt compiles it into the cores."""
+
 _WITHOUT = (
     "there is no compiled core (fieldfare was installed where it could not be built, or with FIELDFARE_NO_NATIVE)"
 )
@@ -106,7 +109,13 @@ def _load(kind: str) -> tuple[Any | None, str | None]:
     """A core; or None, and what hinders it from being loaded (None: it is not there at all)."""
     name = f"{__package__}._{kind}"
     try:
-        return importlib.import_module(name), None
+        module: Any = importlib.import_module(name)
+        if getattr(module, "interface", INTERFACE) != INTERFACE:
+            return (
+                None,
+                f"the compiled core _{kind} was built from older sources than these (in a checkout: scripts/native)",
+            )
+        return module, None
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             return None, None
