@@ -74,15 +74,19 @@ static nb::tuple told(const Bad& bad) { return nb::make_tuple(bad.place, bad.val
 
 static Settings settings_of(const nb::dict& d) {
   Settings s;
-  s.lr = nb::cast<double>(d["lr"]);
-  s.momentum = nb::cast<double>(d["momentum"]);
-  s.weight_decay = nb::cast<double>(d["weight_decay"]);
-  s.clip_norm = nb::cast<double>(d["clip_norm"]);
-  s.nesterov = nb::cast<bool>(d["nesterov"]);
-  s.adam = nb::cast<bool>(d["adam"]);
-  s.beta1 = nb::cast<double>(d["beta1"]);
-  s.beta2 = nb::cast<double>(d["beta2"]);
-  s.eps = nb::cast<double>(d["eps"]);
+  try {
+    s.lr = nb::cast<double>(d["lr"]);
+    s.momentum = nb::cast<double>(d["momentum"]);
+    s.weight_decay = nb::cast<double>(d["weight_decay"]);
+    s.clip_norm = nb::cast<double>(d["clip_norm"]);
+    s.nesterov = nb::cast<bool>(d["nesterov"]);
+    s.adam = nb::cast<bool>(d["adam"]);
+    s.beta1 = nb::cast<double>(d["beta1"]);
+    s.beta2 = nb::cast<double>(d["beta2"]);
+    s.eps = nb::cast<double>(d["eps"]);
+  } catch (const nb::cast_error&) {
+    refuse("settings are numbers, nesterov and adam true or false");
+  }
   return s;
 }
 
