@@ -42,6 +42,12 @@ def test_three_cases_come_to_a_go_a_no_go_and_a_go_with_conditions_for_stated_re
         page = (demo / name / "report.html").read_text()
         assert escape(decision["title"]) in page
         assert "Evidence" in page
+        settings = page.split('<section id="sweeps"')[1].split("<section ")[0]
+        assert settings.count("<svg") == 3
+        assert page.split('<section id="fairness"')[1].split("<section ")[0].count("<svg") >= 2
+        modes = page.split('<section id="modes"')[1].split("<section ")[0]
+        assert modes.count("<polyline") == (0 if name == "search" else 4)
+        assert ("--set compare=true" in modes) == (name == "search")
     ads = json.loads((demo / "ads" / "decision.json").read_text())
     assert ads["model"] == "B"
     assert [step["answer"] for step in ads["path"] if step["id"] == "G2"] == ["no", "yes"]

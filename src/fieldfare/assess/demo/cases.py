@@ -117,6 +117,7 @@ CASES: Mapping[str, DemoCase] = {
             {"secure-aggregation": Privacy("secure aggregation", 30.0, 0.31),
              "dp-fedavg": Privacy("dp-fedavg, at the noise the model bears", 7.0, 0.18)},
             {"metric_loss_share": 0.05, "worst_group_gap": 2.0},
+            sweep=timed((60, 15, 30, 120), (15, 8, 30, 60)),
         ),
         DemoCase(
             "search", "Query ranking in the app", "B", 400, ("B",),
@@ -128,6 +129,7 @@ CASES: Mapping[str, DemoCase] = {
             {"metric_loss_share": 0.05, "worst_group_gap": 2.0},
             overrides=(Override("G3", "the owner of search (made up)", "2026-01-15",
                                 "a ranking as fresh as today's queries gains more than it loses here"),),
+            sweep=timed((30, 8, 15, 60), (8, 4, 15, 30)),
         ),
     )
 }  # fmt: skip

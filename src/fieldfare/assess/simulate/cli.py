@@ -9,9 +9,10 @@ import click
 from fieldfare.assess.options import artefact_at, common, made, settings_of, tell
 
 SHOWN = (
-    "concurrency", "buffer", "staleness", "trials", "time_to_target_s", "metric_final", "metric_central",
-    "metric_loss_share", "worst_group_gap", "versions", "version_s", "tasks_started", "tasks_ok", "tasks_interrupted",
-    "tasks_stale", "waste_share", "device_s", "bytes_down", "bytes_up", "updates_per_s_peak",
+    "concurrency", "buffer", "staleness", "lr", "server_lr", "trials", "time_to_target_s", "device_s_to_target",
+    "speed_up", "metric_final", "metric_central", "metric_loss_share", "worst_group_gap", "versions", "version_s",
+    "tasks_started", "tasks_ok", "tasks_interrupted", "tasks_stale", "waste_share", "device_s", "bytes_down",
+    "bytes_up", "updates_per_s_peak",
 )  # fmt: skip
 FOLDER = click.Path(path_type=Path)
 
@@ -29,7 +30,7 @@ def command(
     job: Path, trace: Path | None, bench: Path | None, model: str, pet: str, name: str | None, on: str | None,
     config: Path | None, set_: tuple[str, ...], seed: int | None, out: Path | None, quiet: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Play a grid of FedBuff or synchronous settings of JOB.py, several trials each; a killed search goes on."""
+    """Search FedBuff or synchronous settings of JOB.py, several trials each, by medians; a killed search goes on."""
     from rich.console import Console
 
     from fieldfare.assess.artefact import read_artefact
