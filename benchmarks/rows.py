@@ -64,7 +64,8 @@ class Row:
         if self.name not in WORKLOADS:
             return ""
         needed = [OURS.name] * (self.ours is None)
-        needed += [p.name for p in PEERS if p.required and p.name not in self.peers]
+        asked = WORKLOADS[self.name].against
+        needed += [p.name for p in PEERS if p.name not in self.peers and (p.name in asked if asked else p.required)]
         return f"{self.name} lacks {', '.join(needed)}" if needed else ""
 
     def plain(self) -> dict[str, Any]:
@@ -125,6 +126,8 @@ def workload(name: str, effort: Effort) -> Row:
     row.detail["pairs"] = pairs = {}
     begin, mine = prepare(name), list[float]()
     for peer in PEERS:
+        if w.against and peer.name not in w.against:
+            continue
         if reason := peer.unready():
             row.missing[peer.name] = reason
             continue

@@ -1,4 +1,4 @@
-"""The workloads W0 to W4: synthetic federated data, models and their arithmetic, for every arm alike.
+"""The workloads W0 to W6: synthetic federated data, models and their arithmetic, for every arm alike.
 
 Here: sizes, data, the one starting vector, the one list of cohorts, FLOP counts, the torch models.
 Not here: how any system trains them (``ours.py``, ``peers/``), the jax models (``peers/jax_models.py``).
@@ -14,6 +14,7 @@ that was made on purpose; README.md has the numbers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,7 @@ class Workload:
     cohort: int = 100
     population: int = 1000
     distinct: int = 1000  # client i holds the examples of block i % distinct
+    against: tuple[str, ...] = ()  # the peers that train it; none: all
 
     @property
     def size(self) -> int:
@@ -81,6 +83,23 @@ def _lstm(layer: int, into: int) -> tuple[Tensor, ...]:
     return tuple(Tensor(f"lstm.{name}_l{layer}", shape, HIDDEN) for name, shape in shapes.items())
 
 
+def _norm(name: str, width: int) -> tuple[Tensor, Tensor]:
+    return Tensor(f"{name}.weight", (width,), 1), Tensor(f"{name}.bias", (width,), 1)
+
+
+def _block(name: str, into: int, out: int) -> tuple[Tensor, ...]:
+    """A residual block: two convolutions of 3x3 with norms, and a shortcut of 1x1 where widths differ."""
+    first, second = _conv(f"{name}.conv1", into, out)[0], _conv(f"{name}.conv2", out, out)[0]
+    short = (Tensor(f"{name}.short.weight", (out, into, 1, 1), into),) if into != out else ()
+    return first, *_norm(f"{name}.norm1", out), second, *_norm(f"{name}.norm2", out), *short
+
+
+def _block_macs(into: int, out: int, side: int) -> int:
+    return side * side * out * (9 * (into + out) + (into if into != out else 0))
+
+
+_WIDTHS, _GROUPS = (16, 16, 32, 64), 8  # W6: the stem's and the blocks' channels; groups of its norms
+_STEM = 32 * 32 * 16 * 27
 _CONV_1, _CONV_2 = 26 * 26 * 32 * 9, 24 * 24 * 64 * 288
 
 WORKLOADS: dict[str, Workload] = {
@@ -110,6 +129,22 @@ WORKLOADS: dict[str, Workload] = {
             (STEPS,), SYMBOLS, 0.5,
             STEPS * (4 * HIDDEN * (8 + HIDDEN) + 4 * HIDDEN * 2 * HIDDEN + HIDDEN * SYMBOLS), 0, tolerance=1e-3,
             examples=64, batch=8, cohort=10, population=100, distinct=100,
+        ),
+        Workload(
+            "W5", "CNN on 32x32x3, conv 32 - conv 64 - pool - 128 - 10",
+            (*_conv("0", 3, 32), *_conv("2", 32, 64), *_dense("6", 12544, 128), *_dense("8", 128, 10)),
+            (3, 32, 32), 10, 0.05, 30 * 30 * 32 * 27 + 28 * 28 * 64 * 288 + 12544 * 128 + 128 * 10, 30 * 30 * 32 * 27,
+            tolerance=2e-2, cohort=20, population=100, distinct=100, against=("torch-loop",),
+        ),
+        Workload(
+            "W6", "ResNet on 32x32x3, 3 blocks of 16, 32, 64 with GroupNorm",
+            (
+                _conv("stem", 3, 16)[0], *_norm("norm", 16), *_block("blocks.0", 16, 16), *_block("blocks.1", 16, 32),
+                *_block("blocks.2", 32, 64), *_dense("out", 64, 10),
+            ),
+            (3, 32, 32), 10, 0.05,
+            _STEM + _block_macs(16, 16, 32) + _block_macs(16, 32, 16) + _block_macs(32, 64, 8) + 640, _STEM,
+            tolerance=5e-2, cohort=20, population=100, distinct=100, against=("torch-loop",),
         ),
     )
 }  # fmt: skip
@@ -156,6 +191,50 @@ def torch_model(name: str) -> Any:
                 nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
                 nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Linear(128, 62),
             )  # fmt: skip
+
+        case "W5":
+            return nn.Sequential(
+                nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2),
+                nn.Flatten(), nn.Linear(12544, 128), nn.ReLU(), nn.Linear(128, 10),
+            )  # fmt: skip
+        case "W6":
+            return _resnet()
+    return _char_lstm()
+
+
+def _resnet() -> Any:
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, into: int, out: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(into, out, 3, 1 if into == out else 2, 1, bias=False)
+            self.norm1 = nn.GroupNorm(_GROUPS, out)
+            self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+            self.norm2 = nn.GroupNorm(_GROUPS, out)
+            self.short = nn.Identity() if into == out else nn.Conv2d(into, out, 1, 2, bias=False)
+
+        def forward(self, x: Any) -> Any:
+            h = torch.relu(self.norm1(self.conv1(x)))
+            return torch.relu(self.norm2(self.conv2(h)) + self.short(x))
+
+    class ResNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, _WIDTHS[0], 3, 1, 1, bias=False)
+            self.norm = nn.GroupNorm(_GROUPS, _WIDTHS[0])
+            self.blocks = nn.Sequential(*(Block(a, b) for a, b in itertools.pairwise(_WIDTHS)))
+            self.out = nn.Linear(_WIDTHS[-1], 10)
+
+        def forward(self, x: Any) -> Any:
+            return self.out(self.blocks(torch.relu(self.norm(self.stem(x)))).mean((2, 3)))
+
+    return ResNet()
+
+
+def _char_lstm() -> Any:
+    from torch import nn
 
     class CharLSTM(nn.Module):
         def __init__(self) -> None:
