@@ -285,6 +285,26 @@ def test_losses_spelled_as_torch_has_them_are_known(loss: Any):
     assert abs(reference.gradient(plan, vector, [columns["x"]], columns["y"])[1] - wanted) < 1e-6
 
 
+@pytest.mark.parametrize("loss", [F.nll_loss, nn.NLLLoss(), "cross_entropy", "masked_cross_entropy"])
+def test_a_log_softmax_at_the_end_is_part_of_the_loss(loss: Any):
+    for end in (lambda h: F.log_softmax(h, 1), lambda h: h.log_softmax(-1), nn.LogSoftmax(1)):
+        module = Seq(lambda s, x, end=end: end(s.a(x)), a=L(6, 3))
+        columns = {"x": numbers(6), "y": np.arange(4) % 3}
+        net = torch_net(module, loss, example=columns)
+        plan = planned(net)
+        assert plan.describe()[1:] == ["linear 6->3", f"loss {loss if isinstance(loss, str) else 'cross_entropy'}"]
+        vector = net.init(0).vector.astype(np.float64)
+        same = net.module(vector.astype(np.float32)).double()
+        value = net._loss(same(torch.from_numpy(columns["x"]).double()), torch.from_numpy(columns["y"]))
+        value.backward()
+        _, found, slope = reference.gradient(plan, vector, [columns["x"]], columns["y"])
+        wanted = torch.cat([p.grad.reshape(-1) for p in same.parameters()]).numpy()
+        assert abs(found - float(value.detach())) < 1e-9
+        assert np.abs(slope - wanted).max() < 1e-9
+    refused = plan_of(torch_net(L(6, 3), F.nll_loss, example={"x": numbers(6), "y": np.arange(4) % 3}))
+    assert str(refused).startswith("logarithms of a softmax have a native form")
+
+
 def test_bytes_are_read_as_units_or_as_symbols():
     r = np.random.default_rng(0)
     columns = {"x": r.integers(0, 256, (4, 3, 6, 6), dtype=np.uint8), "y": np.arange(4) % 3}
@@ -395,6 +415,29 @@ def always_drops(s: Any, x: Any) -> Any:
     return s.a(F.dropout(x, 0.5))
 
 
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient is turned round."""
+
+    @staticmethod
+    def forward(context: Any, x: Any) -> Any:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, d: Any) -> Any:
+        return -d
+
+
+def unlearnt(s: Any, x: Any) -> Any:
+    with torch.no_grad():
+        h = s.b(x)
+    return s.a(h)
+
+
+def in_half(s: Any, x: Any) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return s.a(x).float()
+
+
 def cells(s: Any, x: Any) -> Any:
     return s.a(s.r(x)[1][1][-1])
 
@@ -417,6 +460,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "two outputs": (lambda: Seq(lambda s, x: (s.a(x), x), a=L(6, 3)), "a module of several outputs"),
     "spread": (lambda: Seq(lambda s, x: s.a(x) * s.g, a=L(6, 3), g=nn.Parameter(torch.ones(1))),
                "operator.mul spreads one trained number over channels"),
+    "backward": (lambda: Seq(lambda s, x: Reversed.apply(s.a(x)), a=L(6, 3)),
+                 "Reversed.apply has a backward of its own"),
+    "no gradient": (lambda: Seq(unlearnt, b=L(6, 6), a=L(6, 3)), "torch.no_grad in a forward has no native form"),
+    "half": (lambda: Seq(in_half, a=L(6, 3)), "nn.Linear 'a' gives torch.bfloat16, which has no native form"),
+    "logs": (lambda: Seq(lambda s, x: s.b(F.log_softmax(s.a(x), 1)), a=L(6, 4), b=L(4, 3)),
+             "nn.Linear 'b' has no native form"),
+    "logs of examples": (lambda: Seq(lambda s, x: F.log_softmax(s.a(x), 0), a=L(6, 3)),
+                         "logarithms of a softmax have a native form along the classes"),
     "examples": (lambda: Seq(lambda s, x: s.a(x).softmax(0), a=L(6, 3)), "Tensor.softmax has no native form"),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ that the library's op would give, and the value it lies on has the real sizes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,7 +143,7 @@ class Builder:
         """The number of a packed parameter; the same form of the same parameter is one."""
         packed = packed.reshape(-1)
         packed = np.concatenate([packed, np.full(-len(packed) % 16, -1, np.int64)])
-        key = packed.tobytes()
+        key = hashlib.blake2b(packed.tobytes(), digest_size=16).digest()
         if key in self._known:
             return self._known[key]
         if weight.trained:

@@ -33,6 +33,13 @@ class States:
         self.layers, self.time = layers, time
 
 
+class Logs:
+    """Logarithms of a softmax over axis `dim` of `x`; for the loss alone."""
+
+    def __init__(self, x: Tensor, dim: int) -> None:
+        self.x, self.dim = x, dim
+
+
 class Cells:
     """The cell states of an LSTM, which no op gives."""
 
@@ -98,6 +105,8 @@ class Reading:
             except TypeError as error:
                 raise NoPlan(self.what, "is called in a way that has no native form") from error
         value = node.meta["value"]
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dtype != torch.float32:
+            self.refuse(f"gives {value.dtype}, which has no native form")
         if isinstance(out, Tensor) and out.shape != tuple(value.shape):
             self.refuse(f"gives {tuple(value.shape)}, which the planner took for {out.shape}")
         self.known[node] = out
@@ -115,7 +124,7 @@ class Reading:
     def _is_fixed(self, args: Any, kwargs: Any, node: fx.Node) -> bool:
         """Whether a node has neither data nor parameters in it, and so is a constant."""
         parts = [*_flat((args, kwargs))]
-        if any(isinstance(one, Tensor | Weight | States | Cells | Turned) for one in parts):
+        if any(isinstance(one, Tensor | Weight | States | Cells | Turned | Logs) for one in parts):
             return False
         from fieldfare.work.native.names import IN_PLACE
 
@@ -153,6 +162,8 @@ class Reading:
     def over(self, x: Tensor, in_place: bool, out: Tensor) -> Tensor:
         """`out`, after which `x` is no more if it was changed in place."""
         if in_place and out.source != x.source:
+            if any(op.kind == "select" and op.out == x.source for op in self.built.ops):
+                self.refuse("changes a part of a sequence in place")
             self._gone[x.source] = self.what
             if x.source < 0:
                 self._gone[self.built.settled(x).source] = self.what
@@ -245,6 +256,12 @@ class Reading:
 
     def neg(self, x: Any) -> Tensor:
         return self._times(self.tensor(x), -1.0)
+
+    def log_softmax(self, x: Any, dim: int | None = None, *rest: Any, **options: Any) -> Logs:
+        x = self.tensor(x)
+        if dim is None or rest or any(one is not None and name != "_stacklevel" for name, one in options.items()):
+            self.refuse("has a native form at an axis that is named alone")
+        return Logs(self.built.settled(x), dim % len(x.axes))
 
     # products
 

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from fieldfare.work.torch_net import TorchNet
 
 
+_LOGS = "nll"
+"""A loss of what a log-softmax gives: with it, cross-entropy."""
+
+
 def plan_of(net: TorchNet, columns: dict[str, NDArray[Any]] | None = None) -> NativePlan | Refusal:
     """The plan of a torch net, or why there is none; `columns`: rows of the data, where the net has no example."""
     try:
@@ -36,6 +40,8 @@ def _planned(net: TorchNet, columns: dict[str, NDArray[Any]] | None) -> NativePl
     if net.is_changed:
         raise NoPlan("training changed by a wrapper (compression, smaller nets inside)", "has no native form")
     transform = net._transform
+    from fieldfare.core.errors import UsageError
+
     if callable(transform):
         raise NoPlan("a function as transform", "runs in Python on every batch")
     loss = loss_name(net.loss, net._loss)
@@ -47,7 +53,12 @@ def _planned(net: TorchNet, columns: dict[str, NDArray[Any]] | None) -> NativePl
     if not len(net.example[net.y]):
         raise NoPlan("a net with an empty example", "does not tell the shape of its inputs")
     kinds = [kind_of(name, net.example[name].dtype, transform) for name in net.x]
-    return lower(net._module, net.batch, kinds, loss, net.target(2))
+    try:
+        net.batch(1)
+        target = net.target(2)
+    except UsageError as error:
+        raise NoPlan("the example", f"is not what the module takes: {error}") from error
+    return lower(net._module, net.batch, kinds, loss, target)
 
 
 def kind_of(name: str, dtype: np.dtype[Any], transform: Any) -> int:
@@ -71,10 +82,13 @@ def loss_name(name: str, function: Any) -> str:
         return name
     plain = {
         nn.MSELoss: "mse", nn.L1Loss: "l1", nn.BCEWithLogitsLoss: "bce",
+        nn.NLLLoss: _LOGS, f.nll_loss: _LOGS,
         f.mse_loss: "mse", f.l1_loss: "l1", f.binary_cross_entropy_with_logits: "bce",
     }  # fmt: skip
     known = plain.get(type(function)) if isinstance(function, nn.Module) else plain.get(function)
     options = [getattr(function, option, None) for option in ("weight", "pos_weight")]
+    if getattr(function, "ignore_index", -100) != -100:
+        known = None
     if known and getattr(function, "reduction", "mean") == "mean" and options == [None, None]:
         return known
     raise NoPlan(f"loss {name!r}", f"has no native form: {', '.join(LOSSES)} have one")
@@ -98,7 +112,7 @@ def lower(
     if first != third:
         raise NoPlan(what, "differs between training and evaluation in more than its dropouts")
     built, output = made[0]
-    return built.finish(output, loss)
+    return built.finish(output, "cross_entropy" if loss == _LOGS else loss)
 
 
 def _check(module: nn.Module) -> None:
@@ -116,7 +130,7 @@ def _once(
 ) -> tuple[Any, Any]:
     """(builder, output) of one trace."""
     from fieldfare.work.native.build import Builder, Tensor
-    from fieldfare.work.native.functions import Reading
+    from fieldfare.work.native.functions import Logs, Reading
     from fieldfare.work.native.trace import trace
     from fieldfare.work.torch_resident import trained
 
@@ -136,23 +150,26 @@ def _once(
             reading.known[node] = built.column(tuple(batch[number].shape[1:]), kinds[number])
         elif node.op == "output":
             output = reading.known.get(node.args[0]) if not isinstance(node.args[0], tuple | list | dict) else None
+            logs = output if isinstance(output, Logs) else None
+            output = output if logs is None else logs.x
             if not isinstance(output, Tensor):
                 raise NoPlan("a module of several outputs, or of none from its inputs,", "has no native form")
             output = built.settled(output)
             reading.alive(output, "the output")
-            _fits(built, output, loss, target)
+            at = _fits(built, output, "cross_entropy" if loss == _LOGS else loss, target)
+            if (logs is None and loss == _LOGS) or (logs is not None and (logs.dim != at or at < 1)):
+                raise NoPlan("logarithms of a softmax", "have a native form along the classes, with their loss, alone")
             return built, output
         else:
             reading.node(node)
     raise AssertionError("a graph without output")
 
 
-def _fits(built: Any, output: Any, loss: str, target: Any) -> None:
-    """Refuse outputs that do not lie as the loss wants them beside `target` `[2, ...]`."""
+def _fits(built: Any, output: Any, loss: str, target: Any) -> int:
+    """The axis of classes (or 0) for `target` `[2, ...]`; refuses outputs that do not lie as the loss wants them."""
     from fieldfare.work.native.axes import canonical
 
-    v, wanted = built.of(output), tuple(target.shape[1:])
-    axes = output.axes
+    wanted, axes = tuple(target.shape[1:]), output.axes
     if not axes or axes[0] != built.axis(output, "b") or output.source in {c.value for c in built.columns}:
         raise NoPlan("an output", f"of shape {output.shape} is not one example behind the other")
     h, w, c = (built.axis(output, letter) for letter in "hwc")
@@ -167,11 +184,11 @@ def _fits(built: Any, output: Any, loss: str, target: Any) -> None:
         rest = canonical([atom for axis in axes[1:at] + axes[at + 1 :] for atom in axis])
         if axes[at] != c or rest != canonical(h + w):
             raise NoPlan(f"an output of shape {output.shape}", "has its classes in an order that has no native form")
-        return
+        return at
     own = output.shape[1:]
     own = own[:-1] if len(own) == len(wanted) + 1 and own[-1] == 1 else own
     if own != wanted:
         raise NoPlan(f"an output of shape {output.shape}", f"does not fit targets of shape {wanted} per example")
     if canonical([atom for axis in axes[1:] for atom in axis]) != canonical(h + w + c):
         raise NoPlan(f"an output of shape {output.shape}", "lies in an order that has no native form for this loss")
-    assert v.c >= 1
+    return 0

@@ -100,6 +100,7 @@ LAYERS: dict[type, Callable[..., Any]] = {
     nn.Embedding: lambda r, p, x: r.embedding(
         x, p.weight, p.padding_idx, p.max_norm, p.norm_type, p.scale_grad_by_freq, p.sparse
     ),
+    nn.LogSoftmax: lambda r, p, x: r.log_softmax(x, p.dim),
     nn.LSTM: Reading.recurrent,
     nn.GRU: Reading.recurrent,
 }  # fmt: skip
@@ -109,6 +110,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "tanh": _bend("tanh"), "tanh_": lambda r, x: r.pointwise("tanh", x, True),
     "sigmoid": _bend("sigmoid"), "sigmoid_": lambda r, x: r.pointwise("sigmoid", x, True),
     "silu": _bend("silu"), "gelu": _gelu, "leaky_relu": _leaky, "dropout": Reading.dropout,
+    "log_softmax": Reading.log_softmax,
     "add": Reading.add, "add_": _in_place(Reading.add), "iadd": _in_place(Reading.add),
     "sub": Reading.sub, "sub_": _in_place(Reading.sub), "isub": _in_place(Reading.sub), "rsub": Reading.rsub,
     "mul": Reading.mul, "mul_": _in_place(Reading.mul), "imul": _in_place(Reading.mul),
@@ -135,7 +137,8 @@ IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
 FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu", torch.relu_: "relu_", f.relu: "relu", f.relu_: "relu_", torch.tanh: "tanh", f.tanh: "tanh",
     torch.sigmoid: "sigmoid", f.sigmoid: "sigmoid", f.silu: "silu", f.gelu: "gelu", f.leaky_relu: "leaky_relu",
-    f.dropout: "dropout", torch.add: "add", operator.add: "add", operator.iadd: "iadd", torch.sub: "sub",
+    f.dropout: "dropout", f.log_softmax: "log_softmax", torch.log_softmax: "log_softmax",
+    torch.add: "add", operator.add: "add", operator.iadd: "iadd", torch.sub: "sub",
     torch.subtract: "sub", operator.sub: "sub", operator.isub: "isub", torch.mul: "mul", torch.multiply: "mul",
     operator.mul: "mul", operator.imul: "imul", torch.div: "div", torch.divide: "div", operator.truediv: "div",
     operator.itruediv: "itruediv", operator.neg: "neg", torch.neg: "neg", torch.rsub: "rsub",

@@ -69,12 +69,15 @@ class _Tracer(fx.Tracer):
         return attr_val if self._inside else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self._inside else super().call_module(m, forward, args, kwargs)
+        made_here = m not in (self.submodule_paths or {})
+        return forward(*args, **kwargs) if self._inside or made_here else super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> Proxy:
         return _Known(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Proxy:
+        if not torch.is_grad_enabled():
+            raise NoPlan("torch.no_grad in a forward", "has no native form")
         made = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         node = made.node
         before = torch.get_rng_state()
@@ -141,8 +144,11 @@ def trace(module: nn.Module, batch: tuple[Tensor, ...], train: bool) -> tuple[nn
     root = (_Root1, _Root2, _Root3)[len(batch) - 1](module).train(train)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     buffers = [(b, b.clone()) for b in module.buffers()]
+    apply = torch.autograd.Function.__dict__["apply"]
+    torch.autograd.Function.apply = classmethod(_no_apply)  # type: ignore[method-assign]
     try:
-        graph = _Tracer(tuple(x.clone() for x in batch)).trace(root)
+        with torch.enable_grad():
+            graph = _Tracer(tuple(x.clone() for x in batch)).trace(root)
     except NoPlan:
         raise
     except TraceError as error:
@@ -150,6 +156,7 @@ def trace(module: nn.Module, batch: tuple[Tensor, ...], train: bool) -> tuple[nn
     except Exception as error:
         raise NoPlan(f"the forward of {type(module).__name__}", f"could not be traced: {_first(error)}") from error
     finally:
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
         now = np.random.get_state()  # noqa: NPY002
         drawn = not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate()
         drawn = drawn or before[2][2] != now[2] or not np.array_equal(before[2][1], now[1])
@@ -164,6 +171,10 @@ def trace(module: nn.Module, batch: tuple[Tensor, ...], train: bool) -> tuple[nn
     ):
         raise NoPlan(f"the forward of {type(module).__name__}", "changes a buffer")
     return root, graph
+
+
+def _no_apply(function: Any, *args: Any, **kwargs: Any) -> Any:
+    raise NoPlan(f"{function.__name__}.apply", "has a backward of its own")
 
 
 def _first(error: Exception) -> str:
