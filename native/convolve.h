@@ -25,8 +25,15 @@ struct Grid {
   int row0 = 0, col0 = 0;      // of the first output in its picture
   int step_row = 1, step_col = 1;  // between outputs, in their picture
   int kc = 0;                  // numbers a segment
+  bool three = false;          // a segment is three neighbours, and outputs are neighbours too
   std::vector<Segment> segments;
 };
+
+// One vector of outputs under kernels three wide: loads of the input would hold up the arithmetic, so that each number is
+// loaded once for its three places of the kernel.
+inline bool narrow(const Grid& g, int64_t N) { return VL == PAD && N == VL && g.three; }
+constexpr int MOST_THREE = 16;  // outputs of such a tile; of its gradient, channels of the input
+constexpr int MOST_LEAN_THREE = 8;
 
 struct Geometry {
   int h, w, ld;      // input
@@ -48,13 +55,14 @@ struct Geometry {
     right = std::max(0, (ow - 1) * sw + (kw - 1) * dw - pw - (w - 1));
     forward.rows = oh, forward.cols = ow;
     forward.kc = dw == 1 ? kw * ld : ld;
+    forward.three = kw == 3 && sw == 1 && dw == 1;
     for (int y = 0; y < kh; y++)
       for (int x = 0; x < (dw == 1 ? 1 : kw); x++) forward.segments.push_back({y * dh - ph, x * dw - pw, ((int64_t)y * kw + x) * ld});
     const bool runs = sw == 1 && dw == 1;  // the transposed weights lie with x reversed, so that a row is a segment again
     int low = 0, high = ow - 1;
     for (int a = 0; a < std::min(sh, h); a++)
       for (int b = 0; b < std::min(sw, w); b++) {
-        Grid g{(h - a + sh - 1) / sh, (w - b + sw - 1) / sw, a, b, sh, sw, runs ? kw * N : N, {}};
+        Grid g{(h - a + sh - 1) / sh, (w - b + sw - 1) / sw, a, b, sh, sw, runs ? kw * N : N, runs && kw == 3, {}};
         for (int y = 0; y < kh; y++)
           for (int x = 0; x < kw; x++) {
             const int up = a + ph - y * dh, along = b + pw - x * dw;
@@ -65,8 +73,75 @@ struct Geometry {
         backward.push_back(g);
       }
     dleft = -low, dright = high - (ow - 1);
+    if (narrow(forward, N)) dleft = std::max(dleft, 2), dright = std::max(dright, 2);  // see lean_three
   }
 };
+
+template <int MR>
+static void row_three(const Tile& t, int64_t ld) {
+  vf acc[MR];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++) acc[i] = t.start == BIAS ? load(t.cin) : t.start == ADD ? load(t.cin + i * t.cis) : zero();
+  const int K = t.kc / 3;
+  for (int s = 0; s < t.nseg; s++) {
+    cf a = t.as[s], b = t.bs[s];
+    for (int k = 0; k < K; k++, a++, b += VL) {
+      const vf b0 = load(b), b1 = load(b + K * VL), b2 = load(b + 2 * K * VL);
+#pragma GCC unroll 18
+      for (int i = 0; i < MR + 2; i++) {
+        const vf av = all(a[i * ld]);
+        if (i < MR) acc[i] += av * b0;
+        if (i >= 1 && i <= MR) acc[i - 1] += av * b1;
+        if (i >= 2) acc[i - 2] += av * b2;
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++) store(t.out + i * t.cos, t.relu ? relu(acc[i]) : acc[i]);
+}
+// G[dx][ci] += sum over places p of x[p][ci] * d[p - dx], p = 0..n + 2, d 0 at -2, -1, n, n + 1
+template <int MI>
+static void lean_three(int rows, const cf* xs, const cf* ds, int n, int64_t ld, float* G, int64_t next) {
+  vf acc[MI][3];
+#pragma GCC unroll 8
+  for (int i = 0; i < MI; i++)
+#pragma GCC unroll 3
+    for (int x = 0; x < 3; x++) acc[i][x] = zero();
+  for (int r = 0; r < rows; r++) {
+    cf a = xs[r], d = ds[r];
+    for (int p = 0; p < n + 2; p++, a += ld, d += VL) {
+      const vf d0 = load(d), d1 = load(d - VL), d2 = load(d - 2 * VL);
+#pragma GCC unroll 8
+      for (int i = 0; i < MI; i++) {
+        const vf av = all(a[i]);
+        acc[i][0] += av * d0;
+        acc[i][1] += av * d1;
+        acc[i][2] += av * d2;
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MI; i++)
+#pragma GCC unroll 3
+    for (int x = 0; x < 3; x++) store(G + x * next + i * VL, load(G + x * next + i * VL) + acc[i][x]);
+}
+static void rows_three(int mr, const Tile& t, int64_t ld) {
+  switch (mr) {
+#define FF_CASE(M) case M: return row_three<M>(t, ld);
+    FF_CASE(1) FF_CASE(2) FF_CASE(3) FF_CASE(4) FF_CASE(5) FF_CASE(6) FF_CASE(7) FF_CASE(8) FF_CASE(9) FF_CASE(10)
+    FF_CASE(11) FF_CASE(12) FF_CASE(13) FF_CASE(14) FF_CASE(15) FF_CASE(16)
+#undef FF_CASE
+  }
+  __builtin_trap();
+}
+static void leans_three(int mi, int rows, const cf* xs, const cf* ds, int n, int64_t ld, float* G, int64_t next) {
+  switch (mi) {
+#define FF_CASE(M) case M: return lean_three<M>(rows, xs, ds, n, ld, G, next);
+    FF_CASE(1) FF_CASE(2) FF_CASE(3) FF_CASE(4) FF_CASE(5) FF_CASE(6) FF_CASE(7) FF_CASE(8)
+#undef FF_CASE
+  }
+  __builtin_trap();
+}
 
 // Copies h rows of w * ld floats into rows `row` apart; borders are the caller's.
 static inline void lay(cf in, int h, int64_t length, float* out, int64_t row) {
@@ -98,11 +173,16 @@ static void sweep(const Grid& g, int sh, int sw, cf in, int h, int64_t row, int6
         }
         if (!n && go_on && !(relu && last)) continue;
         float* z = out + (r - r0) * out_row + VL * n0;
-        FF_SPLIT(q0, mr, cols, most_mr(nz)) {
+        const bool thin = narrow(g, N);
+        FF_SPLIT(q0, mr, cols, (thin ? MOST_THREE : most_mr(nz))) {
           for (int s = 0; s < n; s++) as[s] = from[s] + (int64_t)q0 * sw * ld;
           float* to = z + q0 * out_col;
-          tiles(mr, nz, Tile{n, as, bs, g.kc, (int64_t)sw * ld, 1, N, go_on ? ADD : bias ? BIAS : ZERO, go_on ? to : bias ? bias + VL * n0 : nullptr,
-                             out_col, 1.f, relu && last, to, out_col});
+          const Tile t{n, as, bs, g.kc, (int64_t)sw * ld, 1, N, go_on ? ADD : bias ? BIAS : ZERO, go_on ? to : bias ? bias + VL * n0 : nullptr,
+                       out_col, 1.f, relu && last, to, out_col};
+          if (thin)
+            rows_three(mr, t, ld);
+          else
+            tiles(mr, nz, t);
         }
       }
     }
@@ -124,6 +204,13 @@ static void lean(const Geometry& g, cf in, int64_t row, int64_t next, cf D, int6
       d[n++] = D + b * dnext + r * drow;
     }
     if (!n) continue;
+    if (narrow(g.forward, g.N)) {
+      FF_SPLIT(i0, mi, g.ld, MOST_LEAN_THREE) {
+        for (int s = 0; s < n; s++) as[s] = x[s] + i0;
+        leans_three(mi, n, as, d, g.ow, g.ld, G + (e.b + i0) * g.N, (int64_t)g.ld * g.N);
+      }
+      continue;
+    }
     FF_SPLIT(n0, nz, g.N / VL, MOST_NR) FF_SPLIT(i0, mr, kc, most_mr(nz)) {
       for (int s = 0; s < n; s++) as[s] = x[s] + i0, bs[s] = d[s] + VL * n0;
       float* to = G + (e.b + i0) * g.N + VL * n0;
