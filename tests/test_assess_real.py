@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from fieldfare.assess.artefact import read_artefact
 from fieldfare.assess.decide import charts
-from fieldfare.assess.demo.real import REAL
+from fieldfare.assess.demo.real import REAL, apart
 from fieldfare.assess.demo.tables import FILES, LEAST, TABLES
 from fieldfare.cli import app
 from fieldfare.core.errors import UsageError
@@ -79,8 +79,32 @@ def test_real_tables_walk_to_decisions_on_flashs_phones_with_stated_reasons(tmp_
         assert trace.number("logged_clients") == 240
         assert trace.inputs[0]["kind"] == "availability log"
         assert read_artefact(tmp_path / name / "proxy").number("natural") == 1.0
+        chosen = read_artefact(tmp_path / name / "simulation-mlp")
+        assert len(chosen.table("points")["chosen"]) == 3
+        assert not set(_seeds(tmp_path / name, "")) & set(_seeds(tmp_path / name, "tune/"))
+        told, tuned = (read_artefact(tmp_path / name / at).number("records") for at in ("proxy", "tuning"))
+        assert 0.75 * told < tuned < 0.85 * told  # type: ignore[operator]
     again = CliRunner().invoke(app, [*line, "--case", "search", "-t", "search.metric_loss_share=0.001"])
     assert json.loads(again.output.splitlines()[-1])["search"]["verdict"] == "NO-GO"
+
+
+def _seeds(case: Path, where: str) -> list[int]:
+    """Seeds of the runs of the mlp's search: those told, or those by which rates were compared."""
+    found = (case / "simulation-mlp-runs").glob(f"{where}arms/lr*/*/config.json")
+    seeds = [int(json.loads(one.read_text())["job"]["seed"]) for one in found]
+    assert seeds
+    return seeds
+
+
+def test_rates_are_compared_on_rows_to_train_on_alone_each_of_them_in_one_half() -> None:
+    n = 2_000
+    columns = {"member": np.arange(n) % 20, "label": np.arange(n) % 2, "x0": np.arange(n) * 1.0, "x1": np.zeros(n)}
+    kept, withheld = apart(columns, 0)
+    assert withheld["x"].shape[1] == 2
+    assert len(withheld["y"]) == pytest.approx(0.2 * n, rel=0.15)
+    assert np.array_equal(np.sort(np.concatenate([kept["x0"], withheld["x"][:, 0]])), columns["x0"])
+    assert np.array_equal(withheld["y"], withheld["x"][:, 0].astype(int) % 2)
+    assert not np.array_equal(apart(columns, 1)[0]["x0"], kept["x0"])
 
 
 def test_a_folder_without_the_tables_is_told_in_one_line(tmp_path: Path) -> None:

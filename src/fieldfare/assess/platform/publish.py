@@ -20,7 +20,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.metrics import lower_is_better
 from fieldfare.fleet.columns import Array, Text
 
-SETTINGS = ("concurrency", "buffer", "staleness", "lr")
+SETTINGS = ("concurrency", "buffer", "cohort", "staleness", "lr", "decay", "server_lr", "server_decay")
 """What tells a point from another."""
 
 
