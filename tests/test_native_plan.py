@@ -1,4 +1,4 @@
-"""Plans of the native core: every module that is lowered is computed as torch computes it, every other is refused."""
+"""Plans of the native core: every module that is lowered is computed as torch computes it."""
 
 from __future__ import annotations
 
@@ -7,224 +7,32 @@ from typing import Any
 import native_reference as reference
 import numpy as np
 import pytest
-import torch_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_models import (
+    LOWERED,
+    NAMES,
+    SIMPLE,
+    C,
+    F,
+    L,
+    Seq,
+    any_net,
+    labels,
+    net_of,
+    nn,
+    numbers,
+    planned,
+    symbols,
+    torch,
+)
 
 from fieldfare.core.block import Block
-from fieldfare.models import resnet, vgg5
 from fieldfare.work.native.fit import Native
 from fieldfare.work.native.lower import plan_of
 from fieldfare.work.native.modules import core
-from fieldfare.work.native.plan import NativePlan, Refusal, padded
+from fieldfare.work.native.plan import padded
 from fieldfare.work.torch_net import torch_net
-
-torch = pytest.importorskip("torch")
-import submodel_zoo_sequences  # noqa: E402, F401
-from submodel_zoo import ZOO, Net  # noqa: E402
-
-nn = torch.nn
-F = nn.functional
-C, L = nn.Conv2d, nn.Linear
-
-
-def planned(net: Any) -> NativePlan:
-    plan = plan_of(net)
-    assert isinstance(plan, NativePlan), str(plan)
-    return plan
-
-
-def labels(module: Any, x: Any, loss: str) -> Any:
-    """Targets that fit what `module` gives for `x`."""
-    r = np.random.default_rng(2)
-    with torch.no_grad():
-        given = torch.from_numpy(x)
-        out = module(given)
-    shape = tuple(out.shape)
-    if loss == "cross_entropy":
-        at = 1 if out.dim() != 3 else 2
-        return r.integers(0, shape[at], shape[:at] + shape[at + 1 :])
-    if loss == "bce":
-        return r.integers(0, 2, shape).astype(np.float32)
-    return r.standard_normal(shape).astype(np.float32)
-
-
-def net_of(module: Any, x: Any, loss: str = "cross_entropy") -> tuple[Any, dict[str, Any]]:
-    columns = {"x": x, "y": labels(module, x, loss)}
-    return torch_net(module, loss, example=columns), columns
-
-
-def numbers(*shape: int) -> Any:
-    return np.random.default_rng(1).standard_normal((4, *shape)).astype(np.float32)
-
-
-def symbols(*shape: int, most: int = 11) -> Any:
-    return np.random.default_rng(1).integers(0, most, (4, *shape))
-
-
-class Seq(Net):
-    """A module from a function, its parts, and a name of its own."""
-
-
-def made(name: str) -> tuple[Any, Any]:
-    """A module and its input for four examples."""
-    torch.manual_seed(3)
-    match name:
-        case "W2":
-            return nn.Sequential(L(784, 200), nn.ReLU(), L(200, 200), nn.ReLU(), L(200, 62)), numbers(784)
-        case "W3":
-            return nn.Sequential(
-                C(1, 32, 3), nn.ReLU(), C(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), L(576, 128), nn.ReLU(),
-                L(128, 62),
-            ), numbers(1, 10, 10)  # fmt: skip
-        case "W4":
-            return torch_cases.CharLSTM(), symbols(6)
-        case "vgg5 groups":
-            return vgg5((3, 8, 8), norm="group", widths=(8, 16, 16, 20)), numbers(3, 8, 8)
-        case "vgg5 batch":
-            return vgg5((1, 8, 8), norm="batch_alone", widths=(4, 6, 6, 20), unflatten=True), numbers(64)
-        case "resnet groups":
-            return resnet((3, 8, 8), norm="group", blocks=1, width=8), numbers(3, 8, 8)
-        case "resnet batch":
-            return resnet((3, 8, 8), norm="batch_alone", blocks=1, width=4), numbers(3, 8, 8)
-        case "last hidden state":
-            return Seq(lambda s, x: s.o(s.r(s.e(x))[1][0][-1]), e=nn.Embedding(11, 6, padding_idx=0),
-                       r=nn.LSTM(6, 5, 2, batch_first=True), o=L(5, 3)), symbols(7)  # fmt: skip
-        case "gru, time first":
-
-            def f(s: Any, x: Any) -> Any:
-                out, h = s.r(x.transpose(0, 1))
-                return s.o(out[-1]) + s.p(h.squeeze(0))
-
-            return Seq(f, r=nn.GRU(6, 5, bias=False), o=L(5, 3), p=L(5, 3)), numbers(7, 6)
-        case "embedding mean":
-            return Seq(lambda s, x: s.o(s.e(x).mean(1)), e=nn.Embedding(11, 20), o=L(20, 3)), symbols(7)
-        case "gpt-like positions":
-            return Seq(lambda s, x: s.o(F.gelu(s.n(s.e(x)), approximate="tanh")), e=nn.Embedding(11, 20),
-                       n=nn.LayerNorm(20), o=L(20, 11)), symbols(7)  # fmt: skip
-        case "functional":
-
-            def f(s: Any, x: Any) -> Any:
-                h = F.max_pool2d(F.leaky_relu(s.a(x), 0.2), 3, 2, 1)
-                h = F.avg_pool2d(torch.sigmoid(s.b(h)), 2, count_include_pad=False)
-                return F.linear(torch.flatten(h, 1), s.w, s.v)
-
-            w, v = nn.Parameter(torch.randn(3, 24)), nn.Parameter(torch.randn(3))
-            return Seq(f, a=C(2, 5, 3, 2, 2), b=C(5, 6, (3, 1), padding=(1, 0), bias=False), w=w, v=v), numbers(
-                2, 13, 13
-            )
-        case "asks for shapes":
-
-            def f(s: Any, x: Any) -> Any:
-                b, _c, h, w = x.shape
-                assert x.dim() == 4
-                assert len(x) == b
-                return s.o(s.a(x).relu().view(b, 4 * h * w))
-
-            return Seq(f, a=C(1, 4, 3, padding=1), o=L(100, 3)), numbers(1, 5, 5)
-        case "squeeze, unsqueeze":
-            return Seq(lambda s, x: s.o(s.a(x.unsqueeze(1)).mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1)),
-                       a=C(1, 4, 3, groups=1), o=L(4, 3)), numbers(5, 5)  # fmt: skip
-        case "view of a vector":
-            return Seq(lambda s, x: s.o(s.a(x.view(-1, 1, 6, 6)).tanh().reshape(len(x), -1)),
-                       a=C(1, 4, 3, groups=1), o=L(64, 3)), numbers(36)  # fmt: skip
-        case "channels last data":
-            return Seq(lambda s, x: s.o(s.a(x.permute(0, 3, 1, 2)).flatten(1)), a=C(3, 4, 3), o=L(36, 3)), numbers(
-                5, 5, 3
-            )
-        case "bytes-like pictures":
-            return Seq(lambda s, x: s.o(s.a((x - 0.5) / 0.25).flatten(1)), a=C(3, 4, 3), o=L(36, 3)), numbers(3, 5, 5)
-        case "convolution of a sequence":
-            return nn.Sequential(nn.Conv1d(3, 5, 3, 2, 1), nn.GELU(), nn.AvgPool1d(2), nn.Flatten(), L(10, 3)), numbers(
-                3, 9
-            )
-        case "depthwise":
-            return nn.Sequential(C(3, 20, 1), C(20, 20, 3, 2, 1, groups=20), nn.SiLU(), nn.AdaptiveAvgPool2d(2),
-                                 nn.Flatten(), L(80, 3)), numbers(3, 7, 7)  # fmt: skip
-        case "gates":
-            return Seq(lambda s, x: s.o(s.a(x) * s.b(x).sigmoid() + 1.5), a=L(6, 20), b=L(6, 20), o=L(20, 3)), numbers(
-                6
-            )
-        case "scales and shifts":
-            return Seq(lambda s, x: s.o(2 * (s.a(x) * s.g + s.h) - s.a(x)), a=L(6, 5), o=L(5, 3),
-                       g=nn.Parameter(torch.randn(5)), h=nn.Parameter(torch.randn(5))), numbers(6)  # fmt: skip
-        case "products with a matrix":
-            return Seq(lambda s, x: (x @ s.a).relu() @ s.b.t() + s.h, a=nn.Parameter(torch.randn(6, 5)),
-                       b=nn.Parameter(torch.randn(3, 5)), h=nn.Parameter(torch.randn(3))), numbers(6)  # fmt: skip
-        case "in place":
-
-            def f(s: Any, x: Any) -> Any:
-                h = F.relu(s.a(x), inplace=True)
-                k = s.b(x)
-                k += h
-                return s.o(k.tanh_())
-
-            return Seq(f, a=L(6, 5), b=L(6, 5), o=L(5, 3)), numbers(6)
-        case "a layer used twice":
-            one = L(6, 6)
-            return nn.Sequential(one, nn.ReLU(), one, nn.Tanh(), L(6, 3)), numbers(6)
-        case "dead ends":
-
-            def f(s: Any, x: Any) -> Any:
-                s.b(x)
-                return s.a(x)
-
-            return Seq(f, a=L(6, 3), b=L(6, 7), c=L(2, 2)), numbers(6)
-        case "frozen":
-            module = nn.Sequential(L(6, 5), nn.ReLU(), L(5, 5), nn.ReLU(), L(5, 3))
-            module[2].weight.requires_grad_(False)
-            module[0].requires_grad_(False)
-            return module, numbers(6)
-        case "subclass":
-
-            class Mine(nn.Linear):
-                def forward(self, x: Any) -> Any:
-                    return super().forward(x) * 0.5
-
-            return nn.Sequential(Mine(6, 5), nn.ReLU(), L(5, 3)), numbers(6)
-        case "segmentation":
-            return nn.Sequential(C(2, 8, 3, padding=1), nn.ReLU(), C(8, 3, 1)), numbers(2, 5, 5)
-        case "flattened norm":
-            return nn.Sequential(C(2, 3, 3), nn.Flatten(), nn.LayerNorm(27), nn.ReLU(), L(27, 3)), numbers(2, 5, 5)
-        case "pooled maximum":
-            return nn.Sequential(C(2, 20, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), L(20, 3)), numbers(
-                2, 5, 5
-            )
-        case "relu read twice":
-
-            def f(s: Any, x: Any) -> Any:
-                h = s.a(x)
-                return s.o((F.max_pool2d(h.relu(), 3) + h.mean((2, 3), keepdim=True) * 0.5).flatten(1))
-
-            return Seq(f, a=C(2, 4, 3), o=L(4, 3)), numbers(2, 5, 5)
-    raise AssertionError(name)
-
-
-NAMES = (
-    "W2", "W3", "W4", "vgg5 groups", "vgg5 batch", "resnet groups", "resnet batch", "last hidden state",
-    "gru, time first", "embedding mean", "gpt-like positions", "functional", "asks for shapes", "squeeze, unsqueeze",
-    "view of a vector", "channels last data", "bytes-like pictures", "convolution of a sequence", "depthwise", "gates",
-    "scales and shifts", "products with a matrix", "in place", "a layer used twice", "dead ends", "frozen", "subclass",
-    "segmentation", "flattened norm", "pooled maximum", "relu read twice",
-)  # fmt: skip
-LOWERED = (
-    "conv1d", "instance", "ln_several", "ln_several_noaffine", "gn_each", "grouped", "depth_mult", "convnext",
-    "permute_flat", "bn_noaffine", "tied_layers", "constant_shape", "ones_mask", "bucket", "lowrank",
-)  # fmt: skip
-
-
-def any_net(name: str) -> tuple[Any, dict[str, Any]]:
-    if name in torch_cases.KINDS:
-        columns = torch_cases.columns(name, 5)
-        return torch_net(torch_cases.module(name), example=columns), columns
-    if name in ZOO:
-        torch.manual_seed(1)
-        module, x = ZOO[name]()
-        return net_of(module, x.numpy())
-    return net_of(*made(name))
-
-
-SIMPLE = tuple(kind for kind in torch_cases.KINDS if kind != "tied")
 
 
 @pytest.mark.parametrize("name", [*SIMPLE, *NAMES, *LOWERED])
@@ -373,165 +181,6 @@ def test_packing_and_back_keeps_the_vector():
         plan = planned(any_net(name)[0])
         vector = np.arange(plan.vector_size, dtype=np.float64) + 1
         assert np.array_equal(plan.unpack(plan.pack(vector)), vector)
-
-
-def chance(s: Any, x: Any) -> Any:
-    return s.a(x) + torch.randn(3)
-
-
-def own_noise(s: Any, x: Any) -> Any:
-    return s.a(x + torch.randn_like(x))
-
-
-def by_value(s: Any, x: Any) -> Any:
-    return s.a(x) if x.sum() > 0 else s.a(-x)
-
-
-def by_training(s: Any, x: Any) -> Any:
-    return s.a(x) * 2 if s.training else s.a(x)
-
-
-def by_size(s: Any, x: Any) -> Any:
-    return s.a(x) * len(x)
-
-
-def first_of_batch(s: Any, x: Any) -> Any:
-    return s.a(x) + s.a(x)[0]
-
-
-def stale(s: Any, x: Any) -> Any:
-    h = s.a(x)
-    g = h.view(-1, 3)
-    h.relu_()
-    return h + g
-
-
-def counting(s: Any, x: Any) -> Any:
-    s.n += 1
-    return s.a(x)
-
-
-def always_drops(s: Any, x: Any) -> Any:
-    return s.a(F.dropout(x, 0.5))
-
-
-class Reversed(torch.autograd.Function):
-    """The identity, whose gradient is turned round."""
-
-    @staticmethod
-    def forward(context: Any, x: Any) -> Any:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(context: Any, d: Any) -> Any:
-        return -d
-
-
-def unlearnt(s: Any, x: Any) -> Any:
-    with torch.no_grad():
-        h = s.b(x)
-    return s.a(h)
-
-
-def in_half(s: Any, x: Any) -> Any:
-    with torch.autocast("cpu", torch.bfloat16):
-        return s.a(x).float()
-
-
-def cells(s: Any, x: Any) -> Any:
-    return s.a(s.r(x)[1][1][-1])
-
-
-REFUSED: dict[str, tuple[Any, str]] = {
-    "bilinear": (lambda: Seq(lambda s, x: s.mix(s.a(x), s.a(x)), a=L(6, 3), mix=nn.Bilinear(3, 3, 3)),
-                 "nn.Bilinear 'mix' has no native form"),
-    "function": (lambda: Seq(lambda s, x: torch.cat([s.a(x), s.a(x)], 1), a=L(6, 3)), "torch.cat has no native form"),
-    "method": (lambda: Seq(lambda s, x: s.a(x).cumsum(1), a=L(6, 3)), "Tensor.cumsum has no native form"),
-    "chance": (lambda: Seq(chance, a=L(6, 3)), "the forward of Seq draws random numbers of its own"),
-    "noise": (lambda: Seq(own_noise, a=L(6, 3)), "torch.randn_like has no native form"),
-    "values": (lambda: Seq(by_value, a=L(6, 3)), "the forward of Seq decides by values"),
-    "training": (lambda: Seq(by_training, a=L(6, 3)), "the forward of Seq differs between training and evaluation"),
-    "size": (lambda: Seq(by_size, a=L(6, 3)), "the forward of Seq depends on the size of the batch"),
-    "one of many": (lambda: Seq(first_of_batch, a=L(6, 3)), "operator.getitem takes one example of the batch"),
-    "stale": (lambda: Seq(stale, a=L(6, 3)), "operator.add reads what Tensor.relu_ has changed in place"),
-    "dropout": (lambda: Seq(always_drops, a=L(6, 3)), "F.dropout drops in evaluation too"),
-    "channels": (lambda: nn.Sequential(L(6, 3), nn.Dropout1d(0.5)), "nn.Dropout1d '1' has no native form"),
-    "weights": (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(L(6, 3))), "ParametrizedLinear '0'"),
-    "two outputs": (lambda: Seq(lambda s, x: (s.a(x), x), a=L(6, 3)), "a module of several outputs"),
-    "spread": (lambda: Seq(lambda s, x: s.a(x) * s.g, a=L(6, 3), g=nn.Parameter(torch.ones(1))),
-               "operator.mul spreads one trained number over channels"),
-    "backward": (lambda: Seq(lambda s, x: Reversed.apply(s.a(x)), a=L(6, 3)),
-                 "Reversed.apply has a backward of its own"),
-    "no gradient": (lambda: Seq(unlearnt, b=L(6, 6), a=L(6, 3)), "torch.no_grad in a forward has no native form"),
-    "half": (lambda: Seq(in_half, a=L(6, 3)), "nn.Linear 'a' gives torch.bfloat16, which has no native form"),
-    "logs": (lambda: Seq(lambda s, x: s.b(F.log_softmax(s.a(x), 1)), a=L(6, 4), b=L(4, 3)),
-             "nn.Linear 'b' has no native form"),
-    "logs of examples": (lambda: Seq(lambda s, x: F.log_softmax(s.a(x), 0), a=L(6, 3)),
-                         "logarithms of a softmax have a native form along the classes"),
-    "examples": (lambda: Seq(lambda s, x: s.a(x).softmax(0), a=L(6, 3)), "Tensor.softmax has no native form"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", [*REFUSED])
-def test_what_has_no_plan_is_refused_with_the_op_and_the_reason(name: str):
-    make, said = REFUSED[name]
-    columns = {"x": numbers(6), "y": np.arange(4) % 3}
-    refused = plan_of(torch_net(make(), example=columns))
-    assert isinstance(refused, Refusal)
-    assert str(refused).startswith(said)
-    assert "\n" not in str(refused)
-
-
-def test_buffers_that_change_hooks_and_forwards_of_one_layer_are_refused():
-    columns = {"x": numbers(6), "y": np.arange(4) % 3}
-    module = Seq(counting, a=L(6, 3))
-    module.register_buffer("n", torch.zeros(1))
-    assert str(plan_of(torch_net(module, example=columns))) == "the forward of Seq changes a buffer"
-    module = nn.Sequential(L(6, 3))
-    module[0].register_forward_hook(lambda m, i, o: o)
-    assert str(plan_of(torch_net(module, example=columns))) == "a hook on Linear '0' runs in Python"
-    module = nn.Sequential(L(6, 3))
-    module[0].forward = lambda x: x[:, :3]
-    assert str(plan_of(torch_net(module, example=columns))) == "Linear '0' has a forward of its own"
-
-
-def test_cells_directions_and_tied_weights_are_refused():
-    columns = {"x": numbers(7, 6), "y": np.arange(4) % 3}
-    module = Seq(cells, r=nn.LSTM(6, 5, batch_first=True), a=L(5, 3))
-    assert str(plan_of(torch_net(module, example=columns))) == "operator.getitem of the cell states has no native form"
-    module = Seq(lambda s, x: s.a(s.r(x)[0][:, -1]), r=nn.GRU(6, 5, batch_first=True, bidirectional=True), a=L(10, 3))
-    assert str(plan_of(torch_net(module, example=columns))) == (
-        "nn.GRU 'r' has no native form when bidirectional or projected"
-    )
-    net, _ = any_net("tied")
-    assert str(plan_of(net)) == "parameter 'emb.weight' is used in two forms, which the native core cannot tie"
-
-
-def test_losses_and_transforms_that_are_functions_are_refused():
-    columns = {"x": numbers(6), "y": np.arange(4) % 3}
-
-    def cross_entropy(output: Any, y: Any) -> Any:
-        return F.cross_entropy(output * 2, y)
-
-    said = "loss 'cross_entropy' has no native form: cross_entropy, masked_cross_entropy, mse, bce, l1 have one"
-    assert str(plan_of(torch_net(L(6, 3), cross_entropy, example=columns))) == said
-    weighted = nn.CrossEntropyLoss(label_smoothing=0.1)
-    assert str(plan_of(torch_net(L(6, 3), weighted, example=columns))).startswith("loss 'CrossEntropyLoss' has no")
-    net = torch_net(L(6, 3), transform=lambda x: x * 2, example=columns)
-    assert str(plan_of(net)) == "a function as transform runs in Python on every batch"
-    assert str(plan_of(torch_net(L(6, 3), path="graph", example=columns))).startswith("path='graph'")
-    assert str(plan_of(torch_net(L(6, 3)))).startswith("a net without example rows")
-    assert isinstance(plan_of(torch_net(L(6, 3)), columns), NativePlan)
-
-
-def test_tracing_leaves_the_module_and_the_random_state_as_they_were():
-    module = nn.Sequential(L(6, 5), nn.Dropout(0.5), L(5, 3)).eval()
-    before, names = torch.get_rng_state(), [*module.__dict__]
-    net = torch_net(module, example={"x": numbers(6), "y": np.arange(4) % 3})
-    planned(net)
-    assert torch.equal(before, torch.get_rng_state())
-    assert not module.training
-    assert [*module.__dict__] == names
 
 
 BENDS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.LeakyReLU)

@@ -1,0 +1,221 @@
+"""Modules of many kinds for the native planner, with rows of data that fit them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch_cases
+
+from fieldfare.models import resnet, vgg5
+from fieldfare.work.native.lower import plan_of
+from fieldfare.work.native.plan import NativePlan
+from fieldfare.work.torch_net import torch_net
+
+torch = pytest.importorskip("torch")
+import submodel_zoo_sequences  # noqa: E402, F401
+from submodel_zoo import ZOO, Net  # noqa: E402
+
+nn = torch.nn
+F = nn.functional
+C, L = nn.Conv2d, nn.Linear
+
+
+def planned(net: Any) -> NativePlan:
+    plan = plan_of(net)
+    assert isinstance(plan, NativePlan), str(plan)
+    return plan
+
+
+def labels(module: Any, x: Any, loss: str) -> Any:
+    """Targets that fit what `module` gives for `x`."""
+    r = np.random.default_rng(2)
+    with torch.no_grad():
+        given = torch.from_numpy(x)
+        out = module(given)
+    shape = tuple(out.shape)
+    if loss == "cross_entropy":
+        at = 1 if out.dim() != 3 else 2
+        return r.integers(0, shape[at], shape[:at] + shape[at + 1 :])
+    if loss == "bce":
+        return r.integers(0, 2, shape).astype(np.float32)
+    return r.standard_normal(shape).astype(np.float32)
+
+
+def net_of(module: Any, x: Any, loss: str = "cross_entropy") -> tuple[Any, dict[str, Any]]:
+    columns = {"x": x, "y": labels(module, x, loss)}
+    return torch_net(module, loss, example=columns), columns
+
+
+def numbers(*shape: int) -> Any:
+    return np.random.default_rng(1).standard_normal((4, *shape)).astype(np.float32)
+
+
+def symbols(*shape: int, most: int = 11) -> Any:
+    return np.random.default_rng(1).integers(0, most, (4, *shape))
+
+
+class Seq(Net):
+    """A module from a function, its parts, and a name of its own."""
+
+
+def made(name: str) -> tuple[Any, Any]:
+    """A module and its input for four examples."""
+    torch.manual_seed(3)
+    match name:
+        case "W2":
+            return nn.Sequential(L(784, 200), nn.ReLU(), L(200, 200), nn.ReLU(), L(200, 62)), numbers(784)
+        case "W3":
+            return nn.Sequential(
+                C(1, 32, 3), nn.ReLU(), C(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), L(576, 128), nn.ReLU(),
+                L(128, 62),
+            ), numbers(1, 10, 10)  # fmt: skip
+        case "W4":
+            return torch_cases.CharLSTM(), symbols(6)
+        case "vgg5 groups":
+            return vgg5((3, 8, 8), norm="group", widths=(8, 16, 16, 20)), numbers(3, 8, 8)
+        case "vgg5 batch":
+            return vgg5((1, 8, 8), norm="batch_alone", widths=(4, 6, 6, 20), unflatten=True), numbers(64)
+        case "resnet groups":
+            return resnet((3, 8, 8), norm="group", blocks=1, width=8), numbers(3, 8, 8)
+        case "resnet batch":
+            return resnet((3, 8, 8), norm="batch_alone", blocks=1, width=4), numbers(3, 8, 8)
+        case "last hidden state":
+            return Seq(lambda s, x: s.o(s.r(s.e(x))[1][0][-1]), e=nn.Embedding(11, 6, padding_idx=0),
+                       r=nn.LSTM(6, 5, 2, batch_first=True), o=L(5, 3)), symbols(7)  # fmt: skip
+        case "gru, time first":
+
+            def f(s: Any, x: Any) -> Any:
+                out, h = s.r(x.transpose(0, 1))
+                return s.o(out[-1]) + s.p(h.squeeze(0))
+
+            return Seq(f, r=nn.GRU(6, 5, bias=False), o=L(5, 3), p=L(5, 3)), numbers(7, 6)
+        case "embedding mean":
+            return Seq(lambda s, x: s.o(s.e(x).mean(1)), e=nn.Embedding(11, 20), o=L(20, 3)), symbols(7)
+        case "gpt-like positions":
+            return Seq(lambda s, x: s.o(F.gelu(s.n(s.e(x)), approximate="tanh")), e=nn.Embedding(11, 20),
+                       n=nn.LayerNorm(20), o=L(20, 11)), symbols(7)  # fmt: skip
+        case "functional":
+
+            def f(s: Any, x: Any) -> Any:
+                h = F.max_pool2d(F.leaky_relu(s.a(x), 0.2), 3, 2, 1)
+                h = F.avg_pool2d(torch.sigmoid(s.b(h)), 2, count_include_pad=False)
+                return F.linear(torch.flatten(h, 1), s.w, s.v)
+
+            w, v = nn.Parameter(torch.randn(3, 24)), nn.Parameter(torch.randn(3))
+            return Seq(f, a=C(2, 5, 3, 2, 2), b=C(5, 6, (3, 1), padding=(1, 0), bias=False), w=w, v=v), numbers(
+                2, 13, 13
+            )
+        case "asks for shapes":
+
+            def f(s: Any, x: Any) -> Any:
+                b, _c, h, w = x.shape
+                assert x.dim() == 4
+                assert len(x) == b
+                return s.o(s.a(x).relu().view(b, 4 * h * w))
+
+            return Seq(f, a=C(1, 4, 3, padding=1), o=L(100, 3)), numbers(1, 5, 5)
+        case "squeeze, unsqueeze":
+            return Seq(lambda s, x: s.o(s.a(x.unsqueeze(1)).mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1)),
+                       a=C(1, 4, 3, groups=1), o=L(4, 3)), numbers(5, 5)  # fmt: skip
+        case "view of a vector":
+            return Seq(lambda s, x: s.o(s.a(x.view(-1, 1, 6, 6)).tanh().reshape(len(x), -1)),
+                       a=C(1, 4, 3, groups=1), o=L(64, 3)), numbers(36)  # fmt: skip
+        case "channels last data":
+            return Seq(lambda s, x: s.o(s.a(x.permute(0, 3, 1, 2)).flatten(1)), a=C(3, 4, 3), o=L(36, 3)), numbers(
+                5, 5, 3
+            )
+        case "bytes-like pictures":
+            return Seq(lambda s, x: s.o(s.a((x - 0.5) / 0.25).flatten(1)), a=C(3, 4, 3), o=L(36, 3)), numbers(3, 5, 5)
+        case "convolution of a sequence":
+            return nn.Sequential(nn.Conv1d(3, 5, 3, 2, 1), nn.GELU(), nn.AvgPool1d(2), nn.Flatten(), L(10, 3)), numbers(
+                3, 9
+            )
+        case "depthwise":
+            return nn.Sequential(C(3, 20, 1), C(20, 20, 3, 2, 1, groups=20), nn.SiLU(), nn.AdaptiveAvgPool2d(2),
+                                 nn.Flatten(), L(80, 3)), numbers(3, 7, 7)  # fmt: skip
+        case "gates":
+            return Seq(lambda s, x: s.o(s.a(x) * s.b(x).sigmoid() + 1.5), a=L(6, 20), b=L(6, 20), o=L(20, 3)), numbers(
+                6
+            )
+        case "scales and shifts":
+            return Seq(lambda s, x: s.o(2 * (s.a(x) * s.g + s.h) - s.a(x)), a=L(6, 5), o=L(5, 3),
+                       g=nn.Parameter(torch.randn(5)), h=nn.Parameter(torch.randn(5))), numbers(6)  # fmt: skip
+        case "products with a matrix":
+            return Seq(lambda s, x: (x @ s.a).relu() @ s.b.t() + s.h, a=nn.Parameter(torch.randn(6, 5)),
+                       b=nn.Parameter(torch.randn(3, 5)), h=nn.Parameter(torch.randn(3))), numbers(6)  # fmt: skip
+        case "in place":
+
+            def f(s: Any, x: Any) -> Any:
+                h = F.relu(s.a(x), inplace=True)
+                k = s.b(x)
+                k += h
+                return s.o(k.tanh_())
+
+            return Seq(f, a=L(6, 5), b=L(6, 5), o=L(5, 3)), numbers(6)
+        case "a layer used twice":
+            one = L(6, 6)
+            return nn.Sequential(one, nn.ReLU(), one, nn.Tanh(), L(6, 3)), numbers(6)
+        case "dead ends":
+
+            def f(s: Any, x: Any) -> Any:
+                s.b(x)
+                return s.a(x)
+
+            return Seq(f, a=L(6, 3), b=L(6, 7), c=L(2, 2)), numbers(6)
+        case "frozen":
+            module = nn.Sequential(L(6, 5), nn.ReLU(), L(5, 5), nn.ReLU(), L(5, 3))
+            module[2].weight.requires_grad_(False)
+            module[0].requires_grad_(False)
+            return module, numbers(6)
+        case "subclass":
+
+            class Mine(nn.Linear):
+                def forward(self, x: Any) -> Any:
+                    return super().forward(x) * 0.5
+
+            return nn.Sequential(Mine(6, 5), nn.ReLU(), L(5, 3)), numbers(6)
+        case "segmentation":
+            return nn.Sequential(C(2, 8, 3, padding=1), nn.ReLU(), C(8, 3, 1)), numbers(2, 5, 5)
+        case "flattened norm":
+            return nn.Sequential(C(2, 3, 3), nn.Flatten(), nn.LayerNorm(27), nn.ReLU(), L(27, 3)), numbers(2, 5, 5)
+        case "pooled maximum":
+            return nn.Sequential(C(2, 20, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), L(20, 3)), numbers(
+                2, 5, 5
+            )
+        case "relu read twice":
+
+            def f(s: Any, x: Any) -> Any:
+                h = s.a(x)
+                return s.o((F.max_pool2d(h.relu(), 3) + h.mean((2, 3), keepdim=True) * 0.5).flatten(1))
+
+            return Seq(f, a=C(2, 4, 3), o=L(4, 3)), numbers(2, 5, 5)
+    raise AssertionError(name)
+
+
+NAMES = (
+    "W2", "W3", "W4", "vgg5 groups", "vgg5 batch", "resnet groups", "resnet batch", "last hidden state",
+    "gru, time first", "embedding mean", "gpt-like positions", "functional", "asks for shapes", "squeeze, unsqueeze",
+    "view of a vector", "channels last data", "bytes-like pictures", "convolution of a sequence", "depthwise", "gates",
+    "scales and shifts", "products with a matrix", "in place", "a layer used twice", "dead ends", "frozen", "subclass",
+    "segmentation", "flattened norm", "pooled maximum", "relu read twice",
+)  # fmt: skip
+LOWERED = (
+    "conv1d", "instance", "ln_several", "ln_several_noaffine", "gn_each", "grouped", "depth_mult", "convnext",
+    "permute_flat", "bn_noaffine", "tied_layers", "constant_shape", "ones_mask", "bucket", "lowrank",
+)  # fmt: skip
+
+
+def any_net(name: str) -> tuple[Any, dict[str, Any]]:
+    if name in torch_cases.KINDS:
+        columns = torch_cases.columns(name, 5)
+        return torch_net(torch_cases.module(name), example=columns), columns
+    if name in ZOO:
+        torch.manual_seed(1)
+        module, x = ZOO[name]()
+        return net_of(module, x.numpy())
+    return net_of(*made(name))
+
+
+SIMPLE = tuple(kind for kind in torch_cases.KINDS if kind != "tied")
