@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from fieldfare.work.native.fit import Native
     from fieldfare.work.submodel.axes import Axes
     from fieldfare.work.torch_inner import Within
+    from fieldfare.work.torch_lockstep import Lockstep
     from fieldfare.work.torch_loss import Column
     from fieldfare.work.torch_lower import Ending
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-Path: TypeAlias = Literal["auto", "native", "stacked", "hand", "graph"]
+Path: TypeAlias = Literal["auto", "native", "stacked", "hand", "graph", "lockstep"]
 Transform: TypeAlias = Callable[[Any], Any]
 
 _EVALUATED = 256
@@ -65,8 +66,9 @@ def torch_net(
     (output, y) -> scalar. `metrics`: "accuracy", "mae", "mse", or functions (output, y) -> value per example; None:
     accuracy for classifiers. `x`, `y`: columns of the data; several `x` are several arguments. `transform`: for `x`,
     "unit" (uint8 as 0..1), "tokens" (uint8 as int64), or a function on a batch, which may draw from torch's generator.
-    `path`: "auto", "native" (the compiled core), "stacked" or "hand" (known layers without autograd), or "graph" (every
-    layer left to autograd). `example`: some rows of the columns, from which FLOPs are counted.
+    `path`: "auto", "native" (the compiled core), "stacked" or "hand" (known layers without autograd), "graph" (every
+    layer left to autograd), or "lockstep" (stacks by vmap; the way where there is a CUDA device). `example`: some rows
+    of the columns, from which FLOPs are counted.
     Errors: `MissingExtra` without torch, `UsageError` for what cannot be averaged (running statistics), is not float32,
     or is not on the CPU.
     """
@@ -131,9 +133,10 @@ class TorchNet:
         self._factored: dict[int, TorchNet] = {}
         self._within: Within | None = None
         self._native: Native | str | None = None
+        self._lockstep: Lockstep | str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_resident": None, "_smaller": {}, "_changed": {}, "_factored": {}}
+        return {**self.__dict__, "_resident": None, "_lockstep": None, "_smaller": {}, "_changed": {}, "_factored": {}}
 
     @property
     def native(self) -> Native | str:
@@ -152,18 +155,35 @@ class TorchNet:
     @property
     def on_core(self) -> Native | None:
         """`native`, where it is the way this net is trained here."""
-        if asked(self.path) in ("stacked", "hand", "graph") or isinstance(native := self.native, str):
+        if asked(self.path) in ("stacked", "hand", "graph", "lockstep") or isinstance(native := self.native, str):
             return None
         return native if chosen(native.key, ("native", "torch"), self.path) == "native" else None
 
     @property
+    def lockstep(self) -> Lockstep | None:
+        """Stacks in lockstep, where that is the way: on a CUDA device, or asked for."""
+        from fieldfare.work.torch_lockstep import Lockstep, device
+
+        told = asked(self.path)
+        if told not in ("auto", "lockstep") or isinstance(self._lockstep, str) or self._within is not None:
+            return None
+        if self._lockstep is None:
+            on = device() or ("cpu" if told == "lockstep" else None)
+            masked = self.loss == "masked_cross_entropy"
+            if on is None or masked:
+                self._lockstep = "this loss is each client's own" if masked else "there is no CUDA device"
+                return None
+            self._lockstep = Lockstep(self._module, self._loss, on)
+        return self._lockstep
+
+    @property
     def threaded(self) -> bool:
-        """Whether it is computed by threads of this process, so that more processes gain nothing."""
-        return self.on_core is not None
+        """Whether it is computed in this process, by its threads or a device, so that more processes gain nothing."""
+        return self.lockstep is not None or self.on_core is not None
 
     def folds(self, training: Training) -> bool:
         """Whether `fit` takes a `Folding`."""
-        return self.on_core is not None
+        return self.lockstep is None and self.on_core is not None
 
     def axes(self) -> Axes:
         """The channel groups of the module, found on `example`, once."""
@@ -253,6 +273,10 @@ class TorchNet:
         drift: Drift, moments: F32 | None = None, fold: Folding | None = None,
     ) -> Fit:  # fmt: skip
         """Train n clients: on the compiled core, one per thread; or one after the other, each from `start[row]`."""
+        if (stack := self.lockstep) is not None:
+            fitted = self._in_lockstep(stack, start, row, data, plan, training, lr, drift, moments)
+            if fitted is not None:
+                return fitted
         if (core := self.on_core) is not None:
             self._check_labels(data)
             return core.fit(start, row, data, plan, keys, training, lr, drift, moments, fold)
@@ -376,6 +400,23 @@ class TorchNet:
         if self._transform is not None:
             said["transform"] = self._transform if isinstance(self._transform, str) else _name(self._transform)
         return {**said, "frozen": frozen} if frozen else said
+
+    def _in_lockstep(
+        self, stack: Lockstep, start: F32, row: I64, data: Block, plan: Plan, training: Training, lr: float,
+        drift: Drift, moments: F32 | None,
+    ) -> Fit | None:  # fmt: skip
+        """What stacks give; None from then on where an operation of the module cannot be stacked."""
+        from fieldfare.work.torch_lockstep import fit
+
+        inputs, target = self._columns(data)
+        transform = self._transform if callable(self._transform) else None
+        try:
+            return fit(stack, start, row, inputs, target, transform, plan, training, lr, drift, moments)
+        except RuntimeError as error:
+            if wants_memory(error):
+                raise too_little_memory(error, "to train a stack of clients in lockstep") from error
+            self._lockstep = f"it cannot be stacked: {str(error).splitlines()[0]}"
+            return None
 
     def _check_labels(self, data: Block) -> None:
         """Refuse columns that the loss cannot compare with."""

@@ -44,6 +44,10 @@ def must_be_native(net: DenseNet | TorchNet) -> None:
 
 def told(net: DenseNet | TorchNet, otherwise: str, why: str) -> dict[str, Any]:
     """How a net is computed here and why, for its description; `otherwise`, `why`: the way without the core."""
+    if (stack := getattr(net, "lockstep", None)) is not None:
+        return {"path": "lockstep", "why": f"stacks of clients on {stack.on}"}
+    if isinstance(no := getattr(net, "_lockstep", None), str) and asked(net.path) == "lockstep":
+        why = f"{why}; not in lockstep: {no}"
     native, on_core = net.native, net.on_core
     if on_core is not None:
         choice = settled(on_core.key)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from fieldfare.core.errors import UsageError
 
-PATHS = ("auto", "native", "stacked", "hand", "graph")
+PATHS = ("auto", "native", "stacked", "hand", "graph", "lockstep")
 """What may be asked for, by a net's `path=` or by FIELDFARE_PATH (which binds only nets that can go that way)."""
 
 
