@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -173,6 +174,15 @@ def test_importing_fieldfare_and_asking_nothing_loads_no_core():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_script_that_builds_cores_refuses_one_that_does_not_exist():
+    script = Path(__file__).parents[1] / "scripts" / "native"
+    if not script.exists():
+        pytest.skip("an unpacked sdist has no scripts")
+    done = subprocess.run([sys.executable, script, "sse"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("'sse' is no core: name any of plain, avx2, avx512")
 
 
 def _built(kind):
