@@ -27,11 +27,14 @@ from native_models import (
     torch,
 )
 
+from fieldfare.core import rng
 from fieldfare.core.block import Block
 from fieldfare.work.native.fit import Native
 from fieldfare.work.native.lower import plan_of
 from fieldfare.work.native.modules import core
 from fieldfare.work.native.plan import padded
+from fieldfare.work.net import Drift, Training
+from fieldfare.work.plan import make_plan
 from fieldfare.work.torch_net import torch_net
 
 
@@ -59,6 +62,38 @@ def test_the_core_computes_a_plan_as_the_reference_does(name: str):
         found, mine = native.gradient(vector, block)
         assert abs(found - value) <= 2e-5 * max(1.0, abs(value))
         assert np.abs(mine - slope).max() <= 2e-5 * max(1.0, np.abs(slope).max())
+
+
+# with a larger eps, as Adam divides by the gradient's size, and rounding is all there is of one that should be 0
+WAYS = (
+    Training(lr=0.05, batch_size=3, epochs=2),
+    Training(lr=0.05, batch_size=2, steps=5, momentum=0.9, weight_decay=0.01),
+    Training(lr=0.01, batch_size=4, epochs=2, optimizer="adam", clip_norm=0.5, eps=0.01),
+)
+
+
+@pytest.mark.parametrize("name", [*SIMPLE, *NAMES, *LOWERED])
+def test_training_on_the_core_ends_where_autograd_ends(name: str):
+    if core() is None:
+        pytest.skip("the compiled core is not here")
+    net, columns = any_net(name)
+    native = Native(planned(net), net.x, net.y, 1.0)
+    if native.plan.chance:
+        pytest.skip("the core draws dropout from its own stream")
+    n = len(columns["y"])
+    training = WAYS[len(name) % len(WAYS)]
+    block = Block(columns, np.r_[np.arange(n), np.arange(n)[::-1], np.arange(n)], np.arange(4) * n)
+    keys = rng.keys(0, ("test",), np.arange(3))
+    plan = make_plan(block, keys, training)
+    start, row = net.init(0).vector[None], np.zeros(3, np.int64)
+    drift = Drift(mu=0.1, mask=np.arange(net.layout.size) % 5 > 0) if len(name) % 2 else Drift()
+    mine = native.fit(start, row, block, plan, keys, training, training.lr, drift)
+    graph = torch_net(net._module, net._loss, x=net.x, y=net.y, path="graph", example=columns)
+    other = graph.fit(start, row, block, plan, keys, training, training.lr, drift)
+    assert np.abs(mine.params - other.params).max() <= 5e-5
+    assert np.allclose(mine.loss, other.loss, rtol=1e-4, atol=1e-4)
+    if drift.mask is not None:
+        assert np.array_equal(mine.params[:, ~drift.mask], np.repeat(start[:, ~drift.mask], 3, 0))
 
 
 @pytest.mark.parametrize(
