@@ -1,7 +1,8 @@
 # make demo    install what the demo needs into .venv, train on real digits, write runs/latest/report.html
 # make test    install what the tests need into .venv, run the default suite
 # make examples  run every example that needs no tables, and compare how it ends with the numbers stored beside it
-# make test-all  the slow tests and the tests on optional real data as well, and the compiled core under sanitizers
+# make test-all  the slow tests and the tests on optional real data as well, and what `make sanitize` runs
+# make sanitize  random plans on the compiled core under the address, undefined-behaviour and thread sanitizers (minutes)
 # make check   format, lint, types, import contracts, docs in step with the command line
 # make wheel   dist/: a wheel with the compiled core, its name telling the oldest system it runs on, and the sources;
 #              fails where the core cannot be compiled
@@ -15,7 +16,7 @@ export OPENBLAS_NUM_THREADS := 1
 export OMP_NUM_THREADS := 1
 BUILT_FROM := pyproject.toml CMakeLists.txt $(wildcard native/*.h native/*.cpp)
 
-.PHONY: demo test examples test-all check native wheel clean
+.PHONY: demo test examples test-all sanitize check native wheel clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,8 +40,10 @@ examples: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m 'slow and not data' -n 2 tests/test_examples.py
 
 test-all: $(VENV)/.stamp-test
-	for kind in address undefined thread; do scripts/native --sanitize $$kind || exit 1; done
 	$(BIN)/python -m pytest -n 2
+
+sanitize: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -m slow -n 2 tests/test_native_sanitize.py
 
 check: $(VENV)/.stamp-test
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
