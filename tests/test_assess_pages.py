@@ -93,7 +93,7 @@ def test_both_modes_are_drawn_over_time_and_over_devices_time_with_their_bands(t
     assert found.count("<polygon") == 4
     assert "At equal time" in found
     assert "At equal devices&#x27; time" in found
-    assert "The buffer reached the target 2 times as fast as rounds (1.5 to 2.5 by seed), for 50% less" in found
+    assert "The buffer reached the target 2 times as fast as rounds (1.5 to 2.5 by seed), for 50 % less" in found
     assert "target 0.3" in found
     cells = re.findall(r"<td[^>]*>([^<]*)", found)
     assert cells[:4] == ["60 min", "120 min", "10 h", "20 h"]
@@ -114,7 +114,7 @@ def test_where_rounds_were_sooner_the_sentence_says_so(tmp_path: Path) -> None:
     told = sweeps.compared(simulation(tmp_path / "s", speed_up=0.5))
     assert told is not None
     assert "Synchronous rounds reached the target 2 times as fast as the buffer" in told
-    assert "100% more of devices" in told
+    assert "100 % more of devices" in told
 
 
 def test_a_sweep_is_drawn_and_no_gate_reads_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from fieldfare.assess.decide import parts
 from fieldfare.assess.decide.decision import Decided
 from fieldfare.assess.decide.diagram import COLOURS, diagram
-from fieldfare.assess.decide.words import source, title, words
+from fieldfare.assess.decide.words import plainly, source, title, words
 from fieldfare.report import page
 from fieldfare.report.page import Section, Tile
 
@@ -60,7 +60,7 @@ def report(decided: Decided) -> str:
     ]  # fmt: skip
     return page.document(
         title=str(told["title"]), eyebrow="Should this model go federated?",
-        subtitle=f"{told['verdict']}: {told['reason']}", tiles=_tiles(decided), sections=sections,
+        subtitle=f"{told['verdict']}: {plainly(str(told['reason']))}", tiles=_tiles(decided), sections=sections,
         notes=list(told["conditions"]), footer=f"Written by fieldfare {told['tool_version']}.",
     )  # fmt: skip
 
@@ -84,14 +84,14 @@ def _tiles(decided: Decided) -> list[Tile]:
 def _verdict(told: Mapping[str, Any]) -> str:
     tone = TONES[told["verdict"]]
     plain = told["verdict"] == "GO"  # its reason says no more than the words
-    reason = "" if plain else f"<p>{escape(str(told['reason']))}</p>"
+    reason = "" if plain else f"<p>{escape(plainly(str(told['reason'])))}</p>"
     out = [STYLE, f'<div class="verdict" style="--tone:{tone}"><b>{escape(told["verdict"])}</b>'
            f"<p>{escape(WORDS[told['verdict']])}</p>{reason}</div>"]  # fmt: skip
     binding = told["binding"]
     if binding:
         what = "What binds" if told["verdict"] == "NO-GO" else "Nearest to its limit"
         value, limit = (escape(words(binding[name], binding["unit"])) for name in ("value", "threshold"))
-        told_ = f"{escape(title(binding['name']))} is {value}, at {binding['at']} {limit} is allowed"
+        told_ = f"{escape(title(binding['name']))}: {value}, where at {binding['at']} {limit} is allowed"
         out.append(f"<p><b>{what}:</b> {told_} {source(binding['source_sha256'])}</p>")
     out += _list("Conditions", told["conditions"])
     out += _list("Missing", told["missing"])

@@ -142,7 +142,7 @@ def _said(one: Artefact) -> str:
     if spent["async"] and spent["sync"]:
         share = spent["async"] / spent["sync"] - 1
         share = share if ratio.value >= 1 else spent["sync"] / spent["async"] - 1
-        told += f", for {abs(share):.0%} {'more' if share >= 0 else 'less'} of devices' time"
+        told += f", for {100 * abs(share):.0f} % {'more' if share >= 0 else 'less'} of devices' time"
     return f"<p><b>{escape(told)}.</b> FLINT found 1.2 to 6 times for its three models.</p>"
 
 

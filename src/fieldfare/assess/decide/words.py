@@ -49,6 +49,17 @@ def title(name: str) -> str:
     return TITLES.get(name) or name[:1].upper() + name[1:].replace("_", " ")
 
 
+def plainly(text: str) -> str:
+    """A sentence with numbers' names for people in place of those of programs.
+
+    >>> plainly("Is the privacy budget acceptable? No: attack_success: 18 % is above 10 %")
+    'Is the privacy budget acceptable? No: Attacks that succeed: 18 % is above 10 %'
+    """
+    for name in sorted(TITLES, key=len, reverse=True):
+        text = text.replace(f" {name}: ", f" {TITLES[name]}: ")
+    return text
+
+
 def words(value: float | None, unit: str) -> str:
     """A number in its unit, for people; seconds, bytes, joules and shares in the size that reads best.
 

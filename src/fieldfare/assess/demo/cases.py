@@ -24,7 +24,7 @@ from fieldfare.core import rng
 Array = NDArray[Any]
 FEATURES = 24
 TEST_ROWS = 4_000
-SWEEP_H = 4.0
+SWEEP_H = 2.0
 
 
 @dataclass(frozen=True)
