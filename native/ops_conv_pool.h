@@ -6,79 +6,9 @@
 #pragma once
 #include "dense_conv.h"
 #include "ops_pool.h"
+#include "sparse.h"
 
 namespace ff {
-
-constexpr int SPARSE_Y = 3, SPARSE_V = 8;              // rows and vectors of a kernel at a time, at most
-constexpr int SPARSE_MOST = VL == 16 ? 24 : 12;        // in registers
-
-struct Place {
-  int32_t at;   // of the kernel's corner in the picture
-  float value;
-};
-
-// to[y][v] += sum of value * x[at + y * row ...]
-template <int Y, int V>
-static void sparse_gather(const Place* place, int n, cf x, int64_t row, float* to, int64_t to_row) {
-  vf acc[Y][V];
-#pragma GCC unroll 4
-  for (int y = 0; y < Y; y++)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) acc[y][v] = load(to + y * to_row + v * VL);
-  for (int i = 0; i < n; i++) {
-    cf from = x + place[i].at;
-    const vf d = all(place[i].value);
-#pragma GCC unroll 4
-    for (int y = 0; y < Y; y++)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) acc[y][v] += d * load(from + y * row + v * VL);
-  }
-#pragma GCC unroll 4
-  for (int y = 0; y < Y; y++)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) store(to + y * to_row + v * VL, acc[y][v]);
-}
-// x[at + y * row ...] += value * w[y][v]
-template <int Y, int V>
-static void sparse_scatter(const Place* place, int n, float* x, int64_t row, cf w, int64_t w_row) {
-  vf kernel[Y][V];
-#pragma GCC unroll 4
-  for (int y = 0; y < Y; y++)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; v++) kernel[y][v] = load(w + y * w_row + v * VL);
-  for (int i = 0; i < n; i++) {
-    float* to = x + place[i].at;
-    const vf d = all(place[i].value);
-#pragma GCC unroll 4
-    for (int y = 0; y < Y; y++)
-#pragma GCC unroll 8
-      for (int v = 0; v < V; v++) store(to + y * row + v * VL, load(to + y * row + v * VL) + d * kernel[y][v]);
-  }
-}
-#define FF_SPARSE_ROW(F, Y) \
-  case Y * 16 + 1: return F<Y, 1>(p, n, x, row, w, w_row); case Y * 16 + 2: return F<Y, 2>(p, n, x, row, w, w_row); \
-  case Y * 16 + 3: return F<Y, 3>(p, n, x, row, w, w_row); case Y * 16 + 4: return F<Y, 4>(p, n, x, row, w, w_row);
-#define FF_SPARSE_WIDE(F, Y) \
-  case Y * 16 + 5: return F<Y, 5>(p, n, x, row, w, w_row); case Y * 16 + 6: return F<Y, 6>(p, n, x, row, w, w_row); \
-  case Y * 16 + 7: return F<Y, 7>(p, n, x, row, w, w_row); case Y * 16 + 8: return F<Y, 8>(p, n, x, row, w, w_row);
-#if FF_VL == 16
-#define FF_SPARSE_ALL(F) FF_SPARSE_ROW(F, 1) FF_SPARSE_WIDE(F, 1) FF_SPARSE_ROW(F, 2) FF_SPARSE_WIDE(F, 2) FF_SPARSE_ROW(F, 3) FF_SPARSE_WIDE(F, 3)
-#else
-#define FF_SPARSE_ALL(F) \
-  FF_SPARSE_ROW(F, 1) FF_SPARSE_WIDE(F, 1) FF_SPARSE_ROW(F, 2) case 2 * 16 + 5: return F<2, 5>(p, n, x, row, w, w_row); \
-  case 2 * 16 + 6: return F<2, 6>(p, n, x, row, w, w_row); FF_SPARSE_ROW(F, 3)
-#endif
-static void gathers(int y, int v, const Place* p, int n, cf x, int64_t row, float* w, int64_t w_row) {
-  switch (y * 16 + v) { FF_SPARSE_ALL(sparse_gather) }
-  __builtin_trap();
-}
-static void scatters(int y, int v, const Place* p, int n, float* x, int64_t row, cf w, int64_t w_row) {
-  switch (y * 16 + v) { FF_SPARSE_ALL(sparse_scatter) }
-  __builtin_trap();
-}
-#undef FF_SPARSE_ROW
-#undef FF_SPARSE_WIDE
-#undef FF_SPARSE_ALL
 
 struct ConvMaxPool final : Op {
   Geometry g;          // of the convolution, as far as windows reach
@@ -86,6 +16,7 @@ struct ConvMaxPool final : Op {
   bool relu;
   int top, below_rows;     // border rows of the whole picture
   int run;             // floats of a row of the kernel, filled up to vectors
+  bool by_window;      // windows of 2x2 over neighbours: the input's gradient is summed window by window
   bool bordered;       // or of a width that vectors overrun: the picture is copied going back
 
   // ints: a convolution's ten, then a max-pool's seven
@@ -110,6 +41,7 @@ struct ConvMaxPool final : Op {
     op->top = g.ph;
     op->below_rows = std::max(0, (g.oh - 1) * g.sh + g.kh - 1 - g.ph - (g.h - 1));
     op->run = (g.kw * g.ld + VL - 1) / VL * VL;
+    op->by_window = op->kh == 2 && op->kw == 2 && g.sh == 1 && g.sw == 1 && g.kw <= SPREAD_X && g.ld % PAD == 0;
     op->bordered = op->top || op->below_rows || g.bordered() || g.ld % PAD;
     must(op->picture() < (int64_t)1 << 31, "conv2d_max_pool: the padded picture is too large");
     sized(at, s, 0, g.weights());
@@ -138,10 +70,11 @@ struct ConvMaxPool final : Op {
     return (int)std::min<int64_t>(oh, std::max<int64_t>(1, rows));
   }
   int64_t places() const { return padded64((int64_t)parts() * ow); }
+  int64_t in_windows() const { return padded64((int64_t)parts() * ow * g.N) + PAD; }
   int64_t turned() const { return (int64_t)g.N * g.kh * run; }
   int64_t scratch(int) const override {
     const int64_t ahead = (g.bordered() ? padded64(g.h * g.row()) : 0) + strip_size();
-    return std::max(ahead, 2 * turned() + 2 * padded64(g.N) + 2 * g.N * places() + 2 * picture() + g.weights());
+    return std::max(ahead, 2 * turned() + 2 * padded64(g.N) + 2 * g.N * places() + 2 * picture() + g.weights() + (by_window ? 2 * in_windows() + 5 * padded64(parts() * ow) : 0));
   }
 
   typedef MaxPool::places halves;
@@ -211,6 +144,21 @@ struct ConvMaxPool final : Op {
       }
   }
 
+  void window_by_window(cf d, cf z, const uint16_t* where, int r0, int r1, cf W, float* scratch, float* to) const {
+    const int64_t N = g.N, taps = g.taps();
+    int32_t* channel = (int32_t*)scratch;
+    float* value = scratch + in_windows();
+    Window_places* windows = (Window_places*)(value + in_windows());
+    int n = 0;
+    for (int i = r0 * ow; i < r1 * ow; i++) {
+      Window_places& one = windows[i - r0 * ow];
+      one.first = n;
+      n += channels_by_place(d + i * N, where + i * N, z + i * N, relu, N, (int)taps * VL, channel + n, value + n, one.count);
+    }
+    for (int c = 0; c < g.ld; c += VL) FF_SPLIT(y0, ny, g.kh, most_spread_rows(g.kw)) for (int r = r0; r < r1; r++)
+      spreads(ny, g.kw, windows + (r - r0) * ow, ow, channel, value, W + c * N * taps + y0 * g.kw * VL, to + (2 * r + y0) * row() + c, row(), g.ld);
+  }
+
   void backward(const Pass& t, float* kept) const override {
     const int64_t N = g.N, size = (int64_t)g.h * g.w * g.ld, inside = top * row() + g.left * g.ld, line = (int64_t)g.w * g.ld;
     float *W = t.scratch, *G = W + turned(), *sums = G + turned(), *counts = sums + padded64(N), *lists = counts + padded64(N), *X = lists + 2 * N * places(), *D = X + picture(), *flat = D + picture();
@@ -218,7 +166,10 @@ struct ConvMaxPool final : Op {
     memset(sums, 0, N * sizeof(float));
     memset(G, 0, turned() * sizeof(float));
     memset(X, 0, picture() * sizeof(float));
-    if (down)
+    if (down && by_window)
+      for (int64_t k = 0; k < g.taps(); k++)
+        for (int c = 0; c < g.ld; c += VL) transpose(t.at(params[0]) + (k * g.ld + c) * N, VL, (int)N, N, W + (c * N * g.taps() + k * VL), (int)g.taps() * VL);
+    else if (down)
       for (int y = 0; y < g.kh; y++) transpose(t.at(params[0]) + (int64_t)y * g.kw * g.ld * N, g.kw * g.ld, (int)N, N, W + y * run, g.kh * (int64_t)run);
     for (int b = 0; b < t.rows; b++) {
       cf x = t.act[in[0]] + b * size;
@@ -233,6 +184,10 @@ struct ConvMaxPool final : Op {
         list(t.grad[out] + b * outputs(), t.act[out] + b * outputs(), (const uint16_t*)kept + b * outputs(), r0, r1, place, count, sums);
         for (int turn = 0; turn < 2; turn++) {
           if (turn ? !down : !weights) continue;
+          if (turn && by_window) {
+            window_by_window(t.grad[out] + b * outputs(), t.act[out] + b * outputs(), (const uint16_t*)kept + b * outputs(), r0, r1, W, flat + g.weights(), to);
+            continue;
+          }
           for (int64_t j = 0; j < N; j++) {
             if (!count[j]) continue;
             const Place* p = place + j * places();
