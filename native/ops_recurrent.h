@@ -232,21 +232,20 @@ struct Gru final : Recurrent {
     memset(sums, 0, (4 * (int64_t)H + rows * lh) * sizeof(float));
     for (int i = T - 1; i >= 0; i--) {
       float* z = gates(kept) + (int64_t)i * rows * lg;
-      cf before = states(kept, rows) + (int64_t)i * rows * lh;
       if (i < T - 1) by_strips(z + rows * lg + H, lg, t.scratch, nr, ADD, nullptr, dh, lh, rows, N, H);
-      for (int j = 0; j < H; j += VL) {
-        vf sn = load(sums + j), sr = load(sums + H + j), su = load(sums + 2 * H + j), sq = load(sums + 3 * H + j);
-        for (int b = 0; b < rows; b++) {
-          float* q = z + b * lg + j;
+      for (int b = 0; b < rows; b++) {
+        float *q = z + b * lg, *more = dh + b * lh, *sum = sums;
+        cf from = t.grad[out] + ((int64_t)b * T + i) * H, before = states(kept, rows) + ((int64_t)i * rows + b) * lh;
+        for (int j = 0; j < H; j += VL, q += VL, sum += VL) {
           const vf n = load(q), r = load(q + H), u = load(q + 2 * H), share = load(q + 3 * H);
-          const vf d = load(t.grad[out] + ((int64_t)b * T + i) * H + j) + load(dh + b * lh + j);
-          const vf dn = d * (1.f - u) * (1.f - n * n), du = d * (load(before + b * lh + j) - n) * (u * (1.f - u));
+          const vf d = load(from + j) + load(more + j);
+          const vf dn = d * (1.f - u) * (1.f - n * n), du = d * (load(before + j) - n) * (u * (1.f - u));
           const vf dr = dn * share * (r * (1.f - r)), dq = dn * r;
           store(q, dn), store(q + H, dr), store(q + 2 * H, du), store(q + 3 * H, dq);
-          store(dh + b * lh + j, d * u);
-          sn += dn, sr += dr, su += du, sq += dq;
+          store(more + j, d * u);
+          store(sum, load(sum) + dn), store(sum + H, load(sum + H) + dr);
+          store(sum + 2 * H, load(sum + 2 * H) + du), store(sum + 3 * H, load(sum + 3 * H) + dq);
         }
-        store(sums + j, sn), store(sums + H + j, sr), store(sums + 2 * H + j, su), store(sums + 3 * H + j, sq);
       }
     }
     if (biased && t.trained(params[2])) {
