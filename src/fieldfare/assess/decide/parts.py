@@ -29,8 +29,8 @@ SIMULATED = ("concurrency", "buffer", "staleness", "lr", "server_lr", "trials", 
              "device_s_to_target", "metric_final", "metric_central", "metric_loss_share", "worst_group_gap",
              "tasks_started", "tasks_ok", "waste_share", "bytes_down", "bytes_up", "updates_per_s_peak")  # fmt: skip
 POINTS = ("point", "concurrency", "buffer", "cohort", "staleness", "lr", "schedule", "decay", "server", "server_lr",
-          "server_decay", "trials", "chosen", "stopped_h", "time_to_target_s", "metric_final", "version_s",
-          "tasks_started", "waste_share")  # fmt: skip
+          "server_decay", "trials", "chosen", "stopped_h", "time_to_target_s", "metric_seen", "metric_final",
+          "version_s", "tasks_started", "waste_share")  # fmt: skip
 
 
 def sections(decided: Decided) -> list[Section]:
@@ -176,7 +176,7 @@ def _tried(one: Artefact) -> str:
     told = f"{n} settings were compared by their medians over trials, on {on}; {best} was chosen."
     rungs = search.get("rungs_h")
     if rungs:
-        told += f" The worse went no further at {', '.join(f'{h:g}' for h in rungs)} h of virtual time."
+        told += f" At {' and '.join(f'{h:g}' for h in rungs)} h of virtual time the worse went no further."
     return f"<p>{told}</p>"
 
 

@@ -42,14 +42,17 @@ SUPPLY_ENDS = 0.1
 def sections(model: str, simulation: Artefact | None, sweep: Artefact | None) -> list[Section]:
     """Both parts, of the trained simulation and of the sweep over time alone, as far as they are there."""
     rounds = None if simulation is None else compared(simulation)
-    body = rounds if rounds is not None else missing("no synchronous rounds", "simulation", model, COMPARE)
+    if rounds is None:
+        rounds = missing("Synchronous rounds were not simulated.", "simulation", model, COMPARE)
     shown = [one for one in (sweep, simulation) if one is not None]
     found = next((drawn for one in shown if (drawn := outcomes(one))), None)
+    if found is None:
+        found = missing("No sweep of settings was simulated.", "sweep", model, SWEEP)
     return [
         Section("modes", "Rounds or a buffer", "The same clients, model and seeds, once in synchronous rounds and once "
-                "with a buffer: at equal time, and for what it costs devices.", body),
+                "with a buffer: at equal time, and for what it costs devices.", rounds),
         Section("sweeps", "What settings do to devices", "FLINT's figures 7 and 8 on these devices: how long a version "
-                "takes, and how tasks end.", found or missing("no sweep of settings", "sweep", model, SWEEP)),
+                "takes, and how tasks end.", found),
     ]  # fmt: skip
 
 
@@ -57,8 +60,8 @@ def missing(what: str, out: str, model: str, settings: str) -> str:
     """What is not there, and the command that makes it."""
     line = f"fieldfare assess simulate JOB.py --trace trace --bench bench --model {model} {settings} --out {out}"
     return (
-        f"<p>There is {escape(what)} among the evidence. To have it here, give the artefact of this to "
-        f"<code>decide</code>, too:</p><p><code>{escape(line)}</code></p>"
+        f"<p>{escape(what)} This makes it (in the place of what is there under the same name), to be given to "
+        f"<code>decide</code>:</p><p><code>{escape(line)}</code></p>"
     )
 
 

@@ -34,8 +34,9 @@ TITLES: Mapping[str, str] = {
 HEADINGS: Mapping[str, str] = {
     "share_devices": "of devices", "share_device_s": "of devices' time", "leave_one_out_gain": "gained without it",
     "leave_one_out_gain_s": "gained of time", "unknown_sessions": "sessions that do not tell", "n_devices": "devices",
-    "stopped_h": "played to", "tasks_started": "tasks", "waste_share": "did not count", "metric_final": "metric",
-    "time_to_target_s": "to target", "version_s": "a version",
+    "stopped_h": "played to", "tasks_started": "tasks", "waste_share": "did not count",
+    "metric_final": "metric at the end", "metric_seen": "metric, smoothed", "time_to_target_s": "to target",
+    "version_s": "a version",
 }  # fmt: skip
 """What a table's columns are called, where their own name does not read well."""
 

@@ -21,9 +21,8 @@ def band(mine: Sequence[Any], of: Callable[[Any], float | None], unit: str, note
     """The median over trials, their least and greatest; no number where one has none."""
     told = [float(value) for one in mine if (value := of(one)) is not None]
     if len(told) < len(mine):
-        return Value(
-            None, unit, how="simulated", note=note or f"{len(mine) - len(told)} of {len(mine)} trials have none"
-        )
+        none = f"{len(mine) - len(told)} of {len(mine)} trials have none"
+        return Value(None, unit, how="simulated", note=", ".join(filter(None, (note, none))))
     return Value(median(told), unit, min(told), max(told), "simulated", note=note)
 
 
@@ -96,6 +95,7 @@ def _at(pair: tuple[float, float] | None, i: int) -> float | None:
 
 _POINT: Mapping[str, Callable[[Trial], float | None]] = {
     "time_to_target_s": lambda one: one.target_s, "metric_final": lambda one: one.final,
+    "metric_seen": lambda one: one.seen,
     "version_s": lambda one: one.version_s, "horizon_s": lambda one: one.horizon_s,
     "tasks_started": lambda one: one.started,
     **{f"tasks_{name}": lambda one, name=name: one.tasks.get(name, 0) for name in OUTCOMES},

@@ -60,6 +60,11 @@ class Trial:
     def waste(self) -> float:
         return 1 - self.tasks.get("ok", 0) / self.started if self.started else 0.0
 
+    @property
+    def seen(self) -> float | None:
+        """The metric's moving average at the last evaluation."""
+        return smoothed(seen[2] for seen in self.evals)[-1] if self.evals else None
+
     def at_target(self, what: int) -> float | None:
         """Of the evaluation at which the target was reached: 1 its version, 3 devices' time up to it."""
         found = next((seen[what] for seen in self.evals if seen[0] == self.target_s), None)
