@@ -124,7 +124,7 @@ def test_a_simulations_numbers_are_told_with_the_closed_form_beside_them(tmp_pat
     time = made.values["time_to_target_s"]
     assert (time.value, time.how) == (8_000.0, "simulated")
     assert time.closed == pytest.approx(quantities(job, MIDDLE)["time_to_target_s"])
-    assert time.high == 60_000.0
+    assert time.high >= 60_000.0
     assert made.values["device_h"].value == pytest.approx(27_000 * 24 / 3600)
     table = made.table("quantities")
     assert words(table["name"]) == list(UNITS)
@@ -176,6 +176,10 @@ def test_the_command_writes_the_same_hash_for_equal_inputs(tmp_path: Path) -> No
     assert read_artefact(tmp_path / "a", "forecast").values["carbon_g"].value == results[0]["values"]["carbon_g"]
 
 
+JOB_ = [word for name in ("versions", "buffer", "concurrency", "compute_s", "down_bytes", "up_bytes")
+        for word in ("-s", f"job.{name}=1")]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -185,6 +189,20 @@ def test_the_command_writes_the_same_hash_for_equal_inputs(tmp_path: Path) -> No
           "-s", "job.down_bytes=1", "-s", "job.up_bytes=1"], "use a number above 0"),
         (["-s", "versions=3"], "settings are job.NAME"),
         (["--bench", "BENCH"], "needs --model"),
+        (["-s", "job=3"], r"use job\.NAME=VALUE"),
+        (["-s", "assume=3"], r"use assume\.NAME=VALUE"),
+        (["-s", "assume.server_load=0"], "server_load=0: use numbers above 0 and at most 1"),
+        (["-s", "assume.battery_wh=0"], "battery_wh=0: use numbers above 0"),
+        (["-s", "assume.carbon_g_per_kwh=true"], "carbon_g_per_kwh=True: use a number"),
+        (["--epochs", "0"], "epochs=0"),
+        ([*JOB_, "-s", "job.buffer=abc"], "job.buffer='abc': use a whole number"),
+        ([*JOB_, "-s", "job.buffer=2.7"], "job.buffer=2.7: use a whole number"),
+        ([*JOB_, "-s", "job.over=0.5"], "over=0.5"),
+        ([*JOB_, "-s", "job.uplink_bytes_per_s=0"], "uplink_bytes_per_s=0"),
+        ([*JOB_, "-s", "job.up_bytes=-1"], "up_bytes=-1"),
+        ([*JOB_, "-s", "job.overhead_s=-5"], "overhead_s=-5"),
+        ([*JOB_, "-s", "job.versions=nan"], "versions=nan"),
+        ([*JOB_, "-s", "job.compute_s=true"], r"compute_s=True\): use a number"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(tmp_path: Path, line: list[str], says: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 from fieldfare.core.errors import UsageError
 
@@ -45,6 +45,9 @@ ASSUMED: Mapping[str, Assumed] = {
     "updates_held": Assumed(1.0, 1.0, 1.0, "1", "added up as they come; the buffer's size where they are kept"),
 }
 
+ABOVE_0: Mapping[str, float] = {"battery_wh": inf, "server_load": 1.0, "pue": inf, "updates_held": inf}
+"""Assumptions that cannot be 0, and the most they can be."""
+
 
 def assumptions(changes: Mapping[str, object] | None = None) -> dict[str, Assumed]:
     """The table with `changes`: a number (without a range), or [value, low, high]; unknown names are refused.
@@ -59,9 +62,14 @@ def assumptions(changes: Mapping[str, object] | None = None) -> dict[str, Assume
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(found)}."
             raise UsageError(f"there is no assumption {name!r}: {hint}")
         numbers = list(told) if isinstance(told, (list, tuple)) else [told] * 3
-        good = len(numbers) == 3 and all(isinstance(x, (int, float)) and isfinite(x) and x >= 0 for x in numbers)
+        good = len(numbers) == 3 and all(
+            isinstance(x, (int, float)) and not isinstance(x, bool) and isfinite(x) and x >= 0 for x in numbers
+        )
         if not good or not numbers[1] <= numbers[0] <= numbers[2]:
             raise UsageError(f"assumption {name}={told!r}: use a number >= 0, or [value, low, high] in that order.")
         value, low, high = (float(x) for x in numbers)
+        if name in ABOVE_0 and not (low > 0 and high <= ABOVE_0[name]):
+            most = "" if ABOVE_0[name] == inf else f" and at most {ABOVE_0[name]:g}"
+            raise UsageError(f"assumption {name}={told!r}: use numbers above 0{most}.")
         found[name] = Assumed(value, low, high, found[name].unit, "set for this forecast")
     return found

@@ -1,15 +1,16 @@
 """The artefact of kind `forecast`: of a job's means alone, or of a simulation with the closed form beside it.
 
-Here: which artefact gives which input, and the tables. Not here: the arithmetic (`model`), pictures (the report).
-Invariants: where there is a simulation its number is the value and the closed form's stands beside it; a range is
-there for every number; what was assumed is in the table `assumed`, with its source.
+Here: which artefact gives which input, and the tables. Not here: the arithmetic (`model`), what a simulation tells of
+the flow of tasks (`seen`), pictures (the report). Invariants: where there is a simulation its number is the value, what
+follows from it is computed of it, and the closed form's stands beside it; a range is there for every number; what was
+assumed is in the table `assumed`, with its source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from math import inf, log, sqrt
+from dataclasses import asdict
+from math import inf, isfinite, log, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +18,32 @@ import numpy as np
 
 from fieldfare.assess.artefact import Artefact, Draft, Value
 from fieldfare.assess.forecast.assumptions import Assumed
-from fieldfare.assess.forecast.model import FORMULAS, INPUTS, UNITS, Means, Swing, quantities, ranges_of, swings
+from fieldfare.assess.forecast.model import FORMULAS, INPUTS, UNITS, Means, Swing, flow_of, follows, ranges_of, swings
+from fieldfare.assess.forecast.seen import DIRECT, WITHOUT, chances, seen_flow
 from fieldfare.core.errors import UsageError
 
 WEEK_S = 7 * 86_400.0
-SIMULATED = ("time_to_target_s", "tasks_started", "tasks_ok", "waste_share", "bytes_down", "bytes_up", "updates_per_s",
-             "updates_per_s_peak")  # fmt: skip
-"""Quantities that a simulation has under the same name."""
-EXTENTS = ("tasks_started", "tasks_ok", "bytes_down", "bytes_up")
-"""Those that grow with a run: told up to the target, as the closed form is, and not to the end of the simulation."""
 
 
 def means_of(
     model: str, *, bench: Artefact | None = None, trace: Artefact | None = None, simulation: Artefact | None = None,
-    records: float | None = None, epochs: float = 1.0, **given: Any,
+    features: Artefact | None = None, proxy: Artefact | None = None, records: float | None = None, epochs: float = 1.0,
+    **given: Any,
 ) -> Means:  # fmt: skip
     """The job's means: what is `given` (in `Means`' names) first, then what the artefacts say.
 
-    Of a bench: bytes, seconds per record and their spread; of a trace: supply, sessions, peak over mean; of a
-    simulation: versions, buffer, concurrency, mean computing time. Raises `UsageError` naming what nobody said.
+    Of a bench: bytes, seconds per record and their spread; of a trace: supply, sessions and their spread, peak over
+    mean; of a simulation: versions, buffer, concurrency, mean computing time, and bytes of a task where there is no
+    bench; of a proxy and a trace: what is kept of them; of features: what a device holds. One that was simulated
+    towards no target says nothing of how many versions make it, so `reached` is false. Raises `UsageError` naming what
+    nobody said.
     """
     unknown = sorted(set(given) - set(INPUTS))
     if unknown:
         raise UsageError(f"a forecast knows no {unknown[0]!r}: its inputs are {', '.join(INPUTS)}.")
+    for name, value in (("records", records), ("epochs", epochs)):
+        if value is not None and not 0 < value < inf:
+            raise UsageError(f"a forecast of {name}={value}: use a number above 0.")
     found: dict[str, Any] = {}
     if bench is not None:
         _put(found, "down_bytes", bench.number(f"{model}.wire_down_bytes"))
@@ -52,7 +56,11 @@ def means_of(
         usable, sessions = trace.number("eligible_device_s"), trace.number("sessions")
         _put(found, "supply_per_s", trace.number("supply_per_s"))
         _put(found, "session_s", usable / sessions if usable and sessions else None)
+        _put(found, "session_sigma", spread_of(trace))
         _put(found, "peak_over_mean", peak_over_mean(trace))
+    kept = [one for one in (proxy, trace) if one is not None]
+    _put(found, "kept_bytes", float(sum(map(_stored, kept))) if kept else None)
+    _put(found, "asset_bytes", None if features is None else features.number("assets_bytes"))
     if simulation is not None:
         told = simulation.values.get("time_to_target_s")
         if told is not None and told.value is None and "versions" not in given:
@@ -66,11 +74,13 @@ def means_of(
         started, busy = simulation.number("tasks_started"), simulation.number("compute_s")
         _put(found, "compute_s", busy / started if busy and started else None)
         _put(found, "max_staleness", simulation.number("staleness"))
-        _put(
-            found,
-            "buffered",
-            None if simulation.number("mode_async") is None else bool(simulation.number("mode_async")),
-        )
+        mode = simulation.number("mode_async")
+        _put(found, "buffered", None if mode is None else bool(mode))
+        found |= {"within": True, "reached": told is not None or "versions" in given}
+        for name, whole, tasks in (("down_bytes", "bytes_down", started), ("up_bytes", "bytes_up", _ok(simulation))):
+            total = simulation.number(whole)
+            if name not in found and total and tasks:
+                found[name] = total / tasks
     found |= {name: value for name, value in given.items() if value is not None}
     missing = [
         n for n in ("versions", "buffer", "concurrency", "compute_s", "down_bytes", "up_bytes") if n not in found
@@ -80,8 +90,36 @@ def means_of(
             f"a forecast needs {', '.join(missing)}: give the artefacts that say so (--bench with --records, "
             "--simulation, --trace), or --set job.NAME=NUMBER."
         )
-    whole = {n: int(found[n]) for n in ("buffer", "concurrency")}
-    return Means(**{**found, **whole})
+    return Means(**{**found, **{n: _whole(n, found[n]) for n in ("buffer", "concurrency")}})
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value != int(value):
+        raise UsageError(f"job.{name}={value!r}: use a whole number.")
+    return int(value)
+
+
+def _ok(simulation: Artefact) -> float | None:
+    return simulation.number("tasks_ok")
+
+
+def _stored(one: Artefact) -> int:
+    """Bytes of an artefact's files, and of its tables at eight a cell (what they take on the disk is their form's)."""
+    tables, files = one.manifest["tables"].values(), one.manifest["files"].values()
+    return sum(8 * each["rows"] * len(each["columns"]) for each in tables) + sum(each["bytes"] for each in files)
+
+
+def spread_of(trace: Artefact) -> float | None:
+    """Sigma of the logarithm of session lengths: of the middle four fifths of a trace's table `lengths`."""
+    if "lengths" not in trace.manifest["tables"]:
+        return None
+    table = trace.table("lengths")
+    q, long = np.asarray(table["quantile"], np.float64), np.asarray(table["usable_s"], np.float64)
+    keep = np.isfinite(long) & (long > 0)
+    if keep.sum() < 2:
+        return None
+    low, high = np.interp((0.1, 0.9), q[keep], np.log(long[keep]))
+    return float(min(max(high - low, 0.0) / 2.5631, 5.0))  # 10 % and 90 % of a normal lie 2.5631 sigma apart
 
 
 def peak_over_mean(trace: Artefact) -> float | None:
@@ -105,15 +143,24 @@ def build(
     job: Means, assumed: Mapping[str, Assumed], out: str | Path, *, simulation: Artefact | None = None,
     inputs: Sequence[Artefact] = (), model: str = "", pet: str = "none",
 ) -> Artefact:  # fmt: skip
-    """Write the forecast: tables `quantities`, `sensitivity`, `by_hour`, `assumed`; values by `UNITS`' names."""
+    """Write the forecast: tables `quantities`, `sensitivity`, `by_hour`, `assumed`; values by `UNITS`' names.
+
+    With a simulation: its tasks, devices' time, bytes and peaks, up to the target, and what follows from them; chance
+    (the trials' extremes) is one more input with a range. Without a target there is no time to it.
+    """
     middle = {name: one.value for name, one in assumed.items()}
-    base = quantities(job, middle)
-    found = swings(job, {name: (one.value, one.low, one.high) for name, one in assumed.items()})
-    spans = ranges_of(base, found)
-    values = {name: _value(name, base[name], spans[name], simulation) for name in UNITS}
-    device_s = None if simulation is None else simulation.number("device_s")
-    if simulation is not None and device_s is not None:
-        values["device_h"] = _around(values["device_h"], share_to_target(simulation) * device_s / 3600, None)
+    closed = flow_of(job)
+    base = follows(closed, job, middle)
+    flow = closed if simulation is None else seen_flow(job, closed, simulation)
+    told = follows(flow, job, middle)
+    found = swings(job, {name: (one.value, one.low, one.high) for name, one in assumed.items()}, seen=flow)
+    if simulation is not None:
+        found += chances(job, closed, simulation, middle)
+    spans = ranges_of(told, found)
+    values = {name: _value(name, told[name], base[name], spans[name], simulation) for name in UNITS}
+    if not job.reached:
+        note = "simulated towards no target: how many versions make it nobody has said"
+        values["time_to_target_s"] = Value(None, "s", how="simulated", note=note)
     params = {"job": {n: v for n, v in asdict(job).items() if v != inf}, "model": model, "pet": pet}
     draft = Draft("forecast", params=params, inputs=inputs, values=values)
     rows = list(values.items())
@@ -122,7 +169,7 @@ def build(
         "low": [v.low for _, v in rows], "high": [v.high for _, v in rows], "closed": [v.closed for _, v in rows],
         "how": [v.how for _, v in rows], "formula": [FORMULAS[n] for n, _ in rows],
     })  # fmt: skip
-    _sensitivity(draft, values, base, found)
+    _sensitivity(draft, found)
     draft.table("assumed", {
         "name": list(assumed), "value": [a.value for a in assumed.values()], "low": [a.low for a in assumed.values()],
         "high": [a.high for a in assumed.values()], "unit": [a.unit for a in assumed.values()],
@@ -139,44 +186,19 @@ def _put(found: dict[str, Any], name: str, value: float | None) -> None:
         found[name] = value
 
 
-def _value(name: str, closed: float, span: tuple[float, float], simulation: Artefact | None) -> Value:
-    one = Value(closed, UNITS[name], *span, how="closed form", closed=closed, note=FORMULAS[name])
-    told = simulation.values.get(name) if simulation is not None and name in SIMULATED else None
-    if simulation is None or told is None or told.value is None:
-        return one
-    share = share_to_target(simulation) if name in EXTENTS else 1.0
-    low, high = (None if end is None else share * end for end in (told.low, told.high))
-    return _around(one, share * told.value, replace(told, low=low, high=high))
+def _value(name: str, value: float, closed: float, span: tuple[float, float], simulation: Artefact | None) -> Value:
+    low, high = min(span[0], value), max(span[1], value)  # to the last bit
+    how = "closed form" if simulation is None or name in WITHOUT else "simulated" if name in DIRECT else "of simulated"
+    return Value(value, UNITS[name], low, high, how=how, closed=closed, note=FORMULAS[name])
 
 
-def share_to_target(simulation: Artefact) -> float:
-    """Share of a simulation's versions that made its target; 1 where it had none, or did not reach it."""
-    reached, made = simulation.number("versions_to_target"), simulation.number("versions")
-    return reached / made if reached and made else 1.0
-
-
-def _around(one: Value, simulated: float, told: Value | None) -> Value:
-    """A simulated number with the closed form's relative range around it, or the trials' band where that is wider."""
-    low = high = None
-    if one.closed and one.low is not None and one.high is not None:
-        low, high = simulated * one.low / one.closed, simulated * one.high / one.closed
-        if told is not None and told.low is not None and told.high is not None:
-            low, high = min(low, told.low), max(high, told.high)
-    return replace(one, value=simulated, low=low, high=high, how="simulated")
-
-
-def _sensitivity(draft: Draft, values: Mapping[str, Value], base: Mapping[str, float], found: Sequence[Swing]) -> None:
-    """Every input's swing of every quantity, as the closed form's ratio times the forecast's value."""
+def _sensitivity(draft: Draft, found: Sequence[Swing]) -> None:
+    """Every input's swing of every quantity."""
     rows = [(swing, name) for swing in found for name in UNITS]
-
-    def at(name: str, closed: float) -> float:
-        middle = values[name].value or 0.0
-        return middle * closed / base[name] if base[name] else closed
-
     draft.table("sensitivity", {
         "input": [s.input for s, _ in rows], "low_value": [s.low for s, _ in rows],
         "high_value": [s.high for s, _ in rows], "quantity": [n for _, n in rows],
-        "at_low": [at(n, s.at_low[n]) for s, n in rows], "at_high": [at(n, s.at_high[n]) for s, n in rows],
+        "at_low": [s.at_low[n] for s, n in rows], "at_high": [s.at_high[n] for s, n in rows],
     })  # fmt: skip
 
 

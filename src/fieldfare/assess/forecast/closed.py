@@ -80,29 +80,62 @@ class Throughput:
     bound_by: str
 
 
+STAYS = 48
+"""Points, alike likely, that stand for how long a device stays on."""
+
+
+@cache
+def stays(session_s: float, sigma: float = 0.0, within: bool = False) -> tuple[float, ...]:
+    """How long a device stays on once its task began: `STAYS` alike likely lengths, or one where all are the same.
+
+    Sessions are log-normal about a mean of `session_s`. A task begins with its session (FLINT's rule), or anywhere
+    `within` one: long sessions are then met more often, and what is left is a random part of them, the equilibrium
+    distribution of renewal theory, P(R < r) = E[min(L, r)] / E[L]. Ours.
+
+    >>> stays(900.0), round(sum(stays(900.0, 0.0, True)) / STAYS)
+    ((900.0,), 450)
+    """
+    if session_s == inf or (not sigma and not within):
+        return (session_s,)
+    shares = (np.arange(STAYS) + 0.5) / STAYS
+    length = LogNormal(session_s, sigma)
+    if not within:
+        return tuple(length.quantile(float(one)) for one in shares)
+    if not sigma:
+        return tuple(float(one) * session_s for one in shares)
+    ends = np.exp(np.linspace(length.mu - 8 * sigma, length.mu + sigma**2 + 8 * sigma, 2_001))
+    below = np.array([length.capped(float(one)) for one in ends]) / session_s
+    return tuple(np.interp(shares, below, ends).tolist())
+
+
 def throughput(
     concurrency: int, buffer: int, task: LogNormal, *, supply_per_s: float = inf, session_s: float = inf,
-    timeout_s: float = inf, max_staleness: float = inf,
+    timeout_s: float = inf, max_staleness: float = inf, session_sigma: float = 0.0, within: bool = False,
 ) -> Throughput:  # fmt: skip
-    """Little's law for an asynchronous job (FedBuff): lambda = min(C, supply E[B]) / E[B], where B = min(D, cut).
+    """Little's law for an asynchronous job (FedBuff): lambda = min(C, able) / E[B], where B = min(D, cut).
 
-    A task is cut by the end of its session or by the time-out, whichever is sooner.
-    `supply_per_s`: devices that come and may work, per second. A version takes K / (lambda p_ok); a task that takes D
+    A task is cut by the end of its session (see `stays`) or by the time-out, whichever is sooner. `supply_per_s`:
+    devices that come and may work, per second; able are supply E[B] of them where a session gives one task (FLINT's
+    rule), supply E[L] where tasks begin anywhere `within` one. A version takes K / (lambda p_ok); a task that takes D
     sees D lambda p_ok / K versions pass by; stale are those that see more than `max_staleness` of them.
     FLINT's report, section 11; the share of stale tasks is one fixed point more, ours.
     """
     if concurrency < 1 or buffer < 1:
         raise UsageError(f"throughput(concurrency={concurrency}, buffer={buffer}): use numbers >= 1.")
-    cut = min(session_s, timeout_s)
-    busy = task.capped(cut)
-    able = supply_per_s * busy
+    cuts = [min(one, timeout_s) for one in stays(session_s, session_sigma, within)]
+    busy = sum(task.capped(one) for one in cuts) / len(cuts)
+    able = supply_per_s * (session_s if within else busy)
     rate = min(float(concurrency), able) / busy
-    done = task.below(cut) if cut < inf else 1.0
-    fresh = done
+
+    def ended(limit: float) -> float:
+        """The share of tasks that end before they are cut, and within `limit`."""
+        least = [min(one, limit) for one in cuts]
+        return sum(1.0 if one == inf else task.below(one) for one in least) / len(least)
+
+    fresh = ended(inf)
     for _ in range(100):
         version = buffer / (rate * fresh) if fresh > 0 else inf
-        limit = (max_staleness + 1) * version
-        new = min(done, task.below(limit) if limit < inf else 1.0)
+        new = ended((max_staleness + 1) * version)
         if abs(new - fresh) < 1e-12:
             break
         fresh = (fresh + new) / 2
