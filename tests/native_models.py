@@ -176,6 +176,22 @@ def made(name: str) -> tuple[Any, Any]:
                     return super().forward(x) * 0.5
 
             return nn.Sequential(Mine(6, 5), nn.ReLU(), L(5, 3)), numbers(6)
+        case "states of zeros":
+
+            def f(s: Any, x: Any) -> Any:
+                b = x.size(0)
+                s.r.flatten_parameters()
+                h, _ = s.r(s.e(x.long()), (*[torch.zeros(1, b, 5, dtype=s.o.weight.dtype)] * 2,))
+                return s.o(h.contiguous().view(-1, 5)).view(b, -1, 11)
+
+            return Seq(f, e=nn.Embedding(11, 6), r=nn.LSTM(6, 5, batch_first=True), o=L(5, 11)), symbols(7)
+        case "sums":
+            return Seq(lambda s, x: s.o(sum([s.e(x).sum(1), s.f(x).sum(dim=1)])), e=nn.Embedding(11, 6),
+                       f=nn.Embedding(11, 6), o=L(6, 3)), symbols(7)  # fmt: skip
+        case "layers made on the way":
+            return Seq(
+                lambda s, x: s.o(nn.Flatten()(nn.MaxPool2d(2)(nn.ReLU()(s.a(x))))), a=C(1, 4, 3), o=L(16, 3)
+            ), numbers(1, 6, 6)
         case "segmentation":
             return nn.Sequential(C(2, 8, 3, padding=1), nn.ReLU(), C(8, 3, 1)), numbers(2, 5, 5)
         case "flattened norm":
@@ -199,7 +215,8 @@ NAMES = (
     "gru, time first", "embedding mean", "gpt-like positions", "functional", "asks for shapes", "squeeze, unsqueeze",
     "view of a vector", "channels last data", "bytes-like pictures", "convolution of a sequence", "depthwise", "gates",
     "scales and shifts", "products with a matrix", "in place", "a layer used twice", "dead ends", "frozen", "subclass",
-    "segmentation", "flattened norm", "pooled maximum", "relu read twice",
+    "states of zeros", "sums", "layers made on the way", "segmentation", "flattened norm",
+    "pooled maximum", "relu read twice",
 )  # fmt: skip
 LOWERED = (
     "conv1d", "instance", "ln_several", "ln_several_noaffine", "gn_each", "grouped", "depth_mult", "convnext",

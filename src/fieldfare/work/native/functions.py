@@ -228,12 +228,16 @@ class Reading:
         if alpha != 1:
             self.refuse("has no native form with alpha")
         x, other = (a, b) if isinstance(a, Tensor) else (b, a)
+        if isinstance(other, int | float) and other == 0:
+            return self.tensor(x)
         return self.over(x, in_place, self.built.affine(self.tensor(x), None, self._channels(x, other)))
 
     def mul(self, a: Any, b: Any, in_place: bool = False) -> Tensor:
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             return self.over(a, in_place, self.built.both("mul", a, b, self.what))
         x, other = (a, b) if isinstance(a, Tensor) else (b, a)
+        if isinstance(other, int | float) and other == 1:
+            return self.tensor(x)
         return self.over(x, in_place, self.built.affine(self.tensor(x), self._channels(x, other), None))
 
     def _times(self, x: Any, factor: float) -> Any:
@@ -485,6 +489,17 @@ class Reading:
             self.refuse("over everything, or in another type, has no native form")
         dims = [*dim] if isinstance(dim, tuple | list) else [dim]
         return self.built.mean_positions(self.tensor(x), dims, keepdim, self.what)
+
+    def sum(self, x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor:
+        mean = self.mean(x, dim, keepdim, dtype)
+        dims = [*dim] if isinstance(dim, tuple | list) else [dim]
+        return self._times(mean, float(np.prod([x.shape[d] for d in dims])))
+
+    def as_symbols(self, x: Any) -> Tensor:
+        x = self.tensor(x)
+        if x.source >= 0 or self.built.columns[-1 - x.source].kind != TOKENS:
+            self.refuse("has a native form for a column of whole numbers alone")
+        return x
 
     def select(self, x: Any, dim: int, index: int) -> Tensor:
         x = self.tensor(x)

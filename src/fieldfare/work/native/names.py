@@ -129,7 +129,8 @@ METHODS: dict[str, Callable[..., Any]] = {
     "squeeze": Reading.squeeze, "unsqueeze": Reading.unsqueeze, "permute": Reading.permute,
     "transpose": Reading.transpose, "swapaxes": Reading.transpose, "t": Reading.turned, "getattr": Reading.attribute,
     "contiguous": Reading.same, "clone": Reading.same, "float": Reading.as_float, "to": Reading.to_float,
-    "mean": Reading.mean, "select": Reading.select, "getitem": Reading.getitem, "__getitem__": Reading.getitem,
+    "long": Reading.as_symbols, "sum": Reading.sum, "mean": Reading.mean,
+    "select": Reading.select, "getitem": Reading.getitem, "__getitem__": Reading.getitem,
 }  # fmt: skip
 
 IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
@@ -152,5 +153,6 @@ FUNCTIONS: dict[Any, str] = {
     f.group_norm: "group_norm", f.embedding: "embedding", torch.flatten: "flatten", torch.reshape: "reshape",
     torch.unflatten: "unflatten", torch.squeeze: "squeeze", torch.unsqueeze: "unsqueeze", torch.permute: "permute",
     torch.transpose: "transpose", torch.swapaxes: "transpose", torch.t: "t", getattr: "getattr", torch.mean: "mean",
+    torch.sum: "sum",
     torch.select: "select", operator.getitem: "getitem", torch.clone: "clone",
 }  # fmt: skip
