@@ -292,9 +292,8 @@ def test_outputs_of_cut_layers_are_divided_before_the_norm_and_in_training_alone
     assert torch.equal(plain.train()(x) / 0.5, divided.train()(x))
     assert torch.equal(plain.eval()(x), divided.eval()(x))
     at = level.init(0).vector[None], np.zeros(2, np.int64), cohort.data
-    assert all(
-        np.array_equal(a, b) for a, b in zip(level.evaluate(*at).values(), scaled.evaluate(*at).values(), strict=True)
-    )
+    for a, b in zip(level.evaluate(*at).values(), scaled.evaluate(*at).values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)  # one of them is measured by the compiled core, where that is here
 
 
 def test_recurrent_embedding_and_attention_outputs_are_divided_too():

@@ -21,7 +21,7 @@ from fieldfare.core.params import Layout
 from fieldfare.core.work import Cohort, Cost, Output
 from fieldfare.work.net import Drift, Net, Training, naming
 from fieldfare.work.plan import make_plan, passes_and_steps
-from fieldfare.work.train import find, kept, own_models, settings, slots_of
+from fieldfare.work.train import find, kept, own_models, settings, slots_of, threaded
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -72,7 +72,7 @@ class Evaluate:
     @property
     def threaded(self) -> bool:
         """Whether it is computed by threads of this process."""
-        return bool(getattr(self.net, "threaded", False))
+        return threaded(self.net)
 
     def __call__(self, cohort: Cohort) -> Output:
         """Measure every client of `cohort`."""

@@ -50,7 +50,7 @@ def factored(net: TorchNet, rank: int) -> TorchNet:
     out._factory = None
     out._take(_made(net._module, chosen, rank))
     if net._within is not None:
-        out._within = net._within
+        out._within, out._native = net._within, None
         if net._dense is not None:
             from fieldfare.work import compress
 

@@ -98,7 +98,7 @@ def changed(net: TorchNet, whole: TorchNet, asked: tuple[Local, ...]) -> TorchNe
         return net
     out = copy.copy(net)
     out._resident, out._smaller, out._changed, out._factored = None, {}, {}, {}
-    out._within = within
+    out._within, out._native = within, None
     if not within.steps and not scales:  # one of the smallest, known as such: nothing is inside it
         return out
     if net._dense is not None and whole._dense is not None:

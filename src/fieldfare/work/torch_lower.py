@@ -157,7 +157,7 @@ def as_dense(ending: Ending, layout: Layout, x: str, y: str) -> DenseNet | None:
         else:
             return None
     names = tuple(name.removesuffix("weight").removesuffix(".") for name in layout.names if name.endswith("weight"))
-    net = DenseNet(tuple(layers), "cross_entropy", x, y, names)
+    net = DenseNet(tuple(layers), "cross_entropy", x, y, names, path="stacked")
     return net if net.layout == layout else None
 
 

@@ -144,7 +144,9 @@ class TorchNet:
         from fieldfare.work.native.bind import of_torch
 
         if self._native is None:
-            if self._within is not None:
+            if self._within is not None and self._dense is not None:
+                self._native = self._dense.native
+            elif self._within is not None and self._within.steps:
                 self._native = "what is trained inside has no native form"
             elif self.example is None:
                 return "there are no examples yet to see the shapes by"

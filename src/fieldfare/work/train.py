@@ -6,6 +6,7 @@ Invariant: row i depends on client i's model, rows, key and state only; an idle 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -111,6 +112,18 @@ def step_norm(steps: I64, lr: float, momentum: float = 0.0, nesterov: bool = Fal
         at += gradient + momentum * speed if nesterov else speed
         reached[k + 1] = at
     return reached[steps]
+
+
+def threaded(net: Any) -> bool:
+    """Whether `net` computes with threads of this process; one that wraps such a net in code of its own does not."""
+    return bool(getattr(net, "threaded", False)) and _takes_fold(type(net))
+
+
+@lru_cache(maxsize=64)
+def _takes_fold(kind: type) -> bool:
+    """Whether `fit` of nets of this kind takes `fold=`: a wrapper that has a `fit` of its own may not."""
+    taken = inspect.signature(kind.fit).parameters
+    return "fold" in taken or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values())
 
 
 def slots_of(local: tuple[Local, ...], layout: Layout, training: Training | None = None) -> dict[str, int]:
@@ -230,7 +243,7 @@ class Train:
     @property
     def threaded(self) -> bool:
         """Whether it is computed by threads of this process."""
-        if not getattr(self.net, "threaded", False) or find(self.local, LowRank) is not None:
+        if not threaded(self.net) or find(self.local, LowRank) is not None:
             return False
         return compress.trained(self.net, self.net, self.local) is self.net
 
@@ -239,7 +252,7 @@ class Train:
         """Whether deltas can be summed where they lie: nothing else is made of them, and the net is able to."""
         able = getattr(self.net, "folds", None)
         plain = all(isinstance(one, Proximal | Scaled | Nested | Rounded) for one in self.local)
-        return able is not None and plain and bool(able(self.training))
+        return able is not None and plain and _takes_fold(type(self.net)) and bool(able(self.training))
 
     def _check_keep(self, normalised: bool) -> None:
         """Refuse to keep an optimiser's moments where there are none, or where they cannot be taken out."""
