@@ -111,6 +111,10 @@ def test_groups_left_behind_are_a_condition(tmp_path: Path) -> None:
     code, told = decided(tmp_path, trace={"flagged_groups": Value(2.0)})
     assert (code, told["verdict"]) == (0, "GO WITH CONDITIONS")
     assert "2 groups of devices" in told["conditions"][0]
+    code, told = decided(tmp_path / "time", trace={"flagged_groups_device_s": Value(1.0)})
+    assert (code, told["verdict"]) == (0, "GO WITH CONDITIONS")
+    assert told["conditions"] == ["1 group of devices, by filter, keeps under 0.8 of their share of devices' time: see "
+                                  "who is left out"]  # fmt: skip
 
 
 def test_equal_inputs_give_equal_bytes_whenever_and_wherever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,9 +138,12 @@ def _conditions(evidence: Evidence, found: Walk) -> tuple[str, ...]:
             out.append(f"{step.id} was overridden by {word.by} on {word.date}: {word.reason}")
     last = found.path[-1].at
     trace = evidence.of("trace", last)
-    flagged = None if trace is None else trace.number("flagged_groups")
-    if flagged:
-        out.append(f"{flagged:.0f} groups of devices take part at under 0.8 of their share: see the table of fairness")
+    for name, what in (("flagged_groups", "devices"), ("flagged_groups_device_s", "devices' time")):
+        flagged = None if trace is None else trace.number(name)
+        if flagged:
+            many = f"{flagged:.0f} groups of devices, by filter, keep"
+            who = "1 group of devices, by filter, keeps" if flagged == 1 else many
+            out.append(f"{who} under 0.8 of their share of {what}: see who is left out")
     features = evidence.of("features", last)
     refused = None if features is None else features.number("features_refused")
     if refused:
