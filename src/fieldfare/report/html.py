@@ -460,8 +460,17 @@ def _configuration(run: Run) -> Section | None:
     flat = settings.flatten(run.job)
     if not flat:
         return None
-    lead = "Every setting of the job, as it is kept beside the results."
+    lead = f"Every setting of the job, as it is kept beside the results.{_trained(run)}"
     return Section("configuration", "Configuration", lead, side_by_side.settings_table(flat))
+
+
+def _trained(run: Run) -> str:
+    """A sentence on what computed the local training, and why that."""
+    model = run.job.get("model")
+    if not isinstance(model, dict) or not model.get("path"):
+        return ""
+    core = f" ({model['core']})" if model.get("core") else ""
+    return f" Local training went by the path “{model['path']}”{core}: {model.get('why') or 'no reason is kept'}."
 
 
 def _rounds(run: Run, *, opened: bool) -> Section | None:
