@@ -3,7 +3,8 @@
 Here: writing one whole or not at all, reading it, checking that it still is what it was. Not here: what a kind of
 artefact means (the tool that writes it says so). Invariants: the hash of an artefact is a function of what is in it
 (kind, parameters, values, tables, hashes of its inputs), never of when or where it was written; a folder with a
-manifest is complete; nothing of a file is run.
+manifest is complete; a table or a file that is read is what the hash is of, or refused; a manifest is of the shape that
+is written here, or refused in one line; nothing of a file is run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,16 +98,33 @@ class Artefact:
                 f"{self.path} has no table {name!r}: a {self.kind} artefact with {', '.join(self.manifest['tables'])}."
             )
         place = self.file(name)
-        if digest(place) != told["sha256"]:
-            raise UsageError(f"{place} was changed since it was written: make the artefact again.")
-        return read_columns(place, max_bytes)
+        found = _as_written(read_columns(place, max_bytes), told.get("types"))
+        if _content(found) != told["content"]:
+            raise UsageError(f"{place} is not the table that its artefact's hash is of: make the artefact again.")
+        return found
 
     def file(self, name: str) -> Path:
-        """Where the table or file called `name` lies."""
+        """Where the table or file called `name` lies; `UsageError` where it is absent or was changed since.
+
+        Cost: one reading of it, the first time. A file's own hash is part of the artefact's; a table's is only of its
+        form, so what must be trusted of a table is read by `table`, which looks at its content.
+        """
         told = self.manifest["tables"].get(name) or self.manifest["files"].get(name)
         if told is None:
             raise UsageError(f"{self.path} has neither table nor file {name!r}: it is a {self.kind} artefact.")
-        return self.path / told["path"]
+        place = self.path / told["path"]
+        if name not in self._checked:
+            if not place.is_file():
+                raise UsageError(f"{place} is not there, though {self.path.name} names it: make the artefact again.")
+            if digest(place) != told["sha256"]:
+                raise UsageError(f"{place} was changed since it was written: make the artefact again.")
+            self._checked.add(name)
+        return place
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        """Tables and files whose hashes were compared."""
+        return set()
 
 
 @dataclass
@@ -158,7 +178,7 @@ class Draft:
                     f"table {name!r} of {self.kind}: its columns have {sorted(rows)} rows, not one number."
                 )
             write_columns(made / (name + end), iter([dict(columns)]))
-            told = {"path": name + end, "rows": rows.pop(), "columns": list(columns)}
+            told = {"path": name + end, "rows": rows.pop(), "columns": list(columns), "types": _types(columns)}
             tables[name] = {**told, "sha256": digest(made / (name + end)), "content": _content(columns)}
         files: dict[str, Any] = {}
         for name, data in self.files.items():
@@ -200,11 +220,11 @@ def read_artefact(place: str | Path, kind: str | None = None) -> Artefact:
         raise UsageError(f"{file} has {file.stat().st_size} bytes: a manifest is smaller than {_MOST_BYTES}.")
     try:
         manifest = json.loads(file.read_text("utf-8"))
-        missing = [name for name in (*_HASHED, "sha256") if name not in manifest]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{file} is not JSON of an artefact ({error}): make it again.") from None
-    if missing:
-        raise UsageError(f"{file} lacks {', '.join(missing)}: it is no artefact's manifest; make it again.")
+    wrong = _misshapen(manifest)
+    if wrong:
+        raise UsageError(f"{file} {wrong}: it is no artefact's manifest; make it again.")
     if manifest["schema_version"] != SCHEMA_VERSION:
         raise UsageError(
             f"{file} has schema version {manifest['schema_version']}, this program reads {SCHEMA_VERSION}."
@@ -213,10 +233,52 @@ def read_artefact(place: str | Path, kind: str | None = None) -> Artefact:
         raise UsageError(f"{folder} is a {manifest['kind']} artefact, a {kind} artefact is needed here.")
     if manifest["sha256"] != _sha256_of(manifest):
         raise UsageError(f"{file} was changed since it was written: make the artefact again.")
-    for one in (*manifest["tables"].values(), *manifest["files"].values()):
-        if Path(one["path"]).is_absolute() or ".." in Path(one["path"]).parts:
-            raise UsageError(f"{file} names {one['path']}, which is outside of the artefact: make it again.")
     return Artefact(folder, manifest)
+
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_PARTS: Mapping[str, type] = {"kind": str, "params": dict, "values": dict, "inputs": list, "tables": dict,
+                              "files": dict, "sha256": str}  # fmt: skip
+
+
+def _misshapen(found: Any) -> str:
+    """What of a manifest is not as it is written here; "" where all of it is."""
+    if not isinstance(found, dict):
+        return "is not an object"
+    manifest = cast(dict[str, Any], found)
+    missing = [name for name in (*_HASHED, "sha256") if name not in manifest]
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    for name, kind in _PARTS.items():
+        if not isinstance(manifest[name], kind):
+            return f"has a {type(manifest[name]).__name__} as {name}"
+    for name, one in manifest["values"].items():
+        if not isinstance(one, dict) or not _fits(cast(dict[str, Any], one)):
+            return f"tells {str(name)!r} as {str(one)[:60]}, not as a finite number with unit and range"
+    for one in manifest["inputs"]:
+        if not isinstance(one, dict) or not _HEX.fullmatch(str(cast(dict[str, Any], one).get("sha256"))):
+            return "names an input without a SHA-256"
+        if not all(isinstance(one.get(key), str) for key in ("kind", "path")):
+            return "names an input without kind and path"
+    wanted = {"tables": {"path": str, "rows": int, "columns": list, "content": str, "sha256": str},
+              "files": {"path": str, "bytes": int, "sha256": str}}  # fmt: skip
+    for part, keys in wanted.items():
+        for name, one in manifest[part].items():
+            if not isinstance(one, dict) or not all(isinstance(one.get(k), kind) for k, kind in keys.items()):
+                return f"does not tell {', '.join(keys)} of {str(name)!r}"
+            if Path(one["path"]).is_absolute() or ".." in Path(one["path"]).parts:
+                return f"names {one['path']}, which is outside of the artefact"
+    return ""
+
+
+def _fits(one: Mapping[str, Any]) -> bool:
+    """Whether it is a `Value`: numbers finite or None, no truth values, words as text."""
+    numbers, texts = ("value", "low", "high", "closed"), ("unit", "how", "note")
+    if "value" not in one or not set(one) <= {*numbers, *texts}:
+        return False
+    good = all(one[k] is None or (isinstance(one[k], (int, float)) and not isinstance(one[k], bool)
+                                  and isfinite(one[k])) for k in numbers if k in one)  # fmt: skip
+    return good and all(isinstance(one[k], str) for k in texts if k in one)
 
 
 def cite(one: Artefact) -> dict[str, Any]:
@@ -254,6 +316,28 @@ def digest(place: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with place.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _types(columns: Columns) -> dict[str, str]:
+    """What NumPy calls the columns of numbers, which a CSV does not keep."""
+    return {name: one.dtype.str for name, one in columns.items() if not isinstance(one, Text)}
+
+
+def _as_written(found: Columns, types: Mapping[str, str] | None) -> dict[str, Array | Text]:
+    """Columns that were read, of the types that were written; those that cannot be are left as they are."""
+    if types is None:
+        return dict(found)
+    out: dict[str, Array | Text] = {}
+    for name, one in found.items():
+        wanted = types.get(name)
+        if isinstance(one, Text):
+            out[name] = one if wanted != "|b1" else one.mask("True")
+        elif wanted is None:  # a text of nothing but numbers, or missing everywhere
+            out[name] = text_of(["" if value != value else str(value) for value in one.tolist()])
+        else:
+            with np.errstate(invalid="ignore"):
+                out[name] = one.astype(np.dtype(wanted)) if re.fullmatch(r"[<>|=][biuf]\d", wanted) else one
+    return out
 
 
 def _content(columns: Columns) -> str:
