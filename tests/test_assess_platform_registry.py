@@ -99,7 +99,7 @@ def test_weights_that_were_changed_in_the_folder_are_refused(tmp_path: Path) -> 
     data = bytearray(entry.weights.read_bytes())
     data[-1] ^= 1
     entry.weights.write_bytes(data)
-    with pytest.raises(UsageError, match="was changed since it was put there"):
+    with pytest.raises(UsageError, match="was changed since it was"):
         FolderRegistry(tmp_path).get("ads")
     (tmp_path / "ads" / "stages.json").write_text("[1")
     with pytest.raises(UsageError, match=r"stages.json is damaged"):
