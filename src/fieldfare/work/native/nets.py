@@ -22,7 +22,7 @@ from fieldfare.work.native import kinds
 from fieldfare.work.native.declared import declared_plan
 from fieldfare.work.native.fit import Native
 from fieldfare.work.native.modules import core, why_not
-from fieldfare.work.native.plan import LOSSES, NativePlan, Refusal
+from fieldfare.work.native.plan import LOSSES, NativePlan, Op, Refusal
 from fieldfare.work.net import Drift, Fit, Folding, Plan, Training, measured
 
 F32 = NDArray[np.float32]
@@ -183,7 +183,7 @@ class DeclaredNet:
             )
 
 
-def multiply_adds(plan: NativePlan, op: Any) -> float:
+def multiply_adds(plan: NativePlan, op: Op) -> float:
     """Of the forward pass of an op on one example; 0 of ops that are no products."""
     x, out = plan.values[op.ins[0]], plan.values[op.out]
     positions = out.h * out.w
