@@ -172,6 +172,6 @@ def _evidence(decided: Decided) -> str:
 
 def _artefact(kind: str, of: str, path: str, sha256: str, made_of: Sequence[str]) -> list[str]:
     return [
-        f'<th scope="row" id="a{sha256[:12]}">{escape(kind)}<small>{escape(of)}</small></th>', page.cell(path),
-        f"<td>{' '.join(source(one) for one in made_of)}</td>", f'<td class="sha">{sha256}</td>',
+        f'<th scope="row" id="a{escape(sha256[:12])}">{escape(kind)}<small>{escape(of)}</small></th>', page.cell(path),
+        f"<td>{' '.join(source(one) for one in made_of)}</td>", f'<td class="sha">{escape(sha256)}</td>',
     ]  # fmt: skip

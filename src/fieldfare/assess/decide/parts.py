@@ -241,8 +241,9 @@ def _drift(one: Artefact) -> str:
         for i, name in enumerate(names)
     ]  # fmt: skip
     head = [("quantity", False), ("forecast", True), ("range", True), ("live", True), ("", False)]
-    made = f"{one.params['versions']:,} of the {one.params['planned']:,.0f} versions forecast were made"
-    return f"<p>{made}; the run is {one.params['status']}.</p>" + page.table(head, rows, caption="drift")
+    made, planned = (cell("", one.params.get(name, "?")) for name in ("versions", "planned"))
+    said = f"{made} of the {planned} versions forecast were made; the run is {one.params.get('status', 'not told of')}."
+    return f"<p>{escape(said)}</p>" + page.table(head, rows, caption="drift")
 
 
 def _privacy(one: Artefact) -> str:

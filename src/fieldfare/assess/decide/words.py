@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from math import isfinite
 from typing import Any
 
@@ -130,4 +131,4 @@ def _unit(column: str) -> str:
 
 def source(sha256: str | None) -> str:
     """A link to the artefact of this hash on the page, as markup; nothing where there is none."""
-    return f'<a class="src" href="#a{sha256[:12]}">{sha256[:8]}</a>' if sha256 else ""
+    return f'<a class="src" href="#a{escape(sha256[:12])}">{escape(sha256[:8])}</a>' if sha256 else ""
