@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fusion.h"
+#include "ops_attention.h"
 #include "ops_embed.h"
 #include "ops_linear.h"
 #include "ops_norm.h"
@@ -23,6 +24,7 @@ Maker maker(const std::string& kind) {
       {"conv2d", Conv2d::make}, {"conv2d_max_pool", ConvMaxPool::make}, {"max_pool", MaxPool::make}, {"avg_pool", AvgPool::make},
       {"adaptive_avg_pool", AdaptiveAvgPool::make}, {"mean_positions", MeanPositions::make},
       {"lstm", Lstm::make}, {"gru", Gru::make}, {"embedding", Embedding::make}, {"select", Select::make}, {"flatten", Flatten::make},
+      {"attention", Attention::make}, {"offset", Offset::make},
   };
   for (const auto& [name, make] : table)
     if (kind == name) return make;
