@@ -81,6 +81,7 @@ static Settings settings_of(const nb::dict& d) {
     s.clip_norm = nb::cast<double>(d["clip_norm"]);
     s.nesterov = nb::cast<bool>(d["nesterov"]);
     s.adam = nb::cast<bool>(d["adam"]);
+  s.half = nb::cast<bool>(d["half"]);
     s.beta1 = nb::cast<double>(d["beta1"]);
     s.beta2 = nb::cast<double>(d["beta2"]);
     s.eps = nb::cast<double>(d["eps"]);
@@ -245,6 +246,7 @@ NB_MODULE(FF_MODULE, m) {
   nb::set_leak_warnings(false);  // nets that live as long as the process hold plans
   m.attr("LANES") = VL;
   m.def("features", &features);
+  m.def("half", &half_here);
   nb::class_<Plan>(m, "Plan")
       .def("__init__", &make, nb::arg("values"), nb::arg("params"), nb::arg("ops"), nb::arg("inputs"), nb::arg("loss"),
            nb::arg("output"), nb::arg("index"), nb::arg("constants"), nb::arg("vector_size"))

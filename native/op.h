@@ -3,6 +3,7 @@
 // Invariant: an op is constant while it is used, so that all threads share it; all that changes is in the Pass. Padded
 // lanes (c..ld) of activations and of gradients are 0.
 #pragma once
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -44,6 +45,7 @@ struct Pass {
   float* const* grad;    // by value; null where no gradient is wanted
   float* scratch;        // of at least Op::scratch(rows) floats, aligned; anyone's between calls
   const Param* params;
+  uint32_t* half;        // room of Op::half(rows) numbers where products are to round to bfloat16, else null
 
   const float* at(int param) const { return p + params[param].at; }
   bool trained(int param) const { return params[param].trained; }
@@ -67,6 +69,7 @@ struct Op {
   virtual ~Op() = default;
   virtual int64_t scratch(int rows) const { return rows * 0; }  // floats, free after each call
   virtual int64_t kept(int rows) const { return rows * 0; }     // floats kept from forward to backward
+  virtual int64_t half(int rows) const { return rows * 0; }     // numbers of room for products of bfloat16
   virtual void forward(const Pass& pass, float* kept) const = 0;
   virtual void backward(const Pass& pass, float* kept) const = 0;
 };

@@ -1,5 +1,6 @@
 // A linear layer over vectors, flattened pictures, or each position of a sequence.
 #pragma once
+#include "half.h"
 #include "op.h"
 
 namespace ff {
@@ -30,11 +31,18 @@ struct Linear final : Op {
     return op;
   }
 
+  int64_t half(int rows) const override {
+    const int64_t M = rows * each;
+    return std::max(pairs_size(K, N) + M * ((K + 1) / 2), pairs_size(M, K) + pairs_size(M, N));
+  }
+
   void forward(const Pass& t, float*) const override {
     const int M = (int)(t.rows * each);
     float* z = t.act[out];
     const bool scaled = t.train && scale != 1.f;
-    product(t.act[in[0]], lda, t.at(params[0]), N, params.size() > 1 ? t.at(params[1]) : nullptr, z, ldo, M, K, N, false, relu && !scaled);
+    if (t.half)
+      half_product(t.act[in[0]], lda, t.at(params[0]), params.size() > 1 ? t.at(params[1]) : nullptr, z, ldo, M, K, N, relu && !scaled, t.half);
+    else product(t.act[in[0]], lda, t.at(params[0]), N, params.size() > 1 ? t.at(params[1]) : nullptr, z, ldo, M, K, N, false, relu && !scaled);
     if (scaled)
       for (int64_t i = 0; i < (int64_t)M * N; i += VL) {
         vf v = scale * load(z + i);
@@ -56,7 +64,10 @@ struct Linear final : Op {
     }
     if (t.trained(params[0])) {
       const auto g = t.target(params[0]);
-      outer(t.act[in[0]], lda, d, N, M, K, N, g.in, g.scale, g.out, N);
+      if (t.half)
+        half_outer(t.act[in[0]], lda, d, N, M, K, N, g.in, g.scale, g.out, t.half);
+      else
+        outer(t.act[in[0]], lda, d, N, M, K, N, g.in, g.scale, g.out, N);
     }
     if (params.size() > 1 && t.trained(params[1])) {
       const auto g = t.target(params[1]);

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <thread>
 
+#include "half.h"
 #include "optimiser.h"
 
 namespace ff {
@@ -67,6 +68,7 @@ struct Trainer {
   float *w, *first, *g = nullptr, *a = nullptr, *ref = nullptr, *m = nullptr, *s = nullptr;
   std::vector<int64_t> total;
   std::vector<float> flat;
+  std::vector<uint32_t> half;
 
   Trainer(const Plan& p, const Fit& f, const float* shared, const float* masked, bool plain, int64_t rows)
       : plan(p), ask(f), start(shared), mask(masked), fused(plain), arena(p, rows, true) {
@@ -79,6 +81,11 @@ struct Trainer {
       if (ask.mu != 0 && ask.ref) ref = arena.block(size);
       if (ask.settings.moments() > 0) m = arena.block(size);
       if (ask.settings.moments() > 1) s = arena.block(size);
+    }
+    if (ask.settings.half) {
+      int64_t most = 0;
+      for (const auto& op : plan.ops) most = std::max(most, op->half((int)rows));
+      half.resize(most + 16);
     }
     if (ask.fold) total.assign(size, 0);
     if (ask.fold && ask.fold->clip > 0) flat.assign(plan.vector_size, 0);
@@ -122,6 +129,7 @@ struct Trainer {
       t.p = fused && k == 0 ? from : w;
       t.w = w;
       t.g = g;
+      t.half = half.empty() ? nullptr : half.data();
       if (fused && k == 0)
         for (const Range& r : plan.untouched) memcpy(w + r.at, from + r.at, r.size * sizeof(float));
       arena.run_forward(t);
@@ -184,7 +192,10 @@ struct Trainer {
 
 }  // namespace
 
+bool half_here() { return has_half(); }
+
 Bad fit(const Plan& plan, const Fit& ask) {
+  must(!ask.settings.half || has_half(), "this processor or build has no products of bfloat16");
   check_columns(plan, ask.columns, ask.labels, ask.numbers, true);
   must(ask.batch >= 1 && ask.batch < int64_t(1) << 31, "a batch has a row, and not too many");
   int64_t most = 0;

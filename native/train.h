@@ -17,6 +17,7 @@ struct Column {  // a column of the data, one row behind the other
 struct Settings {
   double lr = 0, momentum = 0, weight_decay = 0, clip_norm = 0;  // clip_norm 0: none
   bool nesterov = false, adam = false;
+  bool half = false;  // products of dense layers round to bfloat16
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
   int moments() const { return adam ? 2 : momentum > 0 ? 1 : 0; }
 };
@@ -76,6 +77,7 @@ struct Evaluate {
 };
 
 // Errors: std::invalid_argument for what does not fit the plan; std::bad_alloc.
+bool half_here();  // whether this build and processor have products of bfloat16
 Bad fit(const Plan& plan, const Fit& ask);
 Bad evaluate(const Plan& plan, const Evaluate& ask);
 // One batch: its loss, and the gradient [P] where not null

@@ -13,6 +13,7 @@ from fieldfare.aggregate.gather import Gather
 from fieldfare.aggregate.rows import clip, norms
 from fieldfare.core import rng
 from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Coverage, Mean, Total
 from fieldfare.core.local import ControlVariate, Dynamic, Keep, Normalised, Proximal
 from fieldfare.core.work import Cohort
@@ -334,3 +335,27 @@ def watched(function, seen):
         return function(*args, **kwargs)
 
     return call
+
+
+def test_products_of_bfloat16_are_near_those_of_float32_and_keep_their_rows_apart():
+    half = Training(batch_size=4, epochs=2, precision="bfloat16")
+    if not core().half():
+        with pytest.raises(UsageError, match="no products of bfloat16"):
+            Train(nets(6, 33, 4)[0], half)
+        return
+    for widths in ((6, 33, 4), (6, 4), (6, 17, 50, 4)):
+        native, _ = nets(*widths)
+        given_ = cohort(native, SIZES)
+        ours = Train(native, half)(given_).leaves["delta"]
+        full = Train(native, replace(half, precision="float32"))(given_).leaves["delta"]
+        assert 0 < np.abs(ours - full).max() < 0.05 * np.abs(full).max()
+        for i in range(len(SIZES)):
+            alone = Train(native, half)(given_.part(i, i + 1)).leaves["delta"][0]
+            assert np.array_equal(alone, ours[i])
+
+
+def test_bfloat16_is_refused_where_nothing_computes_in_it():
+    with pytest.raises(UsageError, match="needs the compiled core"):
+        Train(nets(6, 9, 4)[1], Training(precision="bfloat16"))
+    with pytest.raises(UsageError, match="use 'float32' or 'bfloat16'"):
+        Training(precision="half")

@@ -53,6 +53,8 @@ class Training:
     `steps` (if given) replaces `epochs`: that many batches, going round the data as often as needed.
     `schedule`: "constant", "cosine" (to zero at round `schedule_rounds`), "inverse_sqrt", or "step" (times `decay`
     every `schedule_rounds`). `clip_norm` clips each step's gradient to that norm. `shuffle=False` takes stored order.
+    `precision="bfloat16"`: products of dense layers round their factors so, and add up in float32 (on the compiled
+    core, where the processor can; weights stay float32).
     """
 
     lr: float = 0.1
@@ -70,6 +72,7 @@ class Training:
     schedule_rounds: int = 0
     decay: float = 1.0
     shuffle: bool = True
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if not 0 <= self.lr < np.inf:
@@ -83,6 +86,8 @@ class Training:
                 raise UsageError(f"Training({name}={getattr(self, name)}): use a number >= 0.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise UsageError(f"Training(clip_norm={self.clip_norm}): use a number > 0, or None for no clipping.")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UsageError(f"Training(precision={self.precision!r}): use 'float32' or 'bfloat16'.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"Training(betas={self.betas}): use two numbers in [0, 1).")
         if self.schedule in ("cosine", "step") and self.schedule_rounds < 1:
@@ -156,8 +161,9 @@ class Plan:
 class Folding:
     """A sum of deltas asked for in place of rows: weight * round(delta / step) in int64, exact, over the clients.
 
-    `weights` int64 `[n]`. `clip`: the norm that `aggregate.rows.clip` shrinks each delta to first; 0 for none. A client with a loss or a number that is not finite, or a number above `cap` / weight (or
-    above 2**51 steps) is left out, as `aggregate.gather` would refuse it.
+    `weights` int64 `[n]`. `clip`: the norm that `aggregate.rows.clip` shrinks each delta to first; 0 for none. A client
+    with a loss or a number that is not finite, or a number above `cap` / weight (or above 2**51 steps) is left out, as
+    `aggregate.gather` would refuse it.
     """
 
     step: float

@@ -236,6 +236,8 @@ class Train:
             raise UsageError(f"Fair(q={fair.q}): use q >= 0.")
         if (personal := find(self.local, Personal)) is not None:
             self.net.layout.mask(personal.names)
+        if t.precision != "float32":
+            self._check_precision()
         compress.check(self.local, self.net)
         if find(self.local, Heads) is not None:  # found once, by the whole net
             object.__setattr__(self, "local", of_level(self.local, self.net, self.net.layout))
@@ -253,6 +255,21 @@ class Train:
         able = getattr(self.net, "folds", None)
         plain = all(isinstance(one, Proximal | Scaled | Nested | Rounded) for one in self.local)
         return able is not None and plain and _takes_fold(type(self.net)) and bool(able(self.training))
+
+    def _check_precision(self) -> None:
+        """Refuse a precision that nothing here computes in."""
+        if not self.threaded:
+            why = getattr(self.net, "native", None)
+            said = why if isinstance(why, str) else f"this {type(self.net).__name__} is not trained on it"
+            raise UsageError(f"Training(precision={self.training.precision!r}) needs the compiled core: {said}.")
+        from fieldfare.work.native.modules import core
+
+        module = core()
+        if module is None or not module.half():
+            raise UsageError(
+                f"Training(precision={self.training.precision!r}): this processor has no products of bfloat16 "
+                "(AVX512-BF16): use precision='float32'."
+            )
 
     def _check_keep(self, normalised: bool) -> None:
         """Refuse to keep an optimiser's moments where there are none, or where they cannot be taken out."""

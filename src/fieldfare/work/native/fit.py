@@ -174,5 +174,5 @@ def _settings(training: Training, lr: float) -> dict[str, Any]:
         "lr": float(lr), "momentum": 0.0 if adam else float(training.momentum),
         "weight_decay": float(training.weight_decay),
         "clip_norm": 0.0 if training.clip_norm is None else float(training.clip_norm), "nesterov": training.nesterov,
-        "adam": adam, "beta1": training.betas[0], "beta2": training.betas[1], "eps": training.eps,
+        "adam": adam, "half": training.precision == "bfloat16", "beta1": training.betas[0], "beta2": training.betas[1], "eps": training.eps,
     }  # fmt: skip
