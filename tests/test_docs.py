@@ -24,6 +24,7 @@ PAGES = sorted([*DOCS.glob("*.md"), ROOT / "README.md"])
 RUN = (
     "getting-started.md",
     "own-algorithm.md",
+    "native.md",
     "own-work.md",
     "time.md",
     "decentralised.md",
