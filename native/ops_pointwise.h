@@ -67,15 +67,45 @@ static FF_INLINE void give(const Frame& f, int rows, float* below, bool add, flo
   }
 }
 
+// exp of what is not above 0, to two units in the last place; below -87 it is 0; what is not a number gives anything
+static FF_INLINE vf exp_down(vf x0) {
+  const vf x = x0 < -87.f ? all(-87.f) : x0;
+  const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds, and leaves the whole number in the low bits
+  const vf t = x * 1.44269504f + magic, n = t - magic;
+  const vf r = (x - n * .693145752f) - n * 1.42860677e-6f;
+  vf p = all(1.f / 5040);
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + .5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  return x0 < -87.f ? zero() : (vf)((vi)p + ((vi)t << 23));
+}
+static FF_INLINE vf logistic(vf x) {
+  const vf e = exp_down(-vabs(x)), s = 1.f / (1.f + e);
+  const vf out = x < 0.f ? e * s : s;
+  return x == x ? out : x;
+}
+static FF_INLINE vf hyperbolic_tangent(vf x) {
+  // near 0 the quotient would cancel: an odd polynomial there
+  const vf a = vabs(x), e = exp_down(-2.f * a), s = x * x;
+  const vf far = (1.f - e) / (1.f + e);
+  const vf near = x * (1.f + s * (-1.f / 3 + s * (2.f / 15 + s * (-17.f / 315 + s * (62.f / 2835)))));
+  const vf out = a < .25f ? near : x < 0.f ? -far : far;
+  return x == x ? out : x;
+}
+
 constexpr float PHI_K = .27f;
 constexpr float PHI_Q[] = {.107719049f, .10756845f, .101639278f, .0726813897f, .106419481f, -.0672715381f, .16816380620f, -.125731274f, .0288113728f};
 // The distribution function of the standard normal and its density: P(X < -a) = exp(-a a / 2) u q(u), u = 1 / (1 + k a),
 // in the form of Abramowitz and Stegun 7.1.26 with more terms (relative error below 4e-7 in the tail, too).
-struct Normal {
+struct Normal {  // of what is not a number, anything
   vf below, density;
 };
 static FF_INLINE Normal normal(vf x) {
-  const vf a = vabs(x), e = vexp(-.5f * x * x);
+  const vf a = vabs(x), e = exp_down(-.5f * x * x);
   const vf u = 1.f / (1.f + PHI_K * a);
   vf q = all(PHI_Q[sizeof PHI_Q / sizeof *PHI_Q - 1]);
 #pragma GCC unroll 16
@@ -92,12 +122,12 @@ struct Relu {
 };
 struct Tanh {
   static constexpr bool READS_X = false, CLEARS = false;
-  static FF_INLINE vf f(vf x, float) { return vtanh(x); }
+  static FF_INLINE vf f(vf x, float) { return hyperbolic_tangent(x); }
   static FF_INLINE vf back(vf d, vf, vf y, float) { return d * (1.f - y * y); }
 };
 struct Sigmoid {
   static constexpr bool READS_X = false, CLEARS = true;
-  static FF_INLINE vf f(vf x, float) { return vsigmoid(x); }
+  static FF_INLINE vf f(vf x, float) { return logistic(x); }
   static FF_INLINE vf back(vf d, vf, vf y, float) { return d * (y * (1.f - y)); }
 };
 struct Gelu {
@@ -110,7 +140,7 @@ struct Gelu {
 };
 struct GeluTanh {  // (1 + tanh t) / 2 = sigmoid(2 t), t = sqrt(2 / pi) (x + 0.044715 x^3)
   static constexpr bool READS_X = true, CLEARS = false;
-  static FF_INLINE vf gate(vf x) { return vsigmoid(x * (1.59576912f + .0713548163f * (x * x))); }
+  static FF_INLINE vf gate(vf x) { return logistic(x * (1.59576912f + .0713548163f * (x * x))); }
   static FF_INLINE vf f(vf x, float) { return x * gate(x); }
   static FF_INLINE vf back(vf d, vf x, vf, float) {
     const vf s = gate(x);
@@ -119,9 +149,9 @@ struct GeluTanh {  // (1 + tanh t) / 2 = sigmoid(2 t), t = sqrt(2 / pi) (x + 0.0
 };
 struct Silu {
   static constexpr bool READS_X = true, CLEARS = false;
-  static FF_INLINE vf f(vf x, float) { return x * vsigmoid(x); }
+  static FF_INLINE vf f(vf x, float) { return x * logistic(x); }
   static FF_INLINE vf back(vf d, vf x, vf, float) {
-    const vf s = vsigmoid(x);
+    const vf s = logistic(x);
     return d * (s + (x * s) * (1.f - s));
   }
 };
