@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import native_reference as reference
 import numpy as np
 import pytest
 import torch_cases
 
+from fieldfare.core.block import Block
 from fieldfare.models import resnet, vgg5
+from fieldfare.work.native.fit import Native
 from fieldfare.work.native.lower import plan_of
+from fieldfare.work.native.modules import core
 from fieldfare.work.native.plan import NativePlan
 from fieldfare.work.torch_net import torch_net
 
@@ -236,3 +240,18 @@ def any_net(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 SIMPLE = tuple(kind for kind in torch_cases.KINDS if kind != "tied")
+
+
+def on_core(net: Any, plan: NativePlan, columns: dict[str, Any]) -> None:
+    """Where the core is here, it gives the reference's output, loss and gradient, up to rounding."""
+    if core() is None:
+        return
+    vector, rows = net.init(0).vector, np.arange(len(columns["y"]))
+    block = Block(columns, rows, np.array([0, len(rows)]))
+    out, value, slope = reference.gradient(plan, vector, [columns[x] for x in net.x], columns["y"], False)
+    native = Native(plan, net.x, net.y, 1.0)
+    assert np.allclose(native.outputs(vector, block).reshape(out.shape), out, atol=1e-4, rtol=1e-4)
+    if not plan.chance:
+        found, mine = native.gradient(vector, block)
+        assert abs(found - value) <= 1e-4 * max(1.0, abs(value))
+        assert np.abs(mine - slope).max() <= 1e-4 * max(1.0, float(np.abs(slope).max()))

@@ -22,6 +22,7 @@ from native_models import (
     net_of,
     nn,
     numbers,
+    on_core,
     planned,
     symbols,
     torch,
@@ -51,17 +52,7 @@ def test_the_core_computes_a_plan_as_the_reference_does(name: str):
         pytest.skip("the compiled core is not here")
     net, columns = any_net(name)
     plan = planned(net)
-    vector = net.init(0).vector
-    rows = np.arange(len(columns["y"]))
-    block = Block(columns, rows, np.array([0, len(rows)]))
-    native = Native(plan, net.x, net.y, 1.0)
-    out, value, slope = reference.gradient(plan, vector, [columns[x] for x in net.x], columns["y"], False)
-    given = native.outputs(vector, block).reshape(out.shape)
-    assert np.abs(given - out).max() <= 2e-5 * max(1.0, np.abs(out).max())
-    if not plan.chance:
-        found, mine = native.gradient(vector, block)
-        assert abs(found - value) <= 2e-5 * max(1.0, abs(value))
-        assert np.abs(mine - slope).max() <= 2e-5 * max(1.0, np.abs(slope).max())
+    on_core(net, plan, columns)
 
 
 # with a larger eps, as Adam divides by the gradient's size, and rounding is all there is of one that should be 0
@@ -266,7 +257,9 @@ def pictures(draw: Any) -> tuple[Any, tuple[int, ...]]:
 def test_random_chains_over_pictures_are_lowered_exactly(drawn: tuple[Any, tuple[int, ...]]):
     module, shape = drawn
     net, columns = net_of(module, numbers(*shape))
-    reference.agree(net, planned(net), columns, 1e-8)
+    plan = planned(net)
+    reference.agree(net, plan, columns, 1e-8)
+    on_core(net, plan, columns)
 
 
 @pytest.mark.slow
@@ -286,5 +279,6 @@ def test_random_recurrent_nets_are_lowered_exactly(
     net, columns = net_of(module, symbols(time))
     plan = planned(net)
     reference.agree(net, plan, columns)
+    on_core(net, plan, columns)
     assert sum(op.kind == kind for op in plan.ops) == layers
     assert all(v.tokens or v.ld == padded(v.c) for v in plan.values)

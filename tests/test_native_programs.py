@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
-from native_models import C, F, L, nn, numbers, torch
+from native_models import C, F, L, nn, numbers, on_core, torch
 
 from fieldfare.work.native.lower import plan_of
 from fieldfare.work.native.plan import NativePlan
@@ -168,5 +168,6 @@ def test_random_programs_that_have_a_plan_are_computed_exactly(drawn: tuple[Prog
     event("a plan" if isinstance(plan, NativePlan) else "refused")
     if isinstance(plan, NativePlan):
         reference.agree(net, plan, columns, 1e-8)
+        on_core(net, plan, columns)
     else:
         assert "\n" not in str(plan)
