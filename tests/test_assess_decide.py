@@ -25,9 +25,10 @@ VALUES: Mapping[str, Mapping[str, Value]] = {
     "proxy": {"natural": Value(1.0)},
     "features": {"assets_bytes": Value(0.0, "B")},
     "bench": {"B.storage_bytes": Value(0.76e6), "B.p95_task_s": Value(3.0), "B.mem_bytes": Value(10.64e6)},
-    "simulation": {"metric_loss_share": Value(0.0185, "share", 0.012, 0.022, "simulated")},
+    "simulation": {"metric_loss_share": Value(0.0185, "share", 0.012, 0.022, "simulated"), "trials": Value(5.0),
+                   "worst_group_gap": Value(1.1)},
     "forecast": {"time_to_target_s": Value(4.2 * 86_400, "s"), "ingress_bytes_per_s_peak": Value(2.68e6, "B/s"),
-                 "device_h": Value(7.5, "h")},
+                 "device_h": Value(7.5, "h"), "waste_share": Value(0.1, "share"), "checkins_per_s_peak": Value(9.0)},
     "privacy": {"epsilon": Value(4.0), "delta": Value(1e-7), "population": Value(7e5), "attack_success": Value(0.05)},
 }  # fmt: skip
 
@@ -35,7 +36,7 @@ VALUES: Mapping[str, Mapping[str, Value]] = {
 def write(place: Path, **changes: Mapping[str, Value]) -> list[str]:
     """The folders of a case's evidence, with some artefacts' values changed."""
     for kind in KINDS:
-        draft = Draft(kind, params={"mechanism": "<b>dp</b>", "source": "red team"} if kind == "privacy" else {})
+        draft = Draft(kind, params={"mechanism": "tee", "source": "<b>dp</b> team"} if kind == "privacy" else {})
         draft.values |= {**VALUES[kind], **changes.get(kind, {})}
         if kind == "trace":
             t = np.arange(0, 604_800, 300.0)
@@ -77,12 +78,12 @@ def test_one_threshold_or_one_input_flips_the_verdict_in_both_directions(
     tmp_path: Path, threshold: str, kind: str, name: str, worse: float
 ) -> None:
     assert decided(tmp_path, "-t", threshold)[0] == 8
-    code, told = decided(tmp_path, **{kind: {name: Value(worse)}})
+    code, told = decided(tmp_path, **{kind: {name: Value(worse, "", worse, worse)}})
     assert (code, told["verdict"]) == (8, "NO-GO")
     assert told["binding"]["value"] == worse
     limit = threshold.split("=")[0]
     eased = worse * (0.9 if limit == "eligible_share_devices" else 1.1)
-    code, told = decided(tmp_path, "-t", f"{limit}={eased}", **{kind: {name: Value(worse)}})
+    code, told = decided(tmp_path, "-t", f"{limit}={eased}", **{kind: {name: Value(worse, "", worse, worse)}})
     assert (code, told["verdict"]) == (0, "GO")
 
 

@@ -17,11 +17,12 @@ from fieldfare.report.style import Picture
 
 @dataclass(frozen=True)
 class Tile:
-    """One headline number: its name, its value in words, and a smaller line under it."""
+    """One headline number: its name, its value in words, a smaller line under it, and finished markup behind that."""
 
     name: str
     value: str
     under: str = ""
+    behind: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def tile_row(tiles: Sequence[Tile]) -> str:
     rows = "".join(
         f'<div class="tile"><dt>{escape(tile.name)}</dt><dd>{escape(tile.value)}'
         + (f"<small>{escape(tile.under)}</small>" if tile.under else "")
-        + "</dd></div>"
+        + f"{tile.behind}</dd></div>"
         for tile in tiles
     )
     return f'<dl class="tiles">{rows}</dl>'

@@ -31,6 +31,8 @@ def command(
     told = settings_of(config, set_, name=name, models=models.split(",") if models else None)
     changes = settings_of(None, threshold)
     if changes:
+        if not isinstance(told.get("thresholds", {}), dict):
+            raise UsageError(f"thresholds={told['thresholds']!r}: use thresholds.NAME=NUMBER, or a table [thresholds].")
         told["thresholds"] = {**told.get("thresholds", {}), **changes}
     if "models" not in told:
         raise UsageError("decide needs the candidate models: models = [...] in the file, or --models A,B.")
@@ -58,7 +60,8 @@ def finish(decided: Any, out: Path, as_json: bool) -> int:
 
     colour = {"GO": "green", "GO WITH CONDITIONS": "yellow", "NO-GO": "red"}.get(decided.verdict, "cyan")
     console = Console(highlight=False)
-    console.print(f"[bold {colour}]{decided.verdict}[/]  {told['title']}")
+    console.print(f"[bold {colour}]{decided.verdict}[/]  ", end="")
+    console.print(str(told["title"]), markup=False)
     console.print(str(told["reason"]), markup=False)
     for one in told["conditions"]:
         console.print(f"condition: {one}", markup=False)

@@ -14,7 +14,8 @@ from typing import Any, cast
 
 from fieldfare import __version__
 from fieldfare.assess.artefact import Artefact, Draft
-from fieldfare.assess.decide.gates import ANY, PER_MODEL, PER_PET, Evidence, asker
+from fieldfare.assess.decide.gates import ANY, PER_MODEL, PER_PET, Evidence, asker, told
+from fieldfare.assess.decide.privacy import noisy
 from fieldfare.assess.decide.thresholds import Threshold, thresholds
 from fieldfare.assess.decide.workflow import GATES, NODES, Check, Override, Step, Verdict, Walk, walk
 from fieldfare.core.errors import UsageError
@@ -50,6 +51,13 @@ class Case:
         ]
         if wrong:
             raise UsageError(f"Case({self.name!r}): there is no gate {wrong[0]!r}: gates are {', '.join(GATES)}.")
+        gates = [one.gate for one in self.overrides]
+        twice = next((one for one in gates if gates.count(one) > 1), None)
+        if twice:
+            raise UsageError(f"Case({self.name!r}): {twice} is overridden twice: say one word a gate.")
+        for gate, times in self.loops.items():
+            if isinstance(times, bool) or not isinstance(times, int) or times < 0:
+                raise UsageError(f"Case({self.name!r}): loops.{gate}={times!r}: use a whole number >= 0.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +76,13 @@ class Decided:
 def case_of(told: Mapping[str, Any]) -> Case:
     """A case of plain values, as a TOML file holds them: overrides are tables `[[override]]`."""
     found = dict(told)
-    words = cast(Sequence[Mapping[str, Any]], found.pop("override", []))
+    listed: Any = found.pop("override", [])
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(one, Mapping) for one in cast(list[Any], listed)):
+        raise UsageError(f"override={listed!r}: use tables [[override]] with gate, by, date and reason.")
+    for name in ("thresholds", "loops"):
+        if not isinstance(found.get(name, {}), Mapping):
+            raise UsageError(f"{name}={found[name]!r}: use {name}.NAME=NUMBER, or a table [{name}].")
+    words = cast(Sequence[Mapping[str, Any]], listed)
     for one in words:
         missing = {"gate", "by", "date", "reason"} - set(one)
         unknown = set(one) - set(Override.__dataclass_fields__)
@@ -99,7 +113,24 @@ def evidence_of(case: Case, artefacts: Sequence[Artefact]) -> Evidence:
         found[key] = one
     evidence = Evidence(case.models, case.pets, found)
     evidence.check()
+    _one_origin(list(found.values()))
     return evidence
+
+
+def _one_origin(given: Sequence[Artefact]) -> None:
+    """Refuse an artefact that was made of another trace, bench, simulation, ... than the one that is given here."""
+    there: dict[str, list[str]] = {}
+    for one in given:
+        there.setdefault(one.kind, []).append(one.sha256)
+    for one in given:
+        for made_of in one.inputs:
+            kind, sha256 = str(made_of["kind"]), str(made_of["sha256"])
+            if kind in there and sha256 not in there[kind]:
+                others = " and ".join(each[:8] for each in there[kind])
+                raise UsageError(
+                    f"{one.path} was made of {kind} {sha256[:8]}, given here is {others}: make the "
+                    f"{one.kind} again, or give the {kind} it was made of."
+                )
 
 
 def _role(one: Artefact) -> str:
@@ -148,7 +179,29 @@ def _conditions(evidence: Evidence, found: Walk) -> tuple[str, ...]:
     refused = None if features is None else features.number("features_refused")
     if refused:
         out.append(f"{refused:.0f} features cannot reach the device: train without them, or change where they live")
+    for gate, one in _last_checks(found):
+        if one.ok is None and one.wanted:
+            out.append(f"{gate}: {one.name} is not known: measure it, or say why it need not be")
+        elif one.ok is False and one.advisory:
+            out.append(f"{gate}: {told(one)}")
+    privacy, simulation = evidence.of("privacy", last), evidence.of("simulation", last)
+    mechanism = "" if privacy is None else str(privacy.params.get("mechanism", ""))
+    if simulation is not None and noisy(mechanism) and simulation.params.get("pet", "") in ("", "none", ANY):
+        out.append(
+            f"quality was simulated without {mechanism}: simulate the job with its clipping and noise, --pet NAME"
+        )
     return tuple(out)
+
+
+def _last_checks(found: Walk) -> list[tuple[str, Check]]:
+    """Every gate's checks as it was asked last."""
+    last = {step.id: step.reply for step in found.path if step.reply is not None}
+    return [(gate, one) for gate, reply in last.items() for one in reply.checks]
+
+
+def not_known(found: Walk) -> list[str]:
+    """Numbers that gates would compare, that nobody measured, and that no gate needs."""
+    return [f"{gate}: {one.name}" for gate, one in _last_checks(found) if one.ok is None and not one.required]
 
 
 def _told(
@@ -165,6 +218,7 @@ def _told(
         "reason": found.reason,
         "binding": None if found.binding is None else _check(found.binding),
         "conditions": list(conditions),
+        "not_known": not_known(found),
         "missing": list(found.missing),
         "path": [_step(case, step) for step in found.path],
         "overrides": [asdict(step.override) for step in found.path if step.override is not None],

@@ -1,17 +1,19 @@
 """What each gate compares, from the artefacts there are.
 
 Here: the evidence of a case, and the reply of every gate. Not here: where a reply leads (`workflow`), the numbers
-compared with (`thresholds`). Invariant: a reply is a function of artefacts' values and thresholds; a number that a gate
-needs and that nobody measured makes it "missing".
+compared with (`thresholds`). Invariants: a reply is a function of artefacts' values and thresholds; a number that a
+gate needs and that nobody measured makes it "missing"; a number that cannot be is refused, never compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf, isnan
 
 from fieldfare.assess.artefact import Artefact
-from fieldfare.assess.decide.thresholds import Threshold
+from fieldfare.assess.decide.privacy import checked
+from fieldfare.assess.decide.thresholds import ASKED, Threshold
 from fieldfare.assess.decide.words import words
 from fieldfare.assess.decide.workflow import Check, Reply, Try
 from fieldfare.core.errors import UsageError
@@ -87,61 +89,57 @@ def task_gate(evidence: Evidence, at: Try, limits: Mapping[str, Threshold]) -> R
 
 
 def model_gate(evidence: Evidence, at: Try, limits: Mapping[str, Threshold]) -> Reply:
-    """G3: what is lost against the central model, its band over trials, and the worst group."""
+    """G3: what is lost against the central model, its band over trials, how many these are, and the worst group.
+
+    One trial has no band. Fewer trials than wanted are a condition, as is a band or a worst group nobody knows.
+    """
     sim = evidence.of("simulation", at)
     loss = None if sim is None else sim.values.get("metric_loss_share")
     median = None if loss is None else loss.value
     limit = limits["metric_loss_share"].value
-    band = None if loss is None or loss.high is None else max(loss.high, 0.0) / limit if limit else float("inf")
+    trials = _of(sim, "trials")
+    known = loss is not None and loss.high is not None and (trials is None or trials > 1)
+    high = 0.0 if loss is None or loss.high is None else max(loss.high, 0.0)
+    band = None if not known else high / limit if limit else 0.0 if not high else float("inf")
     checks = (
-        _check(
-            "metric_loss_share",
-            median,
-            limits,
-            "simulation",
-            sim,
-            note="of the central model's metric, median of trials",
-        ),
-        _check(
-            "band_over_median",
-            band,
-            limits,
-            "simulation",
-            sim,
-            required=False,
-            note="worse end of the band over the limit",
-        ),
-        _check("worst_group_gap", _of(sim, "worst_group_gap"), limits, "simulation", sim, required=False),
-    )
+        _check("metric_loss_share", median, limits, "simulation", sim,
+               note="of the central model's metric, median of trials"),
+        _check("band_over_median", band, limits, "simulation", sim, required=False, wanted=True,
+               note="worse end of the band over the limit"),
+        _check("trials", trials, limits, "simulation", sim, required=False, advisory=True),
+        _check("worst_group_gap", _of(sim, "worst_group_gap"), limits, "simulation", sim, required=False, wanted=True),
+    )  # fmt: skip
     return reply(checks)
 
 
 def systems_gate(evidence: Evidence, at: Try, limits: Mapping[str, Threshold]) -> Reply:
-    """G4: time to the target, the enclave's ingress, waste, devices' hours, check-ins at the peak."""
+    """G4: time to the target, the enclave's ingress, waste, devices' hours, check-ins at the peak; cost and carbon
+    where somebody limits them. A forecast that was computed has them all: one of them missing is INCOMPLETE.
+    """
     cast_ = evidence.of("forecast", at)
+    computed = cast_ is not None and "job" in cast_.params
     checks = (
         _check("time_to_target_s", _of(cast_, "time_to_target_s"), limits, "forecast", cast_),
-        _check(
-            "ingress_bytes_per_s", _of(cast_, "ingress_bytes_per_s_peak"), limits, "forecast", cast_, note="at the peak"
-        ),
-        _check("waste_share", _of(cast_, "waste_share"), limits, "forecast", cast_, required=False),
+        _check("ingress_bytes_per_s", _of(cast_, "ingress_bytes_per_s_peak"), limits, "forecast", cast_,
+               note="at the peak"),
+        _check("waste_share", _of(cast_, "waste_share"), limits, "forecast", cast_, required=computed, wanted=True),
         _check("device_h", _of(cast_, "device_h"), limits, "forecast", cast_),
-        _check(
-            "checkins_per_s",
-            _of(cast_, "checkins_per_s_peak"),
-            limits,
-            "forecast",
-            cast_,
-            required=False,
-            note="at the peak",
-        ),
-    )
+        _check("checkins_per_s", _of(cast_, "checkins_per_s_peak"), limits, "forecast", cast_, required=computed,
+               wanted=True, note="at the peak"),
+        *(_check(name, _of(cast_, name), limits, "forecast", cast_) for name in ASKED if name in limits),
+    )  # fmt: skip
     return reply(checks)
 
 
 def privacy_gate(evidence: Evidence, at: Try, limits: Mapping[str, Threshold]) -> Reply:
     """G5: epsilon, delta against the population, and how often an attack succeeds."""
     told = evidence.of("privacy", at)
+    if told is not None:
+        numbers = {name: told.number(name) for name in ("epsilon", "delta", "attack_success", "population")}
+        try:
+            checked(str(told.params.get("mechanism", "")), **numbers)
+        except UsageError as error:
+            raise UsageError(f"{told.path.name}: {error}") from None
     delta, people = _of(told, "delta"), _of(told, "population")
     product = None if delta is None or people is None else delta * people
     checks = (
@@ -154,7 +152,7 @@ def privacy_gate(evidence: Evidence, at: Try, limits: Mapping[str, Threshold]) -
 
 def reply(checks: tuple[Check, ...]) -> Reply:
     """Yes, no or missing: a required number that fails is a no even where another is missing."""
-    failed = [one for one in checks if one.ok is False]
+    failed = [one for one in checks if one.ok is False and not one.advisory]
     missing = tuple(f"{one.kind}: {one.name}" for one in checks if one.ok is None and one.required)
     if failed:
         return Reply("no", checks, missing, "; ".join(told(one) for one in failed))
@@ -183,8 +181,21 @@ def _sum(first: float | None, second: float) -> float | None:
     return None if first is None else first + second
 
 
+SIGNED = frozenset({"metric_loss_share"})
+"""Numbers that may be below 0: a gain over the central model is one."""
+PARTS = frozenset({"eligible_share_devices", "waste_share"})
+"""Shares of a whole."""
+
+
 def _check(
     name: str, value: float | None, limits: Mapping[str, Threshold], kind: str, source: Artefact | None, *,
-    required: bool = True, note: str = "",
+    required: bool = True, note: str = "", wanted: bool = False, advisory: bool = False,
 ) -> Check:  # fmt: skip
-    return Check(name, value, limits[name], kind, "" if source is None else source.sha256, required, note)
+    """The number beside its limit; `UsageError` where it cannot be."""
+    if value is not None and source is not None:
+        low, high = (-inf if name in SIGNED else 0.0), (1.0 if name in PARTS else inf)
+        if isnan(value) or not low <= value <= high:
+            most = "" if high == inf else f" to {high:g}"
+            raise UsageError(f"{source.path.name} tells {name} as {value}: it is a number from 0{most}; make it again.")
+    sha256 = "" if source is None else source.sha256
+    return Check(name, value, limits[name], kind, sha256, required, note, wanted, advisory)

@@ -26,6 +26,7 @@ padding:18px 22px;margin:0 0 18px}
 .flow{overflow-x:auto;border:1px solid var(--line);border-radius:10px;padding:14px}
 .flow svg{min-width:900px;width:100%;height:auto;display:block}
 a.src{font:12px ui-monospace,monospace;color:var(--muted)}
+dl.tiles a.src{font-size:11px;font-weight:400}
 .bar{display:inline-block;width:110px;height:9px;background:var(--soft);border:1px solid var(--line);border-radius:5px;
 position:relative;vertical-align:middle;margin-right:6px;overflow:hidden}
 .bar i{position:absolute;left:0;top:0;bottom:0;background:var(--tone)}
@@ -72,12 +73,13 @@ def _tiles(decided: Decided) -> list[Tile]:
     cast_, sim = decided.evidence.of("forecast", last), decided.evidence.of("simulation", last)
     for artefact, name, label, unit in (
         (cast_, "time_to_target_s", "Time to target", "s"), (cast_, "device_h", "Devices' time", "h"),
-        (sim, "metric_loss_share", "Loss of quality", "share"), (cast_, "energy_j", "Energy", "J"),
+        (sim, "metric_loss_share", "Loss of quality", "share"), (cast_, "cost", "Cost", "money"),
+        (cast_, "energy_j", "Energy", "J"), (cast_, "carbon_g", "Carbon", "g"),
     ):  # fmt: skip
         one = None if artefact is None else artefact.values.get(name)
-        if one is not None and one.value is not None:
+        if artefact is not None and one is not None and one.value is not None:
             span = "" if one.low is None or one.high is None else f"{words(one.low, unit)} to {words(one.high, unit)}"
-            out.append(Tile(label, words(one.value, unit), span))
+            out.append(Tile(label, words(one.value, unit), span, source(artefact.sha256)))
     return out
 
 
@@ -95,6 +97,7 @@ def _verdict(told: Mapping[str, Any]) -> str:
         out.append(f"<p><b>{what}:</b> {told_} {source(binding['source_sha256'])}</p>")
     out += _list("Conditions", told["conditions"])
     out += _list("Missing", told["missing"])
+    out += _list("Not known, and not needed by a gate", [plainly(f" {one}: ")[1:-2] for one in told["not_known"]])
     for one in told["overrides"]:
         said = f"{one['gate']} was set to {one['answer']} by {one['by']} on {one['date']}: {one['reason']}"
         out.append(f'<p class="human">{escape(said)}</p>')

@@ -16,7 +16,7 @@ from fieldfare.assess.artefact import words as texts
 from fieldfare.assess.decide import charts, fairness, plots, sweeps
 from fieldfare.assess.decide.decision import Decided
 from fieldfare.assess.decide.sweeps import figure, has, pictures
-from fieldfare.assess.decide.words import cell, heading, title, words
+from fieldfare.assess.decide.words import cell, heading, source, title, words
 from fieldfare.fleet.columns import Text
 from fieldfare.report import page
 from fieldfare.report.page import Section
@@ -41,7 +41,7 @@ def sections(decided: Decided) -> list[Section]:
         ("trace", "who", "Who can take part", "Devices that meet the criteria, and when they are there.", _trace),
         ("proxy", "data", "The data they would hold", "Clients of the proxy data and how unlike they are.", _proxy),
         ("features", "features", "Where features live", "What a device must hold or be sent to train.", _features),
-        ("bench", "devices", "What a task takes on a device", "Measured on devices; the paper's table 5.", _bench),
+        ("bench", "devices", "What a task takes on a device", "As in the paper's table 5.", _bench),
         ("simulation", "training", "Training, over virtual time", "What was simulated on these devices.", _simulation),
         ("forecast", "forecast", "What it takes", "With ranges, and the closed form beside the simulation.", _forecast),
         ("drift", "drift", "Live against the forecast", "A run that went on since, laid beside the forecast.", _drift),
@@ -49,7 +49,8 @@ def sections(decided: Decided) -> list[Section]:
     ):
         artefact = decided.evidence.of(kind, last)
         if artefact is not None:
-            out.append(Section(anchor, called, lead, draw(artefact) + sweeps.from_(artefact)))
+            said = f"{_how(artefact)} {lead}" if kind == "bench" else lead
+            out.append(Section(anchor, called, said, draw(artefact) + sweeps.from_(artefact)))
         if kind == "trace" and artefact is not None and (body := fairness.body(artefact)):
             out.append(Section("fairness", "Who is left out", fairness.LEAD, body))
         if kind == "simulation":
@@ -69,17 +70,16 @@ def _values(artefact: Artefact, names: Sequence[str] = (), *, skip: Sequence[str
         rows.append([
             page.cell(title(name), head=True, under=", ".join(filter(None, (name, one.note)))),
             page.cell(words(value, unit), number=True), page.cell(span(low, high, unit), number=True),
-            page.cell(one.how),
+            page.cell("not known" if value is None else one.how), f"<td>{source(artefact.sha256)}</td>",
         ])  # fmt: skip
-    return page.table(
-        [("number", False), ("value", True), ("range", True), ("how", False)], rows, caption=artefact.kind
-    )
+    head = [("number", False), ("value", True), ("range", True), ("how", False), ("from", False)]
+    return page.table(head, rows, caption=artefact.kind)
 
 
 def table_of(artefact: Artefact, name: str, columns: Sequence[str] = (), most: int = 40) -> str:
     """Rows of a table of an artefact, the first `most`."""
     found = artefact.table(name)
-    chosen = [one for one in (columns or found) if one in found]
+    chosen = [one for one in (columns or found) if one in found] or list(found)
     listed = {one: texts(v) if isinstance(v, Text) else v.tolist() for one in chosen for v in (found[one],)}
     rows = [
         [page.cell(cell(one, listed[one][i]), number=not isinstance(found[one], Text)) for one in chosen]
@@ -143,9 +143,18 @@ def _features(one: Artefact) -> str:
 
 def _bench(one: Artefact) -> str:
     told = table_of(one, "models", TABLE_5) if has(one, "models") else _values(one)
-    return told + (
-        f"<h3>Which devices may train</h3>{table_of(one, 'eligible', most=30)}" if has(one, "eligible") else ""
-    )
+    if has(one, "eligible"):
+        told += f"<h3>Which devices may train</h3>{table_of(one, 'eligible', most=30)}"
+    errors = [name for name in one.values if "extrapolat" in name or name.endswith(("r2", "_error"))]
+    if errors:
+        told += f"<h3>Devices that were not measured</h3>{_values(one, errors)}"
+    return told + (page.details("All numbers of the bench", _values(one)) if has(one, "models") else "")
+
+
+def _how(one: Artefact) -> str:
+    """How a bench's numbers were come by, in a sentence."""
+    ways = sorted({value.how for value in one.values.values() if value.value is not None})
+    return f"{', '.join(ways).capitalize()}." if ways else "Nothing is known."
 
 
 def _simulation(one: Artefact) -> str:
@@ -180,6 +189,10 @@ def _tried(one: Artefact) -> str:
     return f"<p>{told}</p>"
 
 
+APART = 2.0
+"""Where a number is over so many times its closed form, or under one so-manieth, the page says so."""
+
+
 def _forecast(one: Artefact) -> str:
     rows: list[list[str]] = []
     if has(one, "quantities"):
@@ -187,12 +200,14 @@ def _forecast(one: Artefact) -> str:
         names, units, hows, formulas = (texts(table[c]) for c in ("name", "unit", "how", "formula"))
         value, low, high, closed = (np.asarray(table[c], np.float64) for c in ("value", "low", "high", "closed"))
         for i, name in enumerate(names):
-            value_, closed_ = (page.cell(words(float(x[i]), units[i]), number=True) for x in (value, closed))
+            value_, closed_ = (page.cell(_words(x[i], units[i]), number=True) for x in (value, closed))
             between = page.cell(span(float(low[i]), float(high[i]), units[i]), number=True)
             rows.append(
-                [page.cell(title(name), head=True, under=formulas[i]), value_, between, closed_, page.cell(hows[i])]
-            )
-    head = [("quantity", False), ("value", True), ("range", True), ("closed form", True), ("how", False)]
+                [page.cell(title(name), head=True, under=formulas[i]), value_, between, closed_,
+                 page.cell(hows[i], under=_apart(value[i], closed[i])), f"<td>{source(one.sha256)}</td>"]
+            )  # fmt: skip
+    head = [("quantity", False), ("value", True), ("range", True), ("closed form", True), ("how", False),
+            ("from", False)]  # fmt: skip
     told = page.table(head, rows, caption="forecast") if rows else _values(one)
     figures = (
         []
@@ -201,6 +216,18 @@ def _forecast(one: Artefact) -> str:
     )
     told = pictures(figures) + told
     return told + (page.details("What was assumed", table_of(one, "assumed")) if has(one, "assumed") else "")
+
+
+def _words(value: float, unit: str) -> str:
+    return words(float(value) if np.isfinite(value) else None, unit)
+
+
+def _apart(value: float, closed: float) -> str:
+    """What to say of a number that its closed form does not bear out."""
+    if not (np.isfinite(value) and np.isfinite(closed)) or value == closed:
+        return ""
+    ratio = value / closed if closed else np.inf
+    return "" if 1 / APART <= ratio <= APART else f"{ratio:.2g} times its closed form: look why"
 
 
 def _tornado(one: Artefact, quantity: str) -> str:

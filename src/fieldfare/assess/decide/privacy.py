@@ -6,6 +6,7 @@ what nobody measured is missing, not zero.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 
@@ -18,24 +19,49 @@ def declare(
     attack_success: float | None = None, population: float | None = None, model: str = "", pet: str = "",
     how: str = "declared",
 ) -> Artefact:  # fmt: skip
-    """Write what is known; None stays missing, so that the gate says INCOMPLETE and not yes."""
-    for name, value, most in (
-        ("epsilon", epsilon, 1e9),
-        ("delta", delta, 1.0),
-        ("attack_success", attack_success, 1.0),
-    ):
-        if value is not None and not (isfinite(value) and 0 <= value <= most):
-            raise UsageError(f"privacy({name}={value}): use a number from 0 to {most:g}.")
+    """Write what is known; None stays missing, so that the gate says INCOMPLETE and not yes. `how`: of epsilon."""
+    checked(mechanism, epsilon, delta, attack_success, population)
     if not mechanism or not source:
         raise UsageError(
             "privacy needs a mechanism (none, dp-fedavg, secure-aggregation, ...) and a source: who says so."
         )
     numbers = {"epsilon": epsilon, "delta": delta, "attack_success": attack_success, "population": population}
     values = {
-        name: Value(value, "1" if name != "population" else "clients", how=how) for name, value in numbers.items()
+        name: Value(value, "1" if name != "population" else "clients", how=how if name == "epsilon" else "declared")
+        for name, value in numbers.items()
     }
     params = {"mechanism": mechanism, "source": source, "model": model, "pet": pet}
     return Draft("privacy", params=params, values=values).write(out)
+
+
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "epsilon": (0.0, 1e9), "delta": (0.0, 1.0), "attack_success": (0.0, 1.0), "population": (1.0, 1e12),
+}  # fmt: skip
+NOISELESS = frozenset({"", "none", "secure-aggregation", "secure-sum", "tee", "enclave"})
+"""Mechanisms that leave the sum of updates as it is."""
+
+
+def checked(
+    mechanism: str, epsilon: float | None = None, delta: float | None = None, attack_success: float | None = None,
+    population: float | None = None,
+) -> None:  # fmt: skip
+    """Refuse numbers of a mechanism that cannot be; None is not known and never refused."""
+    told = {"epsilon": epsilon, "delta": delta, "attack_success": attack_success, "population": population}
+    for name, value in told.items():
+        least, most = LIMITS[name]
+        if value is not None and (isinstance(value, bool) or not (isfinite(value) and least <= value <= most)):
+            raise UsageError(f"privacy({name}={value}): use a number from {least:g} to {most:g}.")
+    if mechanism.strip().lower() == "none" and epsilon is not None:
+        raise UsageError(f"privacy(mechanism='none', epsilon={epsilon:g}): without a mechanism there is no epsilon.")
+
+
+def noisy(mechanism: str) -> bool:
+    """Whether a mechanism changes the sum of updates, as noise and clipping do; what is not known to leave it does.
+
+    >>> noisy("dp-fedavg with secure aggregation"), noisy("secure aggregation"), noisy("none")
+    (True, False, False)
+    """
+    return mechanism.strip().lower().replace(" ", "-") not in NOISELESS
 
 
 def accounted(noise_multiplier: float, sampling: float, rounds: int, delta: float) -> float:

@@ -36,6 +36,7 @@ DEFAULTS: Mapping[str, Threshold] = {
     "metric_loss_share": Threshold(0.02, "share", "ours; FLINT tolerated 0.05 where compliance asked for it"),
     "band_over_median": Threshold(2.0, "1", "ours: the worse end of the band within twice the limit"),
     "worst_group_gap": Threshold(1.5, "1", "ours: the loss of the worst group over that of all"),
+    "trials": Threshold(5.0, "1", "FLINT: five trials, fifteen for a decision", most=False),
     "time_to_target_s": Threshold(7 * DAY_S, "s", "FLINT: the central model is trained anew every week"),
     "ingress_bytes_per_s": Threshold(3e6, "B/s", "FLINT: the enclave takes under 3 MB/s"),
     "waste_share": Threshold(0.2, "share", "ours"),
@@ -46,6 +47,10 @@ DEFAULTS: Mapping[str, Threshold] = {
     "attack_success": Threshold(0.1, "share", "ours"),
 }
 COMPLIANCE_LOSS = 0.05
+ASKED: Mapping[str, Threshold] = {
+    "cost": Threshold(0.0, "money", "nobody"), "carbon_g": Threshold(0.0, "g", "nobody"),
+}  # fmt: skip
+"""Limits that there are only where somebody sets them."""
 
 
 def thresholds(changes: Mapping[str, float] | None = None, compliance: str | None = None) -> dict[str, Threshold]:
@@ -58,13 +63,14 @@ def thresholds(changes: Mapping[str, float] | None = None, compliance: str | Non
     if compliance:
         found["metric_loss_share"] = Threshold(COMPLIANCE_LOSS, "share", f"FLINT: compliance ({compliance})")
     for name, value in (changes or {}).items():
-        if name not in found:
-            near = difflib.get_close_matches(name, found, 1)
+        known = {**found, **ASKED}
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
             raise UsageError(
                 f"there is no threshold {name!r}: "
-                + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(found)}.")
+                + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}.")
             )
-        if not isinstance(value, (int, float)) or not isfinite(value) or value < 0:
-            raise UsageError(f"threshold {name}={value!r}: use a finite number >= 0, in {found[name].unit}.")
-        found[name] = Threshold(float(value), found[name].unit, "set for this decision", found[name].most)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value < 0:
+            raise UsageError(f"threshold {name}={value!r}: use a finite number >= 0, in {known[name].unit}.")
+        found[name] = Threshold(float(value), known[name].unit, "set for this decision", known[name].most)
     return found

@@ -72,7 +72,10 @@ GATES: Mapping[str, Gate] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One number against its threshold: `value` None is missing; `kind` and `source`: the artefact's, its hash."""
+    """One number against its threshold: `value` None is missing; `kind` and `source`: the artefact's, its hash.
+
+    `wanted`: where it is missing, or, being `advisory`, fails, that is a condition and not an answer.
+    """
 
     name: str
     value: float | None
@@ -81,6 +84,8 @@ class Check:
     source: str = ""
     required: bool = True
     note: str = ""
+    wanted: bool = False
+    advisory: bool = False
 
     @property
     def ok(self) -> bool | None:
@@ -209,7 +214,8 @@ def walk(
                 else "no other privacy technique is left to try"
             )
             why = what if not left else f"it was asked {gone[here]} times"
-            return Walk(tuple(path), "NO-GO", f"{gate.title} No: {refused.reason}; {why}", worst(reply))
+            said = f"{step.override.by}: {step.override.reason}" if step.override else refused.reason
+            return Walk(tuple(path), "NO-GO", f"{gate.title} No: {said}; {why}", worst(reply))
         at = Try(at.model + 1, 0) if gate.change == "model" else Try(at.model, at.pet + 1)
         here = gate.no
 
@@ -221,7 +227,7 @@ def _passed(path: Sequence[Step]) -> str:
 
 def worst(reply: Reply) -> Check | None:
     """The check of a reply that is farthest over its threshold."""
-    failed = [one for one in reply.checks if one.ok is False]
+    failed = [one for one in reply.checks if one.ok is False and not one.advisory]
     return max(failed, key=lambda one: one.used or 0.0, default=None)
 
 
@@ -229,8 +235,9 @@ def tightest(path: Sequence[Step]) -> Check | None:
     """The check that came nearest to its threshold among those of the gates that were passed last."""
     last = {step.id: step for step in path if step.reply is not None}
     checks = [
-        one for step in last.values() if step.reply and step.answer == "yes" for one in step.reply.checks if one.ok
-    ]
+        one for step in last.values() if step.reply and step.answer == "yes"
+        for one in step.reply.checks if one.ok and not one.advisory
+    ]  # fmt: skip
     return max(checks, key=lambda one: one.used or 0.0, default=None)
 
 
