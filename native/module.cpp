@@ -81,12 +81,12 @@ static Settings settings_of(const nb::dict& d) {
     s.clip_norm = nb::cast<double>(d["clip_norm"]);
     s.nesterov = nb::cast<bool>(d["nesterov"]);
     s.adam = nb::cast<bool>(d["adam"]);
-  s.half = nb::cast<bool>(d["half"]);
+    s.half = nb::cast<bool>(d["half"]);
     s.beta1 = nb::cast<double>(d["beta1"]);
     s.beta2 = nb::cast<double>(d["beta2"]);
     s.eps = nb::cast<double>(d["eps"]);
   } catch (const nb::cast_error&) {
-    refuse("settings are numbers, nesterov and adam true or false");
+    refuse("settings are numbers, nesterov, adam and half true or false");
   }
   return s;
 }

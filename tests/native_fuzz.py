@@ -286,13 +286,14 @@ def run(core: ModuleType, d: Draft, plan: Any, seed: int) -> None:
     keys = rng.integers(0, 2**63, 4).astype(np.uint64)
     plain = {
         "lr": 0.05, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "nesterov": False, "adam": False,
-        "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
+        "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "half": False,
     }  # fmt: skip
     fancy: dict[str, Any] = plain | dict(
         [("momentum", 0.9), ("nesterov", True)] if rng.random() < 0.5 else [("adam", True)], clip_norm=1.0
     )
     clip = float(rng.choice([0.0, 0.1]))
     settings: dict[str, Any] = plain if rng.random() < 0.5 else fancy
+    settings = settings | {"half": core.half() and rng.random() < 0.3}
     if d.loss == "masked_cross_entropy":
         y = np.abs(y) % c
 
@@ -404,7 +405,7 @@ def asked_wrongly(core: ModuleType, seed: int) -> str:
     float32, one = np.float32, rng.random() < 0.5
     settings = {
         "lr": 0.05, "momentum": rng.choice([0.0, 0.9]), "weight_decay": 0.0, "clip_norm": 0.0, "nesterov": False,
-        "adam": one, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
+        "adam": one, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "half": core.half() and rng.random() < 0.3,
     }  # fmt: skip
     slots = 2 * size + 1 if one else size if settings["momentum"] else 0
     asks: dict[str, dict[str, Any]] = {
