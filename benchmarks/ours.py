@@ -9,6 +9,8 @@
     ours.py assess-trained S  client tasks per second of FedBuff with a net of 189,000 parameters and 100 records each
     ours.py async W1 50 S     clients per second of FedBuff with that buffer and of FedAvg, 100 at work, S seconds each
     ours.py mixed W2 S        clients per second of cohorts of sub-models, uniform and mixed, S seconds each
+    ours.py scaling W2 S      clients per second on one thread and on one a core, S seconds each
+    ours.py memory W2 10000   MB above data and libraries of rounds with that cohort
     ours.py fold              100 updates of 10 million parameters into one mean
     ours.py first-round       the first round of W0: import, build, one round
 
@@ -294,6 +296,32 @@ def _clients_per_s(made: ff.Job, seconds: float) -> float:
     return (last[0] - first[0]) / (last[1] - first[1])
 
 
+def scaling(name: str, seconds: float) -> dict[str, float]:
+    """Clients per second of cohorts of ten times the workload's, on one thread and on one a core, by turns."""
+    from workloads import start
+
+    w = WORKLOADS[name]
+    held, found = federated(w), {"one": list[float](), "all": list[float]()}
+    for which in ("one", "all", "all", "one"):
+        made = job(w, start(name), held, 10**6, lambda _: None, workers=1 if which == "one" else None)
+        made = replace(made, algorithm=ff.FedAvg(rounds=10**6, cohort=min(10 * w.cohort, w.population)))
+        found[which].append(_clients_per_s(made, seconds))
+    return {which: float(np.median(rates)) for which, rates in found.items()}
+
+
+def memory(name: str, cohort: int) -> dict[str, float]:
+    """MB above the data and the imported libraries that rounds of a large cohort take."""
+    from workloads import start
+
+    w = replace(WORKLOADS[name], population=cohort, cohort=cohort)
+    held = federated(w)
+    made, ends = job(w, start(name), held, 2, lambda _: None), list[float]()
+    one = replace(made, algorithm=ff.FedAvg(rounds=1, cohort=1), callbacks=(lambda _: ends.append(peak_mb()),))
+    one.run(runs=None, progress=False)
+    replace(made, callbacks=(lambda _: ends.append(peak_mb()),)).run(runs=None, progress=False)
+    return {"mb": ends[-1] - ends[0], "before_mb": ends[0], "cohort": cohort}
+
+
 def peak_mb() -> float:
     """The most memory this process has held, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -373,6 +401,10 @@ def main(argv: list[str]) -> None:
             print(json.dumps(asynchronous(name, int(buffer), float(seconds))))
         case ["mixed", name, seconds]:
             print(json.dumps(mixed(name, float(seconds))))
+        case ["scaling", name, seconds]:
+            print(json.dumps(scaling(name, float(seconds))))
+        case ["memory", name, cohort]:
+            print(json.dumps(memory(name, int(cohort))))
         case ["fold"]:
             print(json.dumps(fold()))
         case ["first-round"]:

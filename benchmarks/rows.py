@@ -386,6 +386,30 @@ def _each_peer(row: Row, action: Callable[[Arm], float]) -> None:
             row.peers[peer.name] = value
 
 
+def scaling(name: str, effort: Effort) -> Row:
+    """What a second core brings to training, over what it brings to a bare matrix product."""
+    row = Row(f"scaling-{name}", "share of a product's", "more", limit=1.0)
+    found: list[dict[str, float]] = []
+
+    def share() -> float:
+        for _ in range(effort.repeats):
+            bare = [probe("probes.py", "matmul", *cores)["flops_per_s"] for cores in (("1",), ())]
+            found.append({**probe("ours.py", "scaling", name, str(effort.min_s)), "bare": bare[1] / bare[0]})
+        return median(one["all"] / one["one"] / one["bare"] for one in found)
+
+    row.ours = _try(row, OURS.name, share)
+    row.detail |= {"aim": 0.95, "runs": found, "limit_is": "a bare product on as many cores"}
+    return row
+
+
+def memory(name: str, cohort: int, effort: Effort) -> Row:
+    """Memory of rounds with a large cohort, above the data and the imported libraries."""
+    row = Row(f"memory-{name}-{cohort}", "MB", "less")
+    row.ours = _try(row, OURS.name, lambda: probe("ours.py", "memory", name, str(cohort))["mb"])
+    row.detail |= {"aim": 600, "cohort": cohort}
+    return row
+
+
 ROWS: dict[str, Callable[[Effort], Row]] = {
     **{name: (lambda effort, name=name: workload(name, effort)) for name in WORKLOADS if name != "W0"},
     "driver-10000": lambda effort: driver(10_000, effort),
@@ -403,6 +427,8 @@ ROWS: dict[str, Callable[[Effort], Row]] = {
         for buffer in (20, 10)
     },
     **{f"mixed-{name}": (lambda effort, name=name: mixed(name, effort)) for name in ("W2", "W3", "W4")},
+    "scaling-W2": lambda effort: scaling("W2", effort),
+    "memory-W2-10000": lambda effort: memory("W2", 10_000, effort),
     "population-memory": population_memory,
     "flat-in-population": flat_in_population,
     "fold-100x10M": fold,
