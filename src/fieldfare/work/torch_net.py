@@ -122,7 +122,7 @@ class TorchNet:
             if self._ending is not None and (self.loss != "cross_entropy" or len(self.x) > 1):
                 several = len(self.x) > 1
                 self._ending, self.why = None, "there are several inputs" if several else f"the loss is {self.loss}"
-        plain = self._ending is not None and told != "hand" and self._transform is None and [*self._metrics] == ["accuracy"]
+        plain = told != "hand" and self._transform is None and [*self._metrics] == ["accuracy"]
         x, y = self.x[0], self.y
         self._dense = as_dense(self._ending, self.layout, x, y) if self._ending is not None and plain else None
         self._channels_last = True
