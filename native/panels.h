@@ -59,24 +59,27 @@ static FF_INLINE void transpose(vf* v) {
   }
 }
 
-// The transpose of W[K][ldw] (N columns) in strips: N rows of padded(K) columns, those beyond K 0; row n is W's column
-// (n + turn) mod N
+// One strip of the transpose of W[K][ldw] (N columns): N rows of kz vectors, 0 beyond the K columns there are; row n is W's
+// column (n + turn) mod N
+static void turn_strip(cf W, int64_t ldw, int K, int N, int kz, int turn, float* out) {
+  for (int n = 0; n < N; n += VL) {
+    const int from = (n + turn) % N;
+    for (int j = 0; j < kz; j++) {
+      vf v[VL];
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; i++) v[i] = VL * j + i < K ? load(W + (int64_t)(VL * j + i) * ldw + from) : zero();
+      transpose(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; i++) store(out + ((int64_t)(n + i) * kz + j) * VL, v[i]);
+    }
+  }
+}
+
+// The transpose of W[K][ldw] (N columns) in strips: N rows of padded(K) columns
 static void pack_transposed(cf W, int64_t ldw, int K, int N, int nr, int turn, float* out) {
   FF_SPLIT(k0, kz, padded(K) / VL, nr) {
-    const int width = kz * VL;
-    for (int n = 0; n < N; n += VL) {
-      const int from = (n + turn) % N;
-      for (int j = 0; j < kz; j++) {
-        vf v[VL];
-        const int k = VL * (k0 + j);
-#pragma GCC unroll 16
-        for (int i = 0; i < VL; i++) v[i] = k + i < K ? load(W + (int64_t)(k + i) * ldw + from) : zero();
-        transpose(v);
-#pragma GCC unroll 16
-        for (int i = 0; i < VL; i++) store(out + (int64_t)(n + i) * width + VL * j, v[i]);
-      }
-    }
-    out += (int64_t)N * width;
+    turn_strip(W + (int64_t)VL * k0 * ldw, ldw, K - VL * k0, N, kz, turn, out);
+    out += (int64_t)N * kz * VL;
   }
 }
 
@@ -99,6 +102,17 @@ static void by_strips(cf A, int64_t lda, cf strips, int nr, Start start, cf cin,
       }
       w0 += K * width;
     }
+  }
+}
+
+// out[M][ldo] (columns 0..padded(K), those beyond K + 0) (+)= D[M][ldd] W[K][ldw]' over N columns; `room`: by_turned_room(N)
+// floats. One strip is turned at a time, and used while it is in the cache: for few rows of many columns dots are faster.
+inline constexpr int64_t by_turned_room(int64_t N) { return N * MOST_NR * VL; }
+static inline bool by_turned_is_faster(int64_t M, int N) { return M >= 10 || N <= 64; }
+[[maybe_unused]] static void by_turned(cf D, int64_t ldd, cf W, int64_t ldw, float* out, int64_t ldo, int64_t M, int K, int N, bool add, float* room) {
+  FF_SPLIT(k0, kz, padded(K) / VL, strip(M)) {
+    turn_strip(W + (int64_t)VL * k0 * ldw, ldw, K - VL * k0, N, kz, 0, room);
+    by_strips(D, ldd, room, kz, add ? ADD : ZERO, nullptr, out + VL * k0, ldo, M, N, kz * VL);
   }
 }
 
