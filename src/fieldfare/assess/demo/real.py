@@ -51,7 +51,7 @@ FROM_S, TO_S = 43_200.0, 475_200.0
 """The hours of FLASH's log in which nearly all phones are logged: five whole days."""
 
 CHARGING = Criteria(wifi=True, charging=True)
-SEARCH = Search(concurrency=(30,), buffer=(10,), staleness=(10,), versions=400, trials=3, tune=3, rungs_h=(1.0, 2.0),
+SEARCH = Search(concurrency=(30,), buffer=(10,), staleness=(10,), versions=400, trials=5, tune=3, rungs_h=(1.0, 2.0),
                 metric="loss", every=10)  # fmt: skip
 """Runs take 2.3, 2.4 and 1.1 h of virtual time; rates are compared in the middle, and near the end."""
 DP = {"dp-fedavg": Privacy("dp-fedavg with secure aggregation", 6.0, 0.06)}
