@@ -143,10 +143,11 @@ static void leans_three(int mi, int rows, const cf* xs, const cf* ds, int n, int
   __builtin_trap();
 }
 
-// Copies h rows of w * ld floats into rows `row` apart; borders are the caller's.
-static inline void lay(cf in, int h, int64_t length, float* out, int64_t row) {
-  for (int r = 0; r < h; r++) memcpy(out + r * row, in + r * length, length * sizeof(float));
+// Copies h rows of `length` floats, in_row apart, into rows `row` apart; borders are the caller's.
+static inline void lay(cf in, int h, int64_t in_row, int64_t length, float* out, int64_t row) {
+  for (int r = 0; r < h; r++) memcpy(out + r * row, in + r * in_row, length * sizeof(float));
 }
+static inline void lay(cf in, int h, int64_t length, float* out, int64_t row) { lay(in, h, length, length, out, row); }
 
 constexpr int MOST_SEGMENTS = 32;  // of one tile; more are done in turns
 constexpr int64_t PANEL = 6144;    // floats of weights that a tile's loop should find in the first level of cache

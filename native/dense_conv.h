@@ -2,7 +2,7 @@
 // Here: the checks of its numbers, products where it is one, bordered copies otherwise. Not here: the kernels
 // (convolve.h), ops. Invariant: of the weights all is read before any of their update is written.
 #pragma once
-#include "convolve.h"
+#include "winograd_conv.h"
 
 namespace ff {
 
@@ -29,6 +29,8 @@ inline Geometry convolution(const Spec& s, const Value& x, int oh, int ow, int N
 // the weights transposed, the weight gradient.
 struct DenseConvolution {
   Geometry g;
+  bool by_tiles = false;      // by Winograd's transforms
+  WinogradConvolution tiled;
   bool plain;     // a product: 1x1, or a kernel as large as the picture
   int64_t each;   // rows of the product an example
   int K;          // and its inner width
@@ -40,6 +42,8 @@ struct DenseConvolution {
     c.plain = point || picture;
     c.each = point ? (int64_t)g.h * g.w : 1;
     c.K = point ? g.ld : g.h * g.w * g.ld;
+    c.by_tiles = !c.plain && WinogradConvolution::takes(g);
+    c.tiled = WinogradConvolution::of(g);
     g.prepare();
     c.g = g;
     return c;
@@ -48,13 +52,15 @@ struct DenseConvolution {
   int together() const { return std::max<int64_t>(1, 128 / ((int64_t)g.oh * g.ow)); }  // examples at a time, going back
   int64_t picture() const { return padded64(g.h * g.row()); }
   int64_t dpicture() const { return padded64(g.oh * g.drow()); }
-  int64_t forward_scratch() const { return plain || !g.bordered() ? 0 : picture(); }
+  int64_t forward_scratch(int rows) const { return by_tiles ? tiled.forward_scratch(rows) : plain || !g.bordered() ? 0 : picture(); }
   int64_t backward_scratch(int rows) const {
+    if (by_tiles) return tiled.backward_scratch(rows);
     const int n = std::min(rows, together());
     return 2 * padded64(g.weights()) + padded64(g.N) + (plain ? 0 : n * ((g.bordered() ? picture() : 0) + dpicture()));
   }
 
   void forward(cf x, int rows, cf W, cf bias, bool relu, float* z, float* scratch) const {
+    if (by_tiles) return tiled.forward(x, rows, W, bias, relu, z, scratch);
     if (plain) return product(x, K, W, g.N, bias, z, g.N, (int)(rows * each), K, g.N, false, relu);
     const int64_t size = (int64_t)g.h * g.w * g.ld, osize = (int64_t)g.oh * g.ow * g.N, row = g.row();
     float* at = scratch + g.left * g.ld;
@@ -69,6 +75,7 @@ struct DenseConvolution {
   // below: null, or the gradient of x, written (or added to). W is read before target.out is written.
   void backward(cf x, cf z, float* d, int rows, cf W, bool relu, float* below, bool add, const Pass::Target* weights,
                 const Pass::Target* bias, float* scratch) const {
+    if (by_tiles) return tiled.backward(x, z, d, rows, W, relu, below, add, weights, bias, scratch);
     float *turned = scratch, *G = turned + padded64(g.weights()), *sums = G + padded64(g.weights()), *D = sums + padded64(g.N);
     memset(sums, 0, g.N * sizeof(float));
     if (plain) {

@@ -24,7 +24,7 @@ struct Conv2d final : Op {
     return op;
   }
 
-  int64_t scratch(int rows) const override { return std::max(c.forward_scratch(), c.backward_scratch(rows)); }
+  int64_t scratch(int rows) const override { return std::max(c.forward_scratch(rows), c.backward_scratch(rows)); }
   void forward(const Pass& t, float*) const override {
     c.forward(t.act[in[0]], t.rows, t.at(params[0]), params.size() > 1 ? t.at(params[1]) : nullptr, relu, t.act[out], t.scratch);
   }

@@ -16,6 +16,8 @@ struct ConvMaxPool final : Op {
   bool relu;
   int top, below_rows;     // border rows of the whole picture
   int run;             // floats of a row of the kernel, filled up to vectors
+  bool by_tiles = false;  // by Winograd's transforms
+  WinogradConvolution tiled;
   bool by_window;      // windows of 2x2 over neighbours: the input's gradient is summed window by window
   bool bordered;       // or of a width that vectors overrun: the picture is copied going back
 
@@ -38,6 +40,8 @@ struct ConvMaxPool final : Op {
     g.oh = op->oh * op->kh, g.ow = op->ow * op->kw;
     g.prepare();
     op->g = g;
+    op->by_tiles = WinogradConvolution::takes(g);
+    op->tiled = WinogradConvolution::of(g);
     op->top = g.ph;
     op->below_rows = std::max(0, (g.oh - 1) * g.sh + g.kh - 1 - g.ph - (g.h - 1));
     op->run = (g.kw * g.ld + VL - 1) / VL * VL;
@@ -61,7 +65,10 @@ struct ConvMaxPool final : Op {
 
   int64_t outputs() const { return (int64_t)oh * ow * g.N; }
   int64_t kept(int rows) const override { return rows * outputs() / 2; }  // 16 bits a number: row and column in its window
-  int strip() const { return std::min(oh, std::max(1, 48 / (kh * g.ow))); }  // rows of windows at a time, forward
+  int strip() const {  // rows of windows at a time, forward; tiles begin at even rows
+    const int n = std::max(1, (by_tiles ? 96 : 48) / (kh * g.ow));
+    return std::min(oh, by_tiles && kh % 2 ? 2 * n : n);
+  }
   int64_t strip_size() const { return (int64_t)strip() * kh * g.ow * g.N; }
   int64_t row() const { return (int64_t)(g.w + g.left + g.right) * g.ld; }
   int64_t picture() const { return padded64((g.h + top + below_rows) * row() + PAD); }  // PAD: a vector's overrun
@@ -73,7 +80,7 @@ struct ConvMaxPool final : Op {
   int64_t in_windows() const { return padded64((int64_t)parts() * ow * g.N) + PAD; }
   int64_t turned() const { return (int64_t)g.N * g.kh * run; }
   int64_t scratch(int) const override {
-    const int64_t ahead = (g.bordered() ? padded64(g.h * g.row()) : 0) + strip_size();
+    const int64_t ahead = by_tiles ? strip_size() + tiled.forward_scratch(1) : (g.bordered() ? padded64(g.h * g.row()) : 0) + strip_size();
     return std::max(ahead, 2 * turned() + 2 * padded64(g.N) + 2 * g.N * places() + 2 * picture() + g.weights() + (by_window ? 2 * in_windows() + 5 * padded64(parts() * ow) : 0));
   }
 
@@ -82,15 +89,24 @@ struct ConvMaxPool final : Op {
 
   void forward(const Pass& t, float* kept) const override {
     const int64_t size = (int64_t)g.h * g.w * g.ld, N = g.N;
-    float *Z = t.scratch, *X = Z + strip_size();
-    if (g.bordered()) memset(X, 0, g.h * g.row() * sizeof(float));
+    cf W = t.at(params[0]), bias = params.size() > 1 ? t.at(params[1]) : nullptr;
+    float *Z = t.scratch, *X = Z + strip_size(), *U = X + tiled.picture(), *VM = U + tiled.ahead.weights();
+    if (by_tiles) {
+      tiled.ahead.transform_weights(W, false, U);
+      memset(X, 0, tiled.picture() * sizeof(float));
+    } else if (g.bordered()) {
+      memset(X, 0, g.h * g.row() * sizeof(float));
+    }
     for (int b = 0; b < t.rows; b++) {
       cf x = t.act[in[0]] + b * size;
-      if (g.bordered()) lay(x, g.h, (int64_t)g.w * g.ld, X + g.left * g.ld, g.row()), x = X + g.left * g.ld;
+      if (by_tiles) x = tiled.laid(x, 0, 1, X);
+      else if (g.bordered()) lay(x, g.h, (int64_t)g.w * g.ld, X + g.left * g.ld, g.row()), x = X + g.left * g.ld;
       for (int r0 = 0; r0 < oh; r0 += strip()) {
         const int r1 = std::min(oh, r0 + strip());
-        sweep(g.forward, g.sh, g.sw, x, g.h, g.row(), g.ld, t.at(params[0]), N, params.size() > 1 ? t.at(params[1]) : nullptr, false, false, Z,
-              (int64_t)g.ow * N, N, r0 * kh, r1 * kh, g.ow);
+        if (by_tiles)
+          tiled.ahead.run(U, x, tiled.row(), 0, bias, false, false, Z, (int64_t)g.ow * N, 0, r0 * kh / 2, (r1 * kh + 1) / 2, r0 * kh, VM);
+        else
+          sweep(g.forward, g.sh, g.sw, x, g.h, g.row(), g.ld, W, N, bias, false, false, Z, (int64_t)g.ow * N, N, r0 * kh, r1 * kh, g.ow);
         const int64_t at = b * outputs() + (int64_t)r0 * ow * N;
         for (int r = r0; r < r1; r++) pool(Z + (int64_t)(r - r0) * kh * g.ow * N, t.act[out] + at + (int64_t)(r - r0) * ow * N, (uint16_t*)kept + at + (int64_t)(r - r0) * ow * N);
       }

@@ -152,7 +152,7 @@ struct GroupedConv2d final : Op {
   int64_t in_size() const { return (int64_t)c.g.h * c.g.w; }
   int64_t out_size() const { return (int64_t)c.g.oh * c.g.ow; }
   int64_t scratch(int) const override {
-    return 2 * in_size() * c.g.ld + out_size() * c.g.N + 2 * c.g.weights() + 2 * padded64(N) + std::max(c.forward_scratch(), c.backward_scratch(1));
+    return 2 * in_size() * c.g.ld + out_size() * c.g.N + 2 * c.g.weights() + 2 * padded64(N) + std::max(c.forward_scratch(1), c.backward_scratch(1));
   }
 
   // W[taps][bundle's inputs][bundle's outputs] with the groups' weights on the diagonal
