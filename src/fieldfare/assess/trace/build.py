@@ -47,7 +47,7 @@ def build_trace(
     `log`: Parquet or CSV (files or folders, or URLs of them, which are copied for as long as they are needed), one
     file of another maker (see `importers`; `variant` of FLASH's intervals), or a `Recipe` of a log to make up. FLINT's
     recipe (Wang et al., MLSys 2023, section 3.2) in SQL: see `gaps`, `joint`, `part`. `tell` is called with what is
-    being done. Memory: what DuckDB is allowed, about 100 bytes a session of a part, and 75 bytes a session that meets
+    being done. Memory: what DuckDB is allowed, about 100 bytes a session of a part, and 80 bytes a session that meets
     the criteria. Raises `UsageError` in one line for a log or criteria that do not fit each other.
     """
     config = TraceConfig() if config is None else config
