@@ -185,7 +185,7 @@ def agree(core: ModuleType, net: Pictures, seed: int) -> None:
         at = end
     trained = np.full((1, net.size), np.nan, np.float32)
     told = {"lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "nesterov": False, "adam": False}
-    told |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    told |= {"half": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
     one = np.array([1], np.int64)
     plan.fit(
         vector[None], 0 * one, columns, y, order, np.array([0, rows]), one, rows * one, rows, np.zeros(1, np.uint64),
