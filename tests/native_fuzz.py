@@ -40,6 +40,7 @@ class Draft:
     constants: list[float] = field(default_factory=list, repr=False)
     size: int = 0
     kinds: set[str] = field(default_factory=set)
+    channels: int = 24  # of convolutions, at most
     extra: int = 0  # lanes more than a value needs: ops may refuse that
 
     def wide(self, c: int) -> int:
@@ -100,8 +101,15 @@ def grown(rng: random.Random, extra: int = 0) -> Draft:
         d.values.append([h, w, c, c, False])
         d.inputs.append([0, rng.choice([0, 0, 1]), rng.random() < 0.5])
         at = 0
+    kinds = KINDS
+    if not d.ops and rng.random() < 0.2:  # a larger picture: convolutions have other ways there
+        h, w, c = rng.randint(4, 14), rng.randint(4, 14), rng.choice([3, 16, 24, 32])
+        d.values[0][:4] = [h, w, c, c]
+        kinds, d.channels = ("conv2d", "conv2d", "conv2d", "relu", "group_norm", "max_pool", "add"), 48
     for _ in range(rng.randint(1, 5)):
-        at = step(d, rng, rng.choice(KINDS), at)
+        at = step(d, rng, rng.choice(kinds), at)
+    if kinds is not KINDS:
+        at = step(d, rng, "mean_positions", at)
     d.loss = rng.choice(LOSSES)
     if not d.ops or d.values[at][3] % 16 or rng.random() < 0.6:  # the output is filled up to 16
         at = step(d, rng, rng.choice(["linear", "linear_each"]), at)
@@ -149,7 +157,10 @@ def step(d: Draft, rng: random.Random, kind: str, at: int) -> int:
             flag = rng.randint(0, 1)
             return d.put(kind, [at], d.value(oh, ow, c), [], [kh, kw, sh, sw, ph, pw, flag], [])
         groups = rng.choice([1, 1, c, *[g for g in range(1, c + 1) if c % g == 0]])
-        n = groups * rng.randint(1, max(1, 24 // groups))
+        n = groups * rng.randint(1, max(1, d.channels // groups))
+        if d.channels > 24 and rng.random() < 0.6:  # as nets have them
+            kh, kw, sh, sw, ph, pw, dh, dw, groups, n = 3, 3, 1, 1, 1, 1, 1, 1, 1, rng.choice([16, 32, 48])
+            oh, ow = h, w
         if rng.random() < 0.3 and groups > 1:
             n = groups = c
         if groups == 1:
@@ -470,7 +481,8 @@ def another(rng: random.Random, value: Any) -> Any:
         case 1:
             return np.concatenate([value, value])
         case 2:
-            return value.astype(rng.choice([np.int32, np.int64, np.float32, np.float64, np.uint8, np.bool_]))
+            with np.errstate(invalid="ignore", over="ignore"):
+                return value.astype(rng.choice([np.int32, np.int64, np.float32, np.float64, np.uint8, np.bool_]))
         case 3:
             return value.reshape(-1) if value.ndim > 1 else value.reshape(-1, 1)
         case _:
