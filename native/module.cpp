@@ -245,6 +245,9 @@ static std::vector<std::string> features() {
 NB_MODULE(FF_MODULE, m) {
   nb::set_leak_warnings(false);  // nets that live as long as the process hold plans
   m.attr("LANES") = VL;
+#ifdef FF_INTERFACE
+  m.attr("interface") = FF_INTERFACE;
+#endif
   m.def("features", &features);
   m.def("half", &half_here);
   nb::class_<Plan>(m, "Plan")

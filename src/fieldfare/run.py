@@ -174,6 +174,11 @@ def run(
                     saver(seen)
 
             simulator.observer = observe
+            if job.simulated.train and getattr(assembly.net, "path", "") == "auto":
+                from fieldfare.work.native.modules import notice
+
+                if (said := notice()) is not None:
+                    shown.note(said)
             if assembly.planned is not None and not resuming:
                 for line in assembly.planned.told():
                     recorder.note(f"left out: {line}")
