@@ -93,7 +93,7 @@ def trained(plan: Any, net: Net, vector: Any, y: Any, batches: list[int], lr: fl
     """The vector after plain SGD over the batch's rows, in batches of a size, one step each."""
     out, loss = np.full((1, net.size), np.nan, np.float32), np.zeros(1)
     settings_ = {"lr": lr, "momentum": 0.0, "weight_decay": 0.0, "clip_norm": 0.0, "nesterov": False, "adam": False}
-    settings_ |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    settings_ |= {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "half": False}
     one = np.zeros(1, np.int64)
     plan.fit(
         vector[None], one, [net.tokens()], y, np.arange(sum(batches)), np.array([0, sum(batches)]),
