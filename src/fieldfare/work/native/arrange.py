@@ -6,14 +6,13 @@ Invariant: the function and the gradients are those of what was built.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fieldfare.work.native.plan import Input, NativePlan, Op, Param
+from fieldfare.work.native.plan import I64, PAD, Input, NativePlan, Op, Param
 
 if TYPE_CHECKING:
     from fieldfare.work.native.build import Builder
@@ -71,19 +70,16 @@ def skeleton(made: Builder, output: int) -> tuple[object, ...]:
             number[op.out] = number[op.ins[0]]
             continue
         number[op.out] = len(found)
-        weights = tuple(_content(made, p) for p in op.params)
+        weights = tuple(made.params[p].key for p in op.params)
         v = made.values[op.out]
         found.append((op.kind, tuple(number[i] for i in op.ins), (v.h, v.w, v.c), weights, op.ints, op.floats))
     inputs = tuple((c.kind, c.channels_first, made.values[c.value]) for c in made.columns)
     return inputs, tuple(found), number[output]
 
 
-def _content(made: Builder, param: int) -> bytes:
-    places, trained = made.params[param]
-    if trained:
-        return hashlib.blake2b(places.tobytes(), digest_size=16).digest()
-    fixed = np.concatenate([np.zeros(2, np.float32), *made.constants])
-    return b"fixed" + fixed[-places].tobytes()
+def _filled(places: I64) -> I64:
+    """Padding behind, up to whole lanes."""
+    return np.concatenate([places, np.full(-len(places) % PAD, -1, np.int64)])
 
 
 def finished(made: Builder, output: int, loss: str) -> NativePlan:
@@ -94,17 +90,17 @@ def finished(made: Builder, output: int, loss: str) -> NativePlan:
     number = {old: new for new, old in enumerate(kept)}
     ops = [replace(op, ins=tuple(number[i] for i in op.ins), out=number[op.out]) for op in ops]
     read = {p for op in ops for p in op.params}
-    chosen = [p for p, (_, trained) in enumerate(made.params) if p in read or trained]
+    chosen = [at for at, one in enumerate(made.params) if at in read or one.trained]
     renumbered = {old: new for new, old in enumerate(chosen)}
     ops = [replace(op, params=tuple(renumbered[p] for p in op.params)) for op in ops]
-    packed = [made.params[p] for p in chosen]
+    packed = [(_filled(made.params[p].make().reshape(-1)), made.params[p].trained) for p in chosen]
     have = np.zeros(made.size, np.bool_)
     for places, trained in packed:
         if trained:
             have[places[places >= 0]] = True
     left = np.flatnonzero(~have)
     if len(left):
-        packed.append((np.concatenate([left, np.full(-len(left) % 16, -1)]).astype(np.int64), True))
+        packed.append((_filled(left.astype(np.int64)), True))
     params, at = list[Param](), 0
     for places, trained in packed:
         params.append(Param(at, len(places), trained))

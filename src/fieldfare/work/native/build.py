@@ -8,7 +8,7 @@ that the library's op would give, and the value it lies on has the real sizes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,10 +37,19 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
-    """A parameter or a constant: its places (>= 0 in the model's vector, <= -2 constants) in its own shape."""
+    """A parameter or a constant: its places (>= 0 in the model's vector, <= -2 constants) in its own shape.
+
+    `content`: of a constant, what tells its numbers from others.
+    """
 
     name: str
     places: I64
+    content: tuple[Any, ...] = ()
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """The same for the same numbers, in every plan of one model."""
+        return (int(self.places.flat[0]), self.places.shape) if self.trained else self.content
 
     @property
     def trained(self) -> bool:
@@ -49,6 +58,15 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.places.shape
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """A parameter in one form: `make` gives its places, `key` tells what it is."""
+
+    make: Callable[[], I64]
+    trained: bool
+    key: tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -69,13 +87,13 @@ class Builder:
     rows: int
     size: int
     values: list[Value] = field(default_factory=list[Value])
-    params: list[tuple[I64, bool]] = field(default_factory=list[tuple[I64, bool]])
+    params: list[Packed] = field(default_factory=list[Packed])
     ops: list[Op] = field(default_factory=list[Op])
     columns: list[Column] = field(default_factory=list[Column])
     constants: list[NDArray[np.float32]] = field(default_factory=list[NDArray[np.float32]])
     _fixed: int = 0
-    _known: dict[bytes, int] = field(default_factory=dict[bytes, int])
-    _owner: dict[int, tuple[int, str]] = field(default_factory=dict[int, tuple[int, str]])
+    _known: dict[tuple[Any, ...], int] = field(default_factory=dict[tuple[Any, ...], int])
+    _owned: set[int] = field(default_factory=set[int])
     _drops: int = 0
 
     # what a model reads
@@ -93,7 +111,7 @@ class Builder:
         places = -2 - (self._fixed + np.arange(found.size, dtype=np.int64)).reshape(found.shape)
         self.constants.append(found.reshape(-1))
         self._fixed += found.size
-        return Weight(name, places)
+        return Weight(name, places, (found.shape, hashlib.blake2b(found.tobytes(), digest_size=16).digest()))
 
     def is_column(self, x: Tensor) -> bool:
         return x.source < 0 and self.columns[-1 - x.source].value < 0
@@ -139,21 +157,22 @@ class Builder:
         self.values.append(Value(h, w, c, padded(c)))
         return len(self.values) - 1
 
-    def param(self, weight: Weight, packed: I64) -> int:
-        """The number of a packed parameter; the same form of the same parameter is one."""
-        packed = packed.reshape(-1)
-        packed = np.concatenate([packed, np.full(-len(packed) % 16, -1, np.int64)])
-        key = hashlib.blake2b(packed.tobytes(), digest_size=16).digest()
+    def param(self, weight: Weight, form: tuple[Any, ...], pack: Callable[[I64], I64]) -> int:
+        """The number of a parameter packed by `pack`; the same `form` of the same parameter is one."""
+        key = (*weight.key, *form)
         if key in self._known:
             return self._known[key]
         if weight.trained:
             first = int(weight.places.flat[0])
-            if first in self._owner:
+            if first in self._owned:
                 raise NoPlan(f"parameter {weight.name!r}", "is used in two forms, which the native core cannot tie")
-            self._owner[first] = len(self.params), weight.name
-        self.params.append((packed, weight.trained))
+            self._owned.add(first)
+        self.params.append(Packed(lambda: pack(weight.places), weight.trained, key))
         self._known[key] = len(self.params) - 1
         return len(self.params) - 1
+
+    def _of_channels(self, weight: Weight, ld: int) -> int:
+        return self.param(weight, ("channels", ld), lambda places: packing.channels(places.reshape(-1), ld))
 
     def op(
         self, kind: str, ins: Sequence[Tensor], out: int, params: Sequence[int] = (), ints: Sequence[Any] = (),
@@ -208,9 +227,11 @@ class Builder:
             rows = v.c if positions == 1 else v.size
         else:
             raise NoPlan(what, f"works along an axis of {x.shape} that is not that of channels")
-        params = [self.param(weight, packing.linear(places, at, rows))]
+        plain = each or (positions == 1 and last == self.axis(x, "c"))
+        form = ("linear", rows, turned) if plain else ("linear", rows, turned, last, v.h, v.w, v.ld)
+        params = [self.param(weight, form, lambda own: packing.linear(own.T if turned else own, at, rows))]
         if bias is not None:
-            params.append(self.param(bias, packing.channels(bias.places, self.values[out].ld)))
+            params.append(self._of_channels(bias, self.values[out].ld))
         self.op("linear", [x], out, params, [rows, 0, each], [scale])
         made = Tensor(out, ())
         return Tensor(out, (*x.axes[:-1], self.axis(made, "c")))
@@ -247,9 +268,10 @@ class Builder:
         )
         out = self.value(h, w, outs)
         ld = self.values[out].ld
-        params = [self.param(weight, packing.conv(places, groups, v.ld, ld))]
+        form = "conv", groups, v.ld, ld
+        params = [self.param(weight, form, lambda own: packing.conv(own.reshape(places.shape), groups, v.ld, ld))]
         if bias is not None:
-            params.append(self.param(bias, packing.channels(bias.places, ld)))
+            params.append(self._of_channels(bias, ld))
         self.op("conv2d", [x], out, params, [kh, kw, *stride, *padding, *dilation, groups, 0])
         return self._like(x, out)
 
@@ -318,7 +340,7 @@ class Builder:
         beta = beta or self.constant(np.zeros(v.c))
         out = self.value(v.h, v.w, v.c)
         ld = self.values[out].ld
-        params = [self.param(one, packing.channels(one.places.reshape(-1), ld)) for one in (gamma, beta)]
+        params = [self._of_channels(one, ld) for one in (gamma, beta)]
         self.op("affine", [x], out, params)
         return Tensor(out, x.axes)
 
@@ -343,7 +365,7 @@ class Builder:
             raise NoPlan(what, f"normalises {x.shape} along an axis that is not that of channels")
         out = self.value(v.h, v.w, v.c)
         ld = self.values[out].ld
-        params = [self.param(one, packing.channels(one.places, ld)) for one in pair]
+        params = [self._of_channels(one, ld) for one in pair]
         self.op(kind, [x], out, params, ints, [eps])
         return Tensor(out, x.axes)
 
@@ -358,11 +380,12 @@ class Builder:
         out = self.value(v.h, v.w, v.c)
         ld = self.values[out].ld
         if own == self.axis(x, "c"):
-            params = [self.param(one, packing.channels(one.places.reshape(-1), ld)) for one in pair]
+            params = [self._of_channels(one, ld) for one in pair]
             over = 1
         elif letters(rest) <= {"b"} and "b" not in letters([own]):
             at = locations(own, self.values[out])
-            params = [self.param(one, packing.scattered(one.places, at, v.h * v.w * ld)) for one in pair]
+            form, size = ("example", own, v.h, v.w, ld), v.h * v.w * ld
+            params = [self.param(one, form, lambda own: packing.scattered(own, at, size)) for one in pair]
             over = 2
         else:
             raise NoPlan(what, f"normalises axes of {x.shape} that are neither the channels nor the whole example")
@@ -380,9 +403,9 @@ class Builder:
         x = self.settled(x)
         v = self.of(x)
         out = self.value(v.h, v.w, weight.shape[1])
-        self.op(
-            "embedding", [x], out, [self.param(weight, packing.table(weight.places, self.values[out].ld))], [padding]
-        )
+        ld = self.values[out].ld
+        params = [self.param(weight, ("table", ld), lambda own: packing.table(own, ld))]
+        self.op("embedding", [x], out, params, [padding])
         return Tensor(out, (*x.axes, self.axis(Tensor(out, ()), "c")))
 
     def recurrent(self, kind: str, x: Tensor, order: str, weights: Sequence[Weight], what: str) -> Tensor:
@@ -395,9 +418,12 @@ class Builder:
         out = self.value(v.h, 1, hidden)
         wide = self.values[out].ld
         params = [
-            self.param(weights[0], packing.gates(weights[0].places, count, v.ld)),
-            self.param(weights[1], packing.gates(weights[1].places, count, wide)),
-            *(self.param(one, packing.gate_biases(one.places, count)) for one in weights[2:]),
+            self.param(weights[0], ("gates", count, v.ld), lambda own: packing.gates(own, count, v.ld)),
+            self.param(weights[1], ("gates", count, wide), lambda own: packing.gates(own, count, wide)),
+            *(
+                self.param(one, ("gate biases", count), lambda own: packing.gate_biases(own, count))
+                for one in weights[2:]
+            ),
         ]
         self.op(kind, [x], out, params)
         made = Tensor(out, ())

@@ -218,7 +218,7 @@ class Reading:
         if one.places.size == 1 and c > 1:
             if one.trained:
                 self.refuse("spreads one trained number over channels, which has no native form")
-            one = Weight(one.name, np.repeat(one.places.reshape(-1), c))
+            one = Weight(one.name, np.repeat(one.places.reshape(-1), c), (*one.content, c))
         return one
 
     def add(self, a: Any, b: Any, *, alpha: float = 1, out: Any = None, in_place: bool = False) -> Tensor:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fieldfare.work.torch_net import TorchNet
 
 
+Places = dict[int, tuple[str, NDArray[np.int64]]]
+
 _LOGS = "nll"
 """A loss of what a log-softmax gives: with it, cross-entropy."""
 
@@ -102,8 +104,10 @@ def lower(
 
     module = copy.deepcopy(module)
     _check(module)
+    places = _places(module)
     made = [
-        _once(module, batch(rows), kinds, loss, target, train) for rows, train in ((2, True), (3, True), (2, False))
+        _once(module, batch(rows), kinds, loss, target, train, places)
+        for rows, train in ((2, True), (3, True), (2, False))
     ]
     first, second, third = (skeleton(one, output.source) for one, output in made)
     what = f"the forward of {type(module).__name__}"
@@ -125,24 +129,31 @@ def _check(module: nn.Module) -> None:
             raise NoPlan(f"{type(part).__name__} {name!r}", "has a forward of its own")
 
 
+def _places(module: nn.Module) -> Places:
+    """Where each trained parameter is in the model's vector, by id."""
+    from fieldfare.work.torch_resident import trained
+
+    places, at = Places(), 0
+    for name, p in trained(module):
+        places[id(p)] = name, np.arange(at, at + p.numel()).reshape(tuple(p.shape))
+        at += p.numel()
+    return places
+
+
 def _once(
-    module: nn.Module, batch: tuple[Any, ...], kinds: Sequence[int], loss: str, target: Any, train: bool
-) -> tuple[Any, Any]:
+    module: nn.Module, batch: tuple[Any, ...], kinds: Sequence[int], loss: str, target: Any, train: bool,
+    places: Places,
+) -> tuple[Any, Any]:  # fmt: skip
     """(builder, output) of one trace."""
     from fieldfare.work.native.build import Builder, Tensor
     from fieldfare.work.native.functions import Logs, Reading
     from fieldfare.work.native.trace import trace
-    from fieldfare.work.torch_resident import trained
 
     root, graph = trace(module, batch, train)
     rows = len(batch[0])
     if any(x.dim() < 1 or len(x) != rows or 0 in x.shape for x in batch):
         raise NoPlan("an input", "has no numbers")
-    places, at = dict[int, tuple[str, NDArray[np.int64]]](), 0
-    for name, p in trained(module):
-        places[id(p)] = name, np.arange(at, at + p.numel()).reshape(tuple(p.shape))
-        at += p.numel()
-    built = Builder(rows, at)
+    built = Builder(rows, sum(own.size for _, own in places.values()))
     reading = Reading(built, root, places, train)
     for node in graph.nodes:
         if node.op == "placeholder":

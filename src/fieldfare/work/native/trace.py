@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Proxy, TraceError
 
 from fieldfare.work.native.plan import NoPlan
+from fieldfare.work.torch_resident import one_thread
 
 
 class _Known(Proxy):
@@ -147,7 +148,7 @@ def trace(module: nn.Module, batch: tuple[Tensor, ...], train: bool) -> tuple[nn
     apply = torch.autograd.Function.__dict__["apply"]
     torch.autograd.Function.apply = classmethod(_no_apply)  # type: ignore[method-assign]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), one_thread():
             graph = _Tracer(tuple(x.clone() for x in batch)).trace(root)
     except NoPlan:
         raise
