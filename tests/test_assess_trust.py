@@ -18,7 +18,7 @@ from fieldfare.assess.decide.decision import Case, case_of, decide
 from fieldfare.assess.decide.gates import asker
 from fieldfare.assess.decide.page import report
 from fieldfare.assess.decide.privacy import declare
-from fieldfare.assess.decide.thresholds import ASKED, DEFAULTS, thresholds
+from fieldfare.assess.decide.thresholds import ASKED, DEFAULTS, Threshold, thresholds
 from fieldfare.assess.decide.workflow import GATES, Override, Try
 from fieldfare.cli import app
 from fieldfare.core.errors import UsageError
@@ -285,3 +285,41 @@ def test_markup_in_a_title_is_printed_as_it_is(tmp_path: Path) -> None:
     assert told.exception is None, told.exception
     assert "[/bold] [red]ads" in told.output
     assert json.loads((tmp_path / "d" / "decision.json").read_text())["title"] == "[/bold] [red]ads"
+
+
+def decision_in(place: Path) -> Path:
+    line = [*cases.write(place), "--models", "B", "-o", str(place / "d")]
+    told = cases.run("decide", *line)
+    assert told.exception is None, told.exception
+    return place / "d"
+
+
+def test_a_page_is_written_again_only_where_it_would_be_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = decision_in(tmp_path)
+    before = (made / "report.html").read_bytes()
+    (made / "report.html").unlink()
+    assert cases.run("report", str(made)).exception is None
+    assert (made / "report.html").read_bytes() == before
+    limits = {**DEFAULTS, "device_h": Threshold(6.0, "h", "ours, since")}
+    monkeypatch.setattr("fieldfare.assess.decide.thresholds.DEFAULTS", limits)
+    refused = cases.run("report", str(made)).exception
+    assert isinstance(refused, UsageError)
+    assert "would not be decided so today" in str(refused)
+    assert "verdict" in str(refused)
+    assert (made / "report.html").read_bytes() == before
+    assert read_artefact(made).file("report.html").is_file()
+    assert cases.run("report", str(made), "-o", str(tmp_path / "now.html")).exception is None
+    assert "NO-GO" in (tmp_path / "now.html").read_text()
+
+
+def test_a_damaged_folder_beside_a_decision_does_not_stop_its_page(tmp_path: Path) -> None:
+    made = decision_in(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text('{"values": []}')
+    assert cases.run("report", str(made), "-o", str(tmp_path / "r.html")).exception is None
+    named = [str(tmp_path / kind) for kind in cases.KINDS]
+    assert cases.run("report", str(made), *named, "-o", str(tmp_path / "r.html")).exception is None
+    told = cases.run("report", str(made), *named, str(tmp_path / "broken"), "-o", str(tmp_path / "r.html"))
+    assert isinstance(told.exception, UsageError)
