@@ -49,7 +49,9 @@ class Weight:
     @property
     def key(self) -> tuple[Any, ...]:
         """The same for the same numbers, in every plan of one model."""
-        return (int(self.places.flat[0]), self.places.shape) if self.trained else self.content
+        if self.trained:
+            return int(self.places.flat[0]), self.places.shape
+        return self.content or (hashlib.blake2b(self.places.tobytes(), digest_size=16).digest(),)
 
     @property
     def trained(self) -> bool:
@@ -157,8 +159,14 @@ class Builder:
         self.values.append(Value(h, w, c, padded(c)))
         return len(self.values) - 1
 
-    def param(self, weight: Weight, form: tuple[Any, ...], pack: Callable[[I64], I64]) -> int:
-        """The number of a parameter packed by `pack`; the same `form` of the same parameter is one."""
+    def param(self, weight: Weight, form: tuple[Any, ...] | I64, pack: Callable[[I64], I64] | None = None) -> int:
+        """The number of a parameter packed by `pack`; the same `form` of the same parameter is one.
+
+        Without `pack`, `form` is what it would give.
+        """
+        if pack is None:
+            packed = np.asarray(form)
+            form, pack = ("given", hashlib.blake2b(packed.tobytes(), digest_size=16).digest()), lambda _: packed
         key = (*weight.key, *form)
         if key in self._known:
             return self._known[key]
