@@ -179,3 +179,45 @@ def test_columns_that_are_not_there_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one whole number or text a row"):
         build(table(), Config("y", "x1"), tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_rows_held_out_are_of_each_client_and_in_no_partition(tmp_path: Path) -> None:
+    columns = table() | {"row": np.arange(ROWS)}
+    config = Config("y", "user", features=("row",), test_share=0.3, seed=2)
+    made = build(columns, config, tmp_path / "p", key=b"k")
+    fed = federated(made, classes=2)
+    assert fed.test is not None
+    trained, held = (set(one["x"][:, 0].astype(int).tolist()) for one in (fed.columns, fed.test))
+    assert trained | held == set(range(ROWS))
+    assert not trained & held
+    assert len(held) == made.number("test_records") == ROWS - made.number("records")  # type: ignore[operator]
+    assert 0.27 * ROWS < len(held) < 0.33 * ROWS
+    of = columns["user"].codes[sorted(held)]
+    assert len(set(of.tolist())) == 60
+    assert np.asarray(made.table("index")["n"]).sum() == len(trained)
+    assert made.sha256 == build(columns, config, tmp_path / "q", key=b"k").sha256
+    other = federated(build(columns, Config("y", "user", features=("row",), test_share=0.3, seed=3), tmp_path / "r"))
+    assert set(other.test["x"][:, 0].astype(int).tolist()) != held  # type: ignore[index]
+
+
+def test_a_client_keeps_a_row_and_words_have_one_number_in_both_parts(tmp_path: Path) -> None:
+    words = text_of([f"w{i % 7}" for i in range(80)])
+    columns = {"user": np.repeat(np.arange(40), 2), "y": np.zeros(80, np.int64), "word": words, "n": np.arange(80) % 7}
+    fed = federated(build(columns, Config("y", "user", test_share=0.9), tmp_path / "p"))
+    assert fed.n_clients == 40
+    assert fed.test is not None
+    seen = np.concatenate([fed.columns["x"], fed.test["x"]])
+    assert len({tuple(row) for row in seen.tolist()}) == 7
+    with pytest.raises(UsageError, match="from 0 to below 1"):
+        Config("y", test_share=1.0)
+
+
+def test_the_moment_of_a_row_is_no_feature_unless_it_is_named_as_one(tmp_path: Path) -> None:
+    made = build(table(), Config("y", "user", "when", ("x1",)), tmp_path / "p", key=b"k")
+    assert federated(made).columns["x"].shape == (ROWS, 1)
+    every = build(table(), Config("y", "user", "when"), tmp_path / "q", key=b"k")
+    assert federated(every).columns["x"].shape == (ROWS, 2)
+    named = build(table(), Config("y", "user", "when", ("x1", "when")), tmp_path / "r", key=b"k")
+    assert federated(named).columns["x"].shape == (ROWS, 2)
+    alone = build(table(), Config("y", "user", "when", ("when",)), tmp_path / "s", key=b"k")
+    assert federated(alone).columns["x"].max() > 1e6

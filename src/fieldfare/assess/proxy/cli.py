@@ -12,6 +12,7 @@ from fieldfare.assess.options import artefact_at, common, made, settings_of, tel
 SHOWN = (
     "clients", "records", "records_mean", "records_std", "records_max", "gini", "top_1pct_share", "effective_clients",
     "label_ratio", "label_skew", "labels_per_client", "below_batch", "duplicates", "lookback_days",
+    "test_records",
 )  # fmt: skip
 
 
@@ -21,6 +22,7 @@ SHOWN = (
 @click.option("--by", "partition_field", metavar="FIELD", help="Clients are this column's values (kept under a hash).")
 @click.option("--preset", type=click.Choice(["A", "B", "C"]), help="Made-up clients of these sizes (FLINT, table 2).")
 @click.option("--clients", type=int, help="How many made-up clients, without --by.")
+@click.option("--test-share", type=float, help="Of each client's rows, held out to measure on (default: none).")
 @click.option("--key", metavar="TEXT", help="The hash's key, for the same numbers again (default: random, forgotten).")
 @click.option("--store", metavar="FOLDER|feast:REPO", help="A feature store: its values as of each row's moment.")
 @click.option("--feature", "wanted", metavar="VIEW:NAME", multiple=True, help="A feature of --store to join.")

@@ -154,3 +154,17 @@ def _grouped(client: I64, kept: I64, natural: bool) -> Shared:
     new = np.searchsorted(kept, client[rows])
     order = np.argsort(new, kind="stable")
     return Shared(np.concatenate([[0], np.cumsum(np.bincount(new, minlength=len(kept)))]), rows[order], natural)
+
+
+def withheld(shared: Shared, share: float, seed: int) -> tuple[Shared, Shared]:
+    """(the rows that stay, those that are held out): a row by the seed and its number, each client keeping one."""
+    u = rng.uniforms(np.array([rng.derive(seed, "assess", "proxy", "test")], np.uint64), shared.rows)
+    out = u < share
+    best = np.lexsort((u, shared.owner))[shared.offsets[1:] - 1]  # of each client the row that is held out last
+    out[best] = False
+
+    def part(of: NDArray[np.bool_]) -> Shared:
+        sizes = np.bincount(shared.owner[of], minlength=len(shared.sizes))
+        return Shared(np.concatenate([[0], np.cumsum(sizes)]), shared.rows[of], shared.natural)
+
+    return part(~out), part(out)

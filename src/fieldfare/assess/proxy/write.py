@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fieldfare.assess.artefact import Artefact, Draft, Value, read_artefact
 from fieldfare.assess.proxy import statistics
 from fieldfare.assess.proxy.presets import PRESETS, preset
-from fieldfare.assess.proxy.share import DAY_S, Shared, Skew, by_field, made_up, numbers, recent, sampled
+from fieldfare.assess.proxy.share import DAY_S, Shared, Skew, by_field, made_up, numbers, recent, sampled, withheld
 from fieldfare.core.errors import MissingExtra, UsageError
 from fieldfare.core.settings import settings
 from fieldfare.data.federated import Federated
@@ -37,6 +37,8 @@ class Config:
 
     `alphas`: one version of made-up clients for each label alpha (None: no label skew). `preset`: A, B or C sizes.
     `executor_memory_bytes`: the largest partition file's rows in memory. `batch`: clients below it are counted.
+    `test_share`: of each client's rows, drawn by the seed, held out to measure on: they are in no partition and in no
+    statistics; a client keeps at least one row.
     """
 
     label: str
@@ -51,6 +53,7 @@ class Config:
     alphas: tuple[float | None, ...] = (None,)
     executor_memory_bytes: float = 1e9
     batch: int = 20
+    test_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +64,8 @@ class Config:
                 f"Config(clients={self.clients}, executor_memory_bytes={self.executor_memory_bytes:g}, "
                 f"alphas={self.alphas}): use positive numbers and at least one alpha (or none)."
             )
+        if not 0 <= self.test_share < 1:
+            raise UsageError(f"Config(test_share={self.test_share}): a share of the rows, from 0 to below 1.")
 
 
 def build(
@@ -81,10 +86,26 @@ def build(
     with tempfile.TemporaryDirectory() as folder:
         for number, alpha in enumerate(config.alphas if config.partition_field is None else (None,)):
             shared = _shared(columns, values, rows, config, alpha, key)
-            name = f"v{number}/" if number else ""
+            name, end = (f"v{number}/", f"_v{number}") if number else ("", "")
+            if config.test_share:
+                shared, held = withheld(shared, config.test_share, config.seed)
+                draft.files[f"{name}test.parquet"] = _held(chosen, held, Path(folder) / f"test{end}.parquet")
+                draft.values[f"test_records{end}"] = Value(float(len(held.rows)), "records")
             _files(draft, chosen, shared, config, Path(folder), name)
-            _tables(draft, values, shared, config, f"_v{number}" if number else "")
+            _tables(draft, values, shared, config, end)
         return draft.write(out)
+
+
+def _held(chosen: Columns, held: Shared, place: Path) -> Path:
+    """The file of the rows that are measured on, by client."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise MissingExtra.of("pyarrow", extra="parquet") from None
+    arrays = {"client": pa.array(held.owner)} | {name: _arrow(one, held.rows) for name, one in chosen.items()}
+    pq.write_table(pa.table(arrays), place, compression="zstd")
+    return place
 
 
 def _params(config: Config) -> dict[str, Any]:
@@ -192,30 +213,45 @@ def federated(
 ) -> Federated:
     """The proxy's rows as federated data: `y` the label, `x` the other numeric columns side by side (where `flat`).
 
-    Text columns are told by number in order of appearance. Reads all partitions; use one file at a time for more.
+    Held-out rows (`test_share`) are its `test`. The timestamp is a feature only where `features` names it. Text columns
+    are told by number in order of appearance. Reads all partitions; use one file at a time for more.
     """
     found = proxy if isinstance(proxy, Artefact) else read_artefact(proxy, "proxy")
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise MissingExtra.of("pyarrow", extra="parquet") from None
     prefix = f"v{version}/" if version else ""
-    names = [n for n in found.manifest["files"] if n.startswith(prefix + "part-") and n.endswith(".parquet")]
+    files = found.manifest["files"]
+    names = sorted(n for n in files if n.startswith(prefix + "part-") and n.endswith(".parquet"))
     if not names:
-        raise UsageError(f"{found.path} has no version {version}: it has files {', '.join(found.manifest['files'])}.")
-    import pyarrow as pa
-
-    table = pa.concat_tables([pq.read_table(found.file(name)) for name in sorted(names)])
-    client = table.column("client").to_numpy()
-    order = np.argsort(client, kind="stable")
+        raise UsageError(f"{found.path} has no version {version}: it has files {', '.join(files)}.")
+    held = [name for name in (f"{prefix}test.parquet",) if name in files]
+    tables = [pq.read_table(found.file(name)) for name in (*names, *held)]
+    whole, trained = pa.concat_tables(tables), sum(len(one) for one in tables[: len(names)])
+    client = whole.column("client").to_numpy()[:trained]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(client))])
-    label = str(found.params["label"])
-    columns = {n: _numbers(table.column(n)) for n in table.column_names if n != "client"}
-    y = columns.pop(label)
+    columns = {n: _numbers(whole.column(n)) for n in whole.column_names if n != "client"}
+    if (when := found.params.get("timestamp")) not in (found.params.get("features") or ()):
+        columns.pop(str(when), None)
+    y = columns.pop(str(found.params["label"]))
     if classes is not None or y.dtype.kind in "iub":
         y = y.astype(np.int64)
+    if not columns:
+        raise UsageError(f"{found.path} has no column beside its label and its timestamp: name features.")
     x = {"x": np.stack([c.astype(np.float32) for c in columns.values()], axis=1)} if flat else columns
-    return Federated({**x, "y": y}, offsets, order, classes=classes, name=f"proxy {found.sha256[:8]}")
+    all_ = {**x, "y": y}
+    return Federated(
+        {name: one[:trained] for name, one in all_.items()}, offsets, np.argsort(client, kind="stable"),
+        classes=classes, test={name: one[trained:] for name, one in all_.items()} if held else None,
+        name=name_of(found) + (f", version {version}" if version else ""),
+    )  # fmt: skip
+
+
+def name_of(proxy: Artefact) -> str:
+    """What the data of a proxy is called, in the records of a run too."""
+    return f"proxy {proxy.sha256[:8]}"
 
 
 def _numbers(column: Any) -> Array:
