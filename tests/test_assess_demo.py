@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from fieldfare.assess.artefact import read_artefact
 from fieldfare.assess.demo.cases import CASES, table
+from fieldfare.assess.demo.walk import slowed
 from fieldfare.assess.proxy.presets import preset
 from fieldfare.cli import app
 from fieldfare.core.errors import UsageError
+from fieldfare.fleet.fleet import phones
 
 
 def run(place: Path, *line: str) -> Mapping[str, Any]:
@@ -58,8 +61,28 @@ def test_one_limit_or_input_on_the_command_line_flips_a_verdict_in_both_directio
     assert run(demo, "--case", "ads")["ads"]["verdict"] == "GO"
     assert run(demo, "--case", "ads", "-t", "ads.metric_loss_share=0.001")["ads"]["verdict"] == "NO-GO"
     assert run(demo, "--case", "ads", "-s", "ads.epsilon=50")["ads"]["verdict"] == "NO-GO"
-    assert run(demo, "--case", "messaging", "-t", "attack_success=0.2")["messaging"]["verdict"] == "GO"
-    assert run(demo, "--case", "messaging", "-s", "attack_success=0.05")["messaging"]["verdict"] == "GO"
+    assert run(demo, "--case", "ads", "-s", "ads.epsilon=8")["ads"]["verdict"] == "GO"
+    assert run(demo, "--case", "messaging", "-s", "attack_success=0.05")["messaging"]["verdict"] == "GO WITH CONDITIONS"
+    eased = run(demo, "--case", "messaging", "-t", "attack_success=0.2")["messaging"]
+    assert eased["verdict"] == "GO WITH CONDITIONS"
+    conditions = json.loads((demo / "messaging" / "decision.json").read_text())["conditions"]
+    assert any("quality was simulated without dp-fedavg" in one for one in conditions)
+
+
+@pytest.mark.slow
+def test_the_small_net_takes_the_bytes_of_the_model_that_it_stands_for(demo: Path) -> None:
+    run(demo, "--case", "ads")
+    simulation, bench, cast = (read_artefact(demo / "ads" / n) for n in ("simulation-B", "bench", "forecast-B"))
+    for whole, tasks, each in (("bytes_down", "tasks_started", "down"), ("bytes_up", "tasks_ok", "up")):
+        per_task = simulation.number(whole) / simulation.number(tasks)  # type: ignore[operator]
+        assert per_task == pytest.approx(bench.number(f"B.wire_{each}_bytes"))
+        one = cast.values[whole]
+        assert 0.5 < one.value / one.closed < 2  # type: ignore[operator]
+    assert cast.number("storage_bytes") > bench.number("B.storage_bytes") * cast.params["job"]["versions"]  # type: ignore[operator]
+    waste = cast.values["waste_share"]
+    assert waste.value == pytest.approx(waste.closed, rel=0.25), "closed form and simulation"
+    started, versions = simulation.number("tasks_started"), simulation.number("versions_to_target")
+    assert cast.number("tasks_started") == pytest.approx(started * versions / simulation.number("versions"))  # type: ignore[operator]
 
 
 @pytest.mark.slow
@@ -69,6 +92,13 @@ def test_equal_seeds_give_equal_pages(demo: Path, tmp_path: Path) -> None:
     assert first["sha256"] == second["sha256"]
     name = "messaging/report.html"
     assert (demo / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_slower_links_take_a_small_net_as_long_as_a_large_one() -> None:
+    fleet = phones(overhead_s=0.0).build(50, 0)
+    slow = slowed(fleet, 1736.0, (0.76e6, 0.38e6))
+    assert 1736.0 / slow.downlink_bytes_per_s == pytest.approx(0.76e6 / fleet.downlink_bytes_per_s, rel=1e-5)
+    assert 1736.0 / slow.uplink_bytes_per_s == pytest.approx(0.38e6 / fleet.uplink_bytes_per_s, rel=1e-5)
 
 
 def test_tables_are_like_the_papers() -> None:

@@ -1,7 +1,8 @@
 """One case walked from a session log to a decision, each artefact written as a user's own command would.
 
-Here: the order of the tools, and what each gets. Not here: the tools. Invariant: equal case, limits and seed give the
-same bytes of decision and page; a demonstration that was stopped goes on with the trials that are complete.
+Here: the order of the tools, and what each gets. Not here: the tools. Invariants: equal case, limits and seed give the
+same bytes of decision and page; a demonstration that was stopped goes on with the trials that are complete; the small
+net that is trained takes the time and the bytes of the model that it stands for.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fieldfare.algorithms.fedavg import FedAvg
-from fieldfare.assess.artefact import Artefact
+from fieldfare.assess.artefact import Artefact, Draft
 from fieldfare.assess.bench import paper
 from fieldfare.assess.decide.decision import Case, Decided, decide, write
 from fieldfare.assess.decide.page import report
@@ -29,7 +32,7 @@ from fieldfare.assess.simulate.devices import fleet_for
 from fieldfare.assess.trace import Recipe, TraceConfig, build_trace
 from fieldfare.core.errors import UsageError
 from fieldfare.data.federated import Federated
-from fieldfare.fleet.fleet import phones
+from fieldfare.fleet.fleet import Fleet, phones
 from fieldfare.job import Job, Simulated
 from fieldfare.store.files import write_atomic
 from fieldfare.work.dense import mlp
@@ -38,6 +41,8 @@ from fieldfare.work.net import Training
 Tell = Callable[[str], None]
 KEY = b"fieldfare demonstration"
 LOG_CLIENTS = 6_000
+WORD = 4.0
+"""Bytes of a parameter on the wire."""
 OVERHEAD_S = 90.0
 """Of a task: checking in, waiting for its turn, starting the runtime. Assumed."""
 
@@ -133,14 +138,40 @@ def _simulated(
     )  # fmt: skip
     search = replace(case.search, seed=seed)
     fleet = fleet_for(job, trace=trace, bench=bench, model=model, seed=seed)
+    wire = tuple(bench.number(f"{model}.wire_{way}_bytes") or 0.0 for way in ("down", "up"))
+    assert fleet is not None
+    fleet = slowed(fleet, WORD * job.model.layout.size, wire)
     simulation = build_simulation(job, search, folder / f"simulation-{model}", fleet=fleet, inputs=[trace, bench],
                                   model=model, pet="", tell=say)  # fmt: skip
+    simulation = standing_for(simulation, wire)
     swept: list[Artefact] = []
     if case.sweep is not None:
-        swept = [build_simulation(job, replace(case.sweep, seed=seed), folder / f"sweep-{model}", fleet=fleet,
-                                  inputs=[trace, bench], model=model, pet="", tell=say)]  # fmt: skip
+        made = build_simulation(job, replace(case.sweep, seed=seed), folder / f"sweep-{model}", fleet=fleet,
+                                inputs=[trace, bench], model=model, pet="", tell=say)  # fmt: skip
+        swept = [standing_for(made, wire)]
     people = preset(case.preset).clients
     return [simulation, *swept, *forecast_of(simulation, trace, bench, folder, model, people, OVERHEAD_S)]
+
+
+def slowed(fleet: Fleet, net_bytes: float, wire: tuple[float, ...]) -> Fleet:
+    """Links on which a net of `net_bytes` takes as long as `wire` bytes, down and up, take on the fleet's."""
+    down, up = (net_bytes / one if one else 1.0 for one in wire)
+    return replace(fleet, downlink_bytes_per_s=fleet.downlink_bytes_per_s * np.float32(down),
+                   uplink_bytes_per_s=fleet.uplink_bytes_per_s * np.float32(up), slow_links=True)  # fmt: skip
+
+
+def standing_for(made: Artefact, wire: tuple[float, ...]) -> Artefact:
+    """The simulation with the bytes of the model that its net stands for: those of a task, times tasks."""
+    tables = {name: made.table(name) for name in made.manifest["tables"]}
+    draft = Draft("simulation", made.manifest["seed"], made.params, made.inputs, dict(made.values), tables)
+    for name, tasks, each in (("bytes_down", "tasks_started", wire[0]), ("bytes_up", "tasks_ok", wire[1])):
+        one, told = made.values[name], made.values[tasks]
+        ends = (None if end is None else each * end for end in (told.value, told.low, told.high))
+        value, low, high = ends
+        note = "tasks times the model's bytes; a small net was trained in its place"
+        draft.values[name] = replace(one, value=value, low=low, high=high, note=note)
+    draft.files |= {name: made.file(name).read_bytes() for name in made.manifest["files"]}
+    return draft.write(made.path)
 
 
 def forecast_of(
