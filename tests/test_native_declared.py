@@ -244,3 +244,25 @@ def test_settings_of_layers_and_data_that_do_not_fit_are_refused():
 
 def test_every_layer_that_is_offered_is_a_function_of_the_module():
     assert all(callable(getattr(kinds, name)) for name in kinds.__all__)
+
+
+def test_a_job_trains_a_declared_net_and_its_copies():
+    import pickle
+
+    import fieldfare as ff
+
+    if core() is None:
+        pytest.skip("the compiled core is not here")
+    model = net(
+        conv2d(1, 8, 3, padding=1), relu(), max_pool2d(2), flatten(), linear(128, 10), input=(1, 8, 8)
+    )  # fmt: skip
+    data = ff.data.digits(clients=20, partition=ff.iid())
+    jobs = [
+        ff.Job(
+            model=one, data=data, algorithm=ff.FedAvg(rounds=3, cohort=5), training=ff.Training(lr=0.2, batch_size=10)
+        )
+        for one in (model, pickle.loads(pickle.dumps(model)))
+    ]
+    first, second = (one.run(runs=None, progress=False) for one in jobs)
+    assert first.final == second.final
+    assert first.final["loss"] < 2.1
