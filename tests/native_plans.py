@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fieldfare.work.native.modules import INTERFACE
+
 Op = tuple[str, list[int], int, list[int], list[int], list[float]]
 
 
@@ -28,9 +30,12 @@ def build(name: str) -> ModuleType:
         plain = importlib.import_module("fieldfare.work.native._plain")
         if name != "plain" and name not in plain.features():
             pytest.skip(f"this processor has no {name}")
-        return importlib.import_module(f"fieldfare.work.native._{name}")
+        module = importlib.import_module(f"fieldfare.work.native._{name}")
     except ImportError:
         pytest.skip(f"the native core is not built for {name}")
+    if getattr(module, "interface", None) != INTERFACE:
+        pytest.skip(f"the native core for {name} is built from older sources: run scripts/native")
+    return module
 
 
 BUILDS = ("avx512", "avx2", "plain")
