@@ -98,6 +98,7 @@ def test_privacy_is_declared_in_numbers_that_can_be_and_only_epsilon_is_computed
     for told, says in (
         ({"population": -5.0}, "population=-5"), ({"population": 0.0}, "population=0"),
         ({"population": float("inf")}, "population=inf"), ({"epsilon": True}, "epsilon=True"),
+        ({"epsilon": "x"}, "epsilon=x"),
         ({"epsilon": float("nan")}, "epsilon=nan"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=says):
@@ -191,6 +192,18 @@ def test_evidence_that_was_made_of_another_than_is_given_is_refused(tmp_path: Pa
         decide(Case("ads", ("B",)), newer)
     assert "make the forecast again" in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_each_candidate_may_have_a_bench_of_its_own(tmp_path: Path) -> None:
+    found = evidence(tmp_path)
+    large = {"E.storage_bytes": Value(12e6), "E.p95_task_s": Value(3.0), "E.mem_bytes": Value(1e6)}
+    other = Draft("bench", values=large).write(tmp_path / "bench-E")
+    told = decide(Case("ads", ("E", "B")), [*found, other])
+    assert told.verdict == "GO"
+    assert told.told["model"] == "B"
+    assert report(told).count(f'id="a{other.sha256[:12]}"') == 1
+    with pytest.raises(UsageError, match="both bench evidence of model E"):
+        decide(Case("ads", ("E", "B")), [*found, other, Draft("bench", 1, values=large).write(tmp_path / "again")])
 
 
 def test_a_persons_no_is_the_reason_and_two_words_for_a_gate_are_refused(tmp_path: Path) -> None:

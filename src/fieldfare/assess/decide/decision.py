@@ -99,18 +99,22 @@ def case_of(told: Mapping[str, Any]) -> Case:
 def evidence_of(case: Case, artefacts: Sequence[Artefact]) -> Evidence:
     """Which artefact is evidence of what: by kind, and by the model and technique in its parameters."""
     found: dict[tuple[str, str, str], Artefact] = {}
+    benches = {one.sha256 for one in artefacts if one.kind == "bench"}
     for one in artefacts:
         if one.kind not in KINDS:
             raise UsageError(f"{one.path} is a {one.kind} artefact: evidence is of kinds {', '.join(KINDS)}.")
         kind = _role(one)
-        model = str(one.params.get("model") or ANY) if kind in PER_MODEL else ANY
         pet = str(one.params.get("pet") or ANY) if kind in PER_PET else ANY
-        key = (kind, model, pet)
-        if key in found and found[key].sha256 != one.sha256:
-            raise UsageError(
-                f"{one.path} and {found[key].path} are both {kind} evidence of model {model} with {pet}: give one."
-            )
-        found[key] = one
+        models = [str(one.params.get("model") or ANY) if kind in PER_MODEL else ANY]
+        if kind == "bench" and models == [ANY] and len(benches) > 1:  # one for each model, told apart by their numbers
+            models = [m for m in case.models if any(name.startswith(f"{m}.") for name in one.values)] or models
+        for model in models:
+            key = (kind, model, pet)
+            if key in found and found[key].sha256 != one.sha256:
+                raise UsageError(
+                    f"{one.path} and {found[key].path} are both {kind} evidence of model {model} with {pet}: give one."
+                )
+            found[key] = one
     evidence = Evidence(case.models, case.pets, found)
     evidence.check()
     _one_origin(list(found.values()))

@@ -161,6 +161,9 @@ def _evidence(decided: Decided) -> str:
     shown: set[str] = set()
     for key, one in sorted(decided.evidence.found.items()):
         of = ", ".join(word for word in key[1:] if word != "any")
+        if one.sha256 in shown:  # the same artefact of another model
+            continue
+        shown.add(one.sha256)
         rows.append(_artefact(one.kind, of, one.path.name, one.sha256, [str(i["sha256"]) for i in one.inputs]))
     for one in decided.evidence.found.values():
         for inside in one.inputs:

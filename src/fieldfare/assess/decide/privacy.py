@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from fieldfare.assess.artefact import Artefact, Draft, Value
 from fieldfare.core.errors import MissingExtra, UsageError
@@ -49,7 +50,9 @@ def checked(
     told = {"epsilon": epsilon, "delta": delta, "attack_success": attack_success, "population": population}
     for name, value in told.items():
         least, most = LIMITS[name]
-        if value is not None and (isinstance(value, bool) or not (isfinite(value) and least <= value <= most)):
+        number: Any = value
+        good = isinstance(number, (int, float)) and not isinstance(number, bool) and isfinite(number)
+        if value is not None and not (good and least <= value <= most):
             raise UsageError(f"privacy({name}={value}): use a number from {least:g} to {most:g}.")
     if mechanism.strip().lower() == "none" and epsilon is not None:
         raise UsageError(f"privacy(mechanism='none', epsilon={epsilon:g}): without a mechanism there is no epsilon.")

@@ -63,7 +63,8 @@ def command(
         if not as_json:
             colour = {"GO": "green", "GO WITH CONDITIONS": "yellow", "NO-GO": "red"}.get(decided.verdict, "cyan")
             console = Console(highlight=False)
-            console.print(f"[bold {colour}]{decided.verdict}[/]  {name}: {decided.told['reason']}", soft_wrap=True)
+            console.print(f"[bold {colour}]{decided.verdict}[/]  ", end="")
+            console.print(f"{name}: {decided.told['reason']}", soft_wrap=True, markup=False)
             console.print(f"  {out / name / 'report.html'}", soft_wrap=True, markup=False)
     if as_json:
         print(json.dumps(told))
