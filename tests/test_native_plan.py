@@ -98,6 +98,7 @@ def test_every_loss_of_the_core_is_the_torch_nets(loss: str, outputs: int):
     plan = planned(net)
     assert plan.loss == loss
     reference.agree(net, plan, columns)
+    on_core(net, plan, columns)
     if outputs == 1:
         columns["y"] = columns["y"][:, 0]
         net = torch_net(module, loss, example=columns)
@@ -146,11 +147,13 @@ def test_bytes_are_read_as_units_or_as_symbols():
     plan = planned(net)
     assert (plan.inputs[0].kind, plan.inputs[0].channels_first) == (1, True)
     reference.agree(net, plan, columns)
+    on_core(net, plan, columns)
     columns = {"x": r.integers(0, 11, (4, 6), dtype=np.uint8), "y": r.integers(0, 11, (4, 6))}
     net = torch_net(nn.Sequential(nn.Embedding(11, 5), L(5, 11)), transform="tokens", example=columns)
     plan = planned(net)
     assert plan.inputs[0].kind == 2
     reference.agree(net, plan, columns)
+    on_core(net, plan, columns)
 
 
 def test_whole_numbers_made_float_are_numbers():
@@ -171,6 +174,7 @@ def test_several_columns_are_several_inputs():
     plan = planned(net)
     assert [i.kind for i in plan.inputs] == [0, 2]
     reference.agree(net, plan, columns)
+    on_core(net, plan, columns)
 
 
 def test_relu_is_part_of_the_op_before_it_and_goes_behind_a_max_pool():
