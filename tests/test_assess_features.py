@@ -80,7 +80,7 @@ def test_features_of_a_file_are_checked_by_name() -> None:
         read_features([{"source": "cloud"}])
     with pytest.raises(UsageError, match="one name"):
         read_features([{"name": "a"}, {"name": "a"}])
-    with pytest.raises(UsageError, match="device or cloud"):
+    with pytest.raises(UsageError, match="source='edge'"):
         read_features([{"name": "a", "source": "edge"}])
 
 
@@ -131,11 +131,28 @@ def test_settings_of_a_file_and_of_the_command_line_reach_the_proxy(tmp_path: Pa
         (["proxy", "TABLE", "--label", "label", "-s", "clients=many"], "clients"),
         (["proxy", "nowhere.csv", "--label", "label"], "nowhere.csv"),
         (["features", "TABLE", "--records", "3"], "is not TOML"),
+        (["proxy", "TABLE", "--label", "label", "-s", "max_clients=0"], "max_clients=0"),
+        (["features", "FEATURES", "-s", "feature=[1]"], "use tables [[feature]]"),
+        (["features", "FEATURES", "-s", "feature.name=a"], "feature is a value, not a table"),
+        (["features", "FEATURES", "-s", "records=x"], "records='x'): use a number above 0"),
+        (["features", "FEATURES", "--records", "3", "-s", "rtt_s=x"], "rtt_s='x'): use a number"),
+        (["features", "FEATURES", "--records", "3", "-s", "package=kit"], "package='kit': use one of kit for other"),
+        (["features", "NAME", "--records", "3"], "Feature(name=3)"),
+        (["features", "BYTES", "--records", "3"], "bytes_per_record='x'"),
+        (["features", "NAN", "--records", "3"], "sizes are finite"),
+        (["features", "ROWS", "--records", "3"], "vocabulary_rows=5.5"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, line: list[str], says: str) -> None:
-    source = str(table(tmp_path / "t.csv"))
-    told = run(*(source if word == "TABLE" else word for word in line), "-o", str(tmp_path / "out"))
+    places = {"TABLE": str(table(tmp_path / "t.csv"))}
+    tables = {"FEATURES": "vocabulary_rows=9", "BYTES": 'bytes_per_record="x"', "NAN": "bytes_per_record=nan",
+              "ROWS": "vocabulary_rows=5.5", "NAME": ""}  # fmt: skip
+    for name, of in tables.items():
+        places[name] = str(tmp_path / f"{name}.toml")
+        called = 3 if name == "NAME" else '"a"'
+        Path(places[name]).write_text(f"[[feature]]\nname = {called}\n{of}\n")
+    told = run(*(places.get(word, word) for word in line), "-o", str(tmp_path / "out"))
+    assert isinstance(told.exception, UsageError | OSError), told.exception
     assert told.exit_code != 0
     assert says in str(told.exception)
     assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from fieldfare.assess.artefact import Artefact, Draft, Value
 from fieldfare.assess.features.locality import Feature, choose
 from fieldfare.assess.features.vocabulary import LIMITS_BYTES, advise
+from fieldfare.core.errors import UsageError
 
 
 def build(
@@ -21,6 +22,8 @@ def build(
     `records`: a client's records in its window (a proxy says). The limit of a vocabulary and its embedding is the
     package's, shared evenly between the features that have one.
     """
+    if package not in LIMITS_BYTES:
+        raise UsageError(f"features: package={package!r}: use one of {', '.join(LIMITS_BYTES)}.")
     chosen = choose(features, records=records, tasks_per_day=tasks_per_day, link_bytes_per_s=link_bytes_per_s,
                     rtt_s=rtt_s, device_bytes=device_bytes)  # fmt: skip
     params = {"records": records, "tasks_per_day": tasks_per_day, "link_bytes_per_s": link_bytes_per_s, "rtt_s": rtt_s,

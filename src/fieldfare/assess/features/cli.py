@@ -36,4 +36,4 @@ def command(
     unknown = sorted(set(told) - set(known))
     if unknown:
         raise UsageError(f"{catalogue} knows no {unknown[0]!r}: it has feature, records, {', '.join(known)}.")
-    tell(build(features, artefact_at(out or "", "features"), records=float(records), **told), as_json)
+    tell(build(features, artefact_at(out or "", "features"), records=records, **told), as_json)

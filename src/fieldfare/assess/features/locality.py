@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from math import inf
+from typing import Any, Literal, cast
 
 from fieldfare.core.errors import UsageError
+from fieldfare.core.settings import settings
 
 Option = Literal["on_device", "pull", "cache_at_inference"]
 DAY_S = 86_400.0
 
 
+@settings
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One feature: `bytes_per_record` of its values, its `vocabulary_bytes`, and the rules it is under.
@@ -37,11 +40,12 @@ class Feature:
 
     def __post_init__(self) -> None:
         numbers = (self.bytes_per_record, self.vocabulary_bytes, self.max_device_bytes, self.vocabulary_rows)
-        if self.source not in ("device", "cloud") or self.transform not in ("device", "cloud") or min(numbers) < 0:
+        good = all(0 <= one < inf for one in numbers)
+        if self.source not in ("device", "cloud") or self.transform not in ("device", "cloud") or not good:
             raise UsageError(
-                f"feature {self.name!r}: source and transform are device or cloud, sizes are not negative."
+                f"feature {self.name!r}: source and transform are device or cloud, sizes are finite and not negative."
             )
-        if self.retention_days <= 0 or self.refresh_days <= 0:
+        if not (0 < self.retention_days < inf and 0 < self.refresh_days < inf):
             raise UsageError(f"feature {self.name!r}: retention_days and refresh_days are above 0.")
 
 
@@ -95,8 +99,12 @@ def choose(
     Features are taken in the order of what they save when cached, most first, until the device is full; the rest is
     pulled. One that is possible in no way comes back with the reasons in `refused`.
     """
-    if records <= 0 or link_bytes_per_s <= 0:
-        raise UsageError(f"choose(records={records}, link_bytes_per_s={link_bytes_per_s}): use numbers above 0.")
+    for name, value, least in (("records", records, 0.0), ("link_bytes_per_s", link_bytes_per_s, 0.0),
+                               ("tasks_per_day", tasks_per_day, -1e-9), ("rtt_s", rtt_s, -1e-9),
+                               ("device_bytes", device_bytes, -1e-9)):  # fmt: skip
+        number: Any = value
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > least:
+            raise UsageError(f"choose({name}={value!r}): use a number {'above' if least == 0 else '>='} 0.")
     found: dict[str, Choice] = {}
     left = device_bytes
     for one in sorted(features, key=lambda f: (-f.bytes_per_record, f.name)):
@@ -114,6 +122,9 @@ def choose(
 def read_features(told: Sequence[Mapping[str, Any]]) -> list[Feature]:
     """Features of plain tables, as in a TOML file's `[[feature]]`; unknown keys are refused by name."""
     out: list[Feature] = []
+    given: Any = told
+    if not isinstance(given, (list, tuple)) or not all(isinstance(one, Mapping) for one in cast(list[Any], given)):
+        raise UsageError(f"feature={given!r}: use tables [[feature]], each with a name.")
     for one in told:
         unknown = set(one) - set(Feature.__dataclass_fields__)
         if unknown or "name" not in one:

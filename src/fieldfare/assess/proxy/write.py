@@ -64,6 +64,10 @@ class Config:
                 f"Config(clients={self.clients}, executor_memory_bytes={self.executor_memory_bytes:g}, "
                 f"alphas={self.alphas}): use positive numbers and at least one alpha (or none)."
             )
+        least = {"max_clients": self.max_clients, "lookback_days": self.lookback_days, "batch": self.batch}
+        for name, value in least.items():
+            if value is not None and not value > 0:
+                raise UsageError(f"Config({name}={value}): use a number above 0, or leave it out.")
         if not 0 <= self.test_share < 1:
             raise UsageError(f"Config(test_share={self.test_share}): a share of the rows, from 0 to below 1.")
 
