@@ -143,7 +143,7 @@ class NativePlan:
     @property
     def chance(self) -> bool:
         """Whether training draws random numbers."""
-        return any(op.kind == "dropout" for op in self.ops)
+        return any(op.kind == "dropout" or (op.kind == "attention" and op.floats[1] > 0) for op in self.ops)
 
     def pack(self, vector: NDArray[Any]) -> NDArray[Any]:
         """The packed parameters of a model `vector` `[P]`, in its dtype."""
@@ -178,7 +178,7 @@ def _line(op: Op, values: tuple[Value, ...]) -> str:
     words = [op.kind]
     match op.kind:
         case "linear":
-            words.append(f"{ints[0]}->{out.c}")
+            words.append(f"{x.c * (1 if ints[2] else x.h * x.w)}->{out.c}")
             words += [f"at each of {x.h * x.w}"] if ints[2] else []
             words += ["relu"] if ints[1] else []
             words += [f"times {floats[0]:g}"] if floats and floats[0] != 1.0 else []
