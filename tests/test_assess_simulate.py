@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import fieldfare as ff
 from fieldfare.assess.artefact import Artefact, Draft, Value, read_artefact, words
 from fieldfare.assess.simulate.build import build
 from fieldfare.assess.simulate.devices import fleet_for, flops_per_record
+from fieldfare.assess.simulate.identity import runs_told, told_of
 from fieldfare.assess.simulate.play import play, ranked
 from fieldfare.assess.simulate.search import Search, algorithm, points, reached
 from fieldfare.cli import app
@@ -96,7 +98,7 @@ def test_equal_searches_have_equal_hashes_on_any_number_of_workers(tmp_path: Pat
     assert one.sha256 == two.sha256
 
 
-def test_a_search_goes_on_where_it_was_and_refuses_the_folder_of_another(tmp_path: Path) -> None:
+def test_a_search_goes_on_where_it_was_and_another_one_gets_a_folder_of_its_own(tmp_path: Path) -> None:
     search = Search(**{**_told(SMALL), "central": 0.95})
     whole = build(job(), search, tmp_path / "a")
     play(job(), search, tmp_path / "b-runs")
@@ -104,8 +106,70 @@ def test_a_search_goes_on_where_it_was_and_refuses_the_folder_of_another(tmp_pat
     assert len(times) == 2
     assert build(job(), search, tmp_path / "b").sha256 == whole.sha256
     assert {p: p.stat().st_mtime_ns for p in times} == times
+    other = Search(**{**_told(search), "versions": 7})
+    assert build(job(), other, tmp_path / "b").number("versions") == 7
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    assert build(job(), search, tmp_path / "b").sha256 == whole.sha256
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    assert len(list(tmp_path.glob("b-runs*"))) == 2
     with pytest.raises(UsageError, match="holds another search"):
-        build(job(), Search(**{**_told(search), "versions": 7}), tmp_path / "b")
+        build(job(), other, tmp_path / "b", work=tmp_path / "b-runs")
+
+
+def _changed(what: str) -> dict[str, Any]:
+    """One thing on which the numbers of a trial depend, changed."""
+    one = job()
+    x, y = (np.array(one.data.columns[name]) for name in "xy")
+    match what:
+        case "a row":
+            x[5] = 1 - x[5]
+            return {"data": replace(one.data, columns={"x": x, "y": y})}
+        case "test rows":
+            return {
+                "data": replace(one.data, test={name: rows[:-1] for name, rows in dict(one.data.test or {}).items()})
+            }
+        case "the net":
+            return {"model": ff.mlp(64, 9, 10)}
+        case "the rate":
+            return {"training": replace(one.training, lr=0.2)}
+        case _:
+            return {"simulated": ff.Simulated(workers=1, fleet=ff.fleet.phones(overhead_s=70.0))}
+
+
+@pytest.mark.parametrize("what", ["a row", "test rows", "the net", "the rate", "devices"])
+def test_trials_of_other_data_jobs_and_devices_are_not_told_again(tmp_path: Path, what: str) -> None:
+    search = Search(**{**_told(SMALL), "trials": 1, "versions": 2, "every": 1, "central": 0.95})
+    first = build(job(), search, tmp_path / "s")
+    changed = replace(job(), **_changed(what))
+    kind = {"a row": "data", "test rows": "data", "devices": "devices"}.get(what, "job")
+    with pytest.raises(UsageError, match=f"holds trials of other {kind}"):
+        build(changed, search, tmp_path / "t", work=tmp_path / "s-runs")
+    again = build(changed, search, tmp_path / "s")
+    alone = build(changed, search, tmp_path / "alone")
+    assert again.sha256 == alone.sha256 != first.sha256
+    assert len(list(tmp_path.glob("s-runs*"))) == 2
+    assert runs_told(again.path, again.params).name.startswith("s-runs-")
+    assert runs_told(alone.path, alone.params).name == "alone-runs"
+
+
+def test_what_changes_no_number_changes_no_identity() -> None:
+    one = told_of(job(), SMALL)
+    assert told_of(replace(job(), name="another", callbacks=(print,)), SMALL) == one
+    assert told_of(job().with_overrides({"workers": 2, "seed": 5}), SMALL) == one
+    assert told_of(replace(job(), data=replace(job().data, name="renamed")), SMALL) == one
+
+
+def test_a_trace_of_other_devices_makes_a_new_simulation_in_the_same_place(tmp_path: Path) -> None:
+    search = Search(**{**_told(SMALL), "trials": 1, "versions": 2, "every": 1, "central": 0.95})
+
+    def made_(place: str, devices: int) -> Artefact:
+        told = trace(tmp_path / f"of {devices}", devices)
+        fleet = fleet_for(job(), trace=told, bench=None, model="", seed=0)
+        return build(job(), search, tmp_path / place, fleet=fleet, inputs=[told])
+
+    first, again, alone = made_("s", 8), made_("s", 2), made_("alone", 2)
+    assert first.number("metric_final") != again.number("metric_final")
+    assert again.sha256 == alone.sha256
 
 
 def test_halving_gives_the_better_half_all_trials_and_the_best_is_among_them(tmp_path: Path) -> None:

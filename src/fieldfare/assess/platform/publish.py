@@ -16,6 +16,7 @@ import numpy as np
 
 from fieldfare.assess.artefact import Artefact, words
 from fieldfare.assess.platform.registry import WEIGHTS, Entry, Registry, signature_of
+from fieldfare.assess.simulate.identity import runs_told
 from fieldfare.core.errors import UsageError
 from fieldfare.core.metrics import lower_is_better
 from fieldfare.fleet.columns import Array, Text
@@ -43,7 +44,7 @@ def publish(
     """
     if simulation.kind != "simulation":
         raise UsageError(f"{simulation.path} is a {simulation.kind} artefact: publish takes a simulation.")
-    folder = simulation.path.with_name(simulation.path.name + "-runs") if work is None else Path(work)
+    folder = runs_told(simulation.path, simulation.params) if work is None else Path(work)
     entry = None
     if simulation.params["search"]["train"]:
         best, trial = str(simulation.params["best"]), middle_trial(simulation)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fieldfare.assess.artefact import Artefact, Draft, Value
+from fieldfare.assess.simulate.identity import runs_of, told_of
 from fieldfare.assess.simulate.play import Tell, central, choose, play, tuning
 from fieldfare.assess.simulate.search import Point, Search, asked, points
 from fieldfare.assess.simulate.tables import band, fill
@@ -37,22 +38,31 @@ def build(
     model: str = "", pet: str = "none", work: str | Path | None = None, tell: Tell | None = None,
     tuned_on: tuple[Job, Fleet | None] | None = None,
 ) -> Artefact:  # fmt: skip
-    """Play the search, write what it told. `work`: where trials are kept and gone on with (default: beside `out`).
+    """Play the search, write what it told.
+
+    `work`: where trials are kept and gone on with (default: beside `out`, in a folder of its own for every search, job,
+    data and devices; one of others that is named is refused).
 
     `tuned_on`: with `tune`, the job and fleet on which points are compared, such as another split of the rows
     (default: the same, on other seeds).
     """
     place = Path(out)
     place.parent.mkdir(parents=True, exist_ok=True)
-    folder = place.with_name(place.name + "-runs") if work is None else Path(work)
+    made = told_of(job, search, fleet)
+    wanted = {"": made}
+    if search.tune and len(points(search)) > 1:
+        on, its_fleet = (job, fleet) if tuned_on is None else tuned_on
+        wanted["tune"] = told_of(on, tuning(search), its_fleet)
+    folder = runs_of(place, wanted) if work is None else Path(work)
     best, tried, told = _played(job, search, folder, fleet, tell, tuned_on)
     mine = [one for one in told if one.point == best]
-    params = {"search": asdict(search), "best": best.name, "model": model, "pet": pet}
+    params = {"search": asdict(search), "best": best.name, "model": model, "pet": pet,
+              "made_of": made["made_of"]}  # fmt: skip
     draft = Draft("simulation", search.seed, params, inputs)
     draft.values |= _values(search, best, mine)
     whole: Params | None = None
     if search.train:
-        known, whole = (search.central, None) if search.central is not None else central(job, search, folder)
+        known, whole = (search.central, None) if search.central is not None else central(job, search, folder, fleet)
         draft.values |= _loss(search, mine, known, how="declared" if whole is None else "simulated")
     if whole is not None and fleet is not None:
         gap = worst_group_gap(job, search, fleet, Path(mine[0].folder), whole)

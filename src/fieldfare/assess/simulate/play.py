@@ -2,14 +2,14 @@
 
 Here: from a search to what its trials told. Not here: a trial (`trial`), the artefact (`build`). Invariants: a trial
 that is complete is not run again; which points are dropped depends on their numbers alone, so a search that was killed
-ends as it would have; a work folder holds one search.
+ends as it would have; a work folder holds one search of one job, one data set and one fleet (`identity`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fieldfare.algorithms.fedavg import FedAvg
+from fieldfare.assess.simulate.identity import FILE, refuse, told_of
 from fieldfare.assess.simulate.search import TUNE_SEED, Point, Search, job_of, points
 from fieldfare.assess.simulate.trial import Trial, of_part, of_row, of_run, worth
 from fieldfare.core.errors import UsageError
@@ -26,7 +27,6 @@ from fieldfare.job import Evaluation, Job, Simulated
 from fieldfare.points import system_row
 from fieldfare.store.lines import read_lines
 from fieldfare.store.runs import RunFolder
-from fieldfare.store.text import plain
 from fieldfare.study import run_arm
 
 __all__ = ["Tell", "Trial", "central", "choose", "play", "ranked"]
@@ -73,7 +73,7 @@ def play(
     order = points(search)
     kept = list(at or order)
     found: list[Trial] = []
-    with _opened(work, search) as folder:
+    with _opened(work, job, search, fleet) as folder:
         if search.rungs_h and not at:
             kept, found = _climbed(folder, job, search, kept, fleet, say, told)
         for number in range(search.trials):
@@ -163,7 +163,7 @@ def _trial(folder: RunFolder, job: Job, search: Search, point: Point, number: in
     })  # fmt: skip
 
 
-def central(job: Job, search: Search, work: Path) -> tuple[float, Any]:
+def central(job: Job, search: Search, work: Path, fleet: Any = None) -> tuple[float, Any]:
     """The metric of the same model trained on all clients' rows in one place: the best of its passes, and the model.
 
     The central trainer is the client's own: same model, optimiser and batch, one client with everything.
@@ -176,7 +176,7 @@ def central(job: Job, search: Search, work: Path) -> tuple[float, Any]:
         job, data=pooled, algorithm=FedAvg(search.passes, 1), training=training, simulated=Simulated(workers=1),
         evaluate=Evaluation(every=1), seed=search.seed, name="central",
     )  # fmt: skip
-    with _opened(work, search) as folder:
+    with _opened(work, job, search, fleet) as folder:
         result = run_arm(folder, "central", whole, False)
     values = [row[search.metric] for row in result.rounds if search.metric in row]
     if not values:
@@ -184,19 +184,12 @@ def central(job: Job, search: Search, work: Path) -> tuple[float, Any]:
     return (min if lower_is_better(search.metric) else max)(values), result.model
 
 
-def _opened(work: Path, search: Search) -> RunFolder:
-    """The work folder, made or gone on with; one of another search is refused."""
-    told = plain(asdict(search))
+def _opened(work: Path, job: Job, search: Search, fleet: Any) -> RunFolder:
+    """The work folder, made or gone on with; one of another search, job, data or devices is refused."""
+    told = told_of(job, search, fleet)
     if not (work / "run.json").exists():
         folder = RunFolder.create_at(work)
-        folder.write_json("search.json", told)
+        folder.write_json(FILE, told)
         return folder
-    folder = RunFolder.open(work)
-    try:
-        kept = folder.read_json("search.json")
-    except UsageError:
-        kept = None
-    if kept != told:
-        folder.close()
-        raise UsageError(f"{work} holds another search: name another folder, or remove it.")
-    return folder
+    refuse(work, told)
+    return RunFolder.open(work)
