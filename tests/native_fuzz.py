@@ -83,7 +83,7 @@ class Draft:
 SAME = ("relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "leaky_relu", "dropout", "add", "mul")
 NORMS = ("group_norm", "layer_norm", "batch_norm", "affine")
 POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "mean_positions")
-OTHERS = ("linear", "linear_each", "conv2d", "lstm", "gru", "select", "flatten")
+OTHERS = ("linear", "linear_each", "conv2d", "lstm", "gru", "attention", "offset", "select", "flatten")
 KINDS = (*SAME, *NORMS, *POOLS, *OTHERS)
 
 
@@ -193,6 +193,15 @@ def step(d: Draft, rng: random.Random, kind: str, at: int) -> int:
         if rng.random() < 0.7:
             params += [d.weight(rng, gates * wide, n, wide) for _ in range(2)]
         return d.put(kind, [at], d.value(h, 1, n), params, [], [])
+    if kind == "attention":
+        if w != 1:
+            return at
+        keys = rng.choice([i for i, v in enumerate(d.values) if v[1:3] == [1, c] and not v[4]])
+        like = rng.choice([i for i, v in enumerate(d.values) if v[:3] == d.values[keys][:3] and not v[4]])
+        ints = [rng.choice([g for g in range(1, c + 1) if c % g == 0]), rng.randint(0, 1), 0]
+        return d.put(kind, [at, keys, like], d.value(h, 1, c), [], ints, [c**-0.5, rng.choice([0.0, 0.3])])
+    if kind == "offset":
+        return d.put(kind, [at], d.value(h, w, c), [d.weight(rng, h * w * d.wide(c), c, d.wide(c))], [], [])
     if kind == "select":
         return d.put(kind, [at], d.value(1, 1, c), [], [rng.randint(-h * w, h * w - 1)], [])
     return d.put("flatten", [at], d.value(1, 1, h * w * c), [], [], [])

@@ -28,7 +28,7 @@ RUNS = [
     ("address", "avx512", 800),
     ("undefined", "plain", 1500),
     ("undefined", "avx512", 800),
-    ("thread", "plain", 250),
+    ("thread", "plain", 600),
 ]
 PROGRAM = """
 import sys, fieldfare.work.native as native
