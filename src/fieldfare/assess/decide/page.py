@@ -27,6 +27,7 @@ padding:18px 22px;margin:0 0 18px}
 .flow svg{min-width:900px;width:100%;height:auto;display:block}
 a.src{font:12px ui-monospace,monospace;color:var(--muted)}
 dl.tiles a.src{font-size:11px;font-weight:400}
+dl.tiles>div{flex:1 1 22%}
 .bar{display:inline-block;width:110px;height:9px;background:var(--soft);border:1px solid var(--line);border-radius:5px;
 position:relative;vertical-align:middle;margin-right:6px;overflow:hidden}
 .bar i{position:absolute;left:0;top:0;bottom:0;background:var(--tone)}
@@ -73,7 +74,7 @@ def _tiles(decided: Decided) -> list[Tile]:
     cast_, sim = decided.evidence.of("forecast", last), decided.evidence.of("simulation", last)
     for artefact, name, label, unit in (
         (cast_, "time_to_target_s", "Time to target", "s"), (cast_, "device_h", "Devices' time", "h"),
-        (sim, "metric_loss_share", "Loss of quality", "share"), (cast_, "cost", "Cost", "money"),
+        (sim, "metric_loss_share", "Loss of quality", "share"), (cast_, "cost", "Cost, in the prices' money", "1"),
         (cast_, "energy_j", "Energy", "J"), (cast_, "carbon_g", "Carbon", "g"),
     ):  # fmt: skip
         one = None if artefact is None else artefact.values.get(name)

@@ -201,9 +201,10 @@ def _forecast(one: Artefact) -> str:
         value, low, high, closed = (np.asarray(table[c], np.float64) for c in ("value", "low", "high", "closed"))
         for i, name in enumerate(names):
             value_, closed_ = (page.cell(_words(x[i], units[i]), number=True) for x in (value, closed))
+            called = "Staleness" if name == "staleness" else title(name)  # that of tasks, not the limit
             between = page.cell(span(float(low[i]), float(high[i]), units[i]), number=True)
             rows.append(
-                [page.cell(title(name), head=True, under=formulas[i]), value_, between, closed_,
+                [page.cell(called, head=True, under=formulas[i]), value_, between, closed_,
                  page.cell(hows[i], under=_apart(value[i], closed[i])), f"<td>{source(one.sha256)}</td>"]
             )  # fmt: skip
     head = [("quantity", False), ("value", True), ("range", True), ("closed form", True), ("how", False),

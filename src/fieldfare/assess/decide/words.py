@@ -29,6 +29,10 @@ TITLES: Mapping[str, str] = {
     "population": "Population", "delta": "Delta", "ingress_bytes_per_s_peak": "Updates into the enclave, at the peak",
     "aggregators": "Aggregators", "tee_memory_bytes": "Memory of the enclave", "storage_bytes": "Storage",
     "energy_j": "Energy", "carbon_g": "Carbon", "cost": "Cost", "checkins_per_s_peak": "Check-ins, at the peak",
+    "version_s": "Time of a version", "compute_h": "Devices' computing", "device_bytes": "Held on a device",
+    "egress_bytes_per_s_peak": "Models out to devices, at the peak", "client_energy_j": "Energy of devices",
+    "network_energy_j": "Energy of the network", "server_energy_j": "Energy of servers",
+    "battery_share_per_task": "Battery a task",
 }  # fmt: skip
 """What numbers are called for people."""
 

@@ -115,12 +115,12 @@ class Flow:
 
 
 UNITS: Mapping[str, str] = {
-    "time_to_target_s": "s", "version_s": "s", "tasks_started": "tasks", "tasks_ok": "tasks", "waste_share": "1",
+    "time_to_target_s": "s", "version_s": "s", "tasks_started": "tasks", "tasks_ok": "tasks", "waste_share": "share",
     "staleness": "versions", "device_h": "h", "compute_h": "h", "bytes_down": "B", "bytes_up": "B",
     "updates_per_s": "1/s", "updates_per_s_peak": "1/s", "ingress_bytes_per_s_peak": "B/s",
     "egress_bytes_per_s_peak": "B/s", "checkins_per_s_peak": "1/s", "aggregators": "servers",
     "tee_memory_bytes": "B", "storage_bytes": "B", "device_bytes": "B",
-    "battery_share_per_task": "1", "battery_share_per_day": "1",
+    "battery_share_per_task": "share", "battery_share_per_day": "share",
     "client_energy_j": "J", "network_energy_j": "J", "server_energy_j": "J", "energy_j": "J", "carbon_g": "g",
     "cost": "money",
 }  # fmt: skip
