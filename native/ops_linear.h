@@ -2,6 +2,7 @@
 #pragma once
 #include "half.h"
 #include "op.h"
+#include "panels.h"
 
 namespace ff {
 
@@ -31,6 +32,7 @@ struct Linear final : Op {
     return op;
   }
 
+  int64_t scratch(int) const override { return by_turned_room(N); }
   int64_t half(int rows) const override {
     const int64_t M = rows * each;
     return std::max(pairs_size(K, N) + M * ((K + 1) / 2), pairs_size(M, K) + pairs_size(M, N));
@@ -58,7 +60,10 @@ struct Linear final : Op {
       for (int64_t i = 0; i < (int64_t)M * N; i += VL) store(d + i, scale * load(d + i));
     if (want[0]) {
       float* below = t.grad[in[0]];
-      product_transposed(d, N, t.at(params[0]), N, below, lda, M, K, N, add[0]);
+      if (padded(K) <= lda && by_turned_is_faster(M, N))
+        by_turned(d, N, t.at(params[0]), N, below, lda, M, K, N, add[0], t.scratch);
+      else
+        product_transposed(d, N, t.at(params[0]), N, below, lda, M, K, N, add[0]);
       if (K < lda && !add[0])
         for (int m = 0; m < M; m++) memset(below + m * lda + K, 0, (lda - K) * sizeof(float));
     }

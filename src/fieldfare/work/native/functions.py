@@ -230,6 +230,11 @@ class Reading:
         x, other = (a, b) if isinstance(a, Tensor) else (b, a)
         if isinstance(other, int | float) and other == 0:
             return self.tensor(x)
+        if isinstance(other, Weight) and len(other.shape) > 1:
+            from fieldfare.work.native.attention import offset
+
+            if (made := offset(self, self.tensor(x), other)) is not None:
+                return self.over(x, in_place, made)
         return self.over(x, in_place, self.built.affine(self.tensor(x), None, self._channels(x, other)))
 
     def mul(self, a: Any, b: Any, in_place: bool = False) -> Tensor:
@@ -371,10 +376,14 @@ class Reading:
     def embedding(
         self, x: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None,
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
-    ) -> Tensor:  # fmt: skip
+    ) -> Any:  # fmt: skip
         if max_norm is not None or scale_grad_by_freq or sparse:
             self.refuse("has no native form with max_norm, scale_grad_by_freq or sparse")
         one = self.weight(weight)
+        if isinstance(x, Fixed) and padding_idx is None:
+            from fieldfare.work.native.attention import rows
+
+            return rows(self, x, one)
         padding = -1 if padding_idx is None else padding_idx % one.shape[0]
         return self.built.embedding(self.tensor(x), one, padding, self.what)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as f
 
+from fieldfare.work.native import attention
 from fieldfare.work.native.build import Tensor
 from fieldfare.work.native.functions import Reading
 
@@ -103,6 +104,7 @@ LAYERS: dict[type, Callable[..., Any]] = {
     nn.LogSoftmax: lambda r, p, x: r.log_softmax(x, p.dim),
     nn.LSTM: Reading.recurrent,
     nn.GRU: Reading.recurrent,
+    **attention.LAYERS,
 }  # fmt: skip
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -115,6 +117,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "sub": Reading.sub, "sub_": _in_place(Reading.sub), "isub": _in_place(Reading.sub), "rsub": Reading.rsub,
     "mul": Reading.mul, "mul_": _in_place(Reading.mul), "imul": _in_place(Reading.mul),
     "div": Reading.div, "div_": _in_place(Reading.div), "itruediv": _in_place(Reading.div), "neg": Reading.neg,
+    "scaled_dot_product_attention": attention.scaled_dot_product,
     "linear": Reading.linear, "matmul": Reading.matmul, "conv2d": Reading.conv,
     "conv1d": lambda r, *a, **k: r.conv(*a, **k, flat=True),
     "max_pool2d": Reading.max_pool, "max_pool1d": lambda r, *a, **k: r.max_pool(*a, **k, flat=True),
@@ -143,6 +146,7 @@ FUNCTIONS: dict[Any, str] = {
     torch.subtract: "sub", operator.sub: "sub", operator.isub: "isub", torch.mul: "mul", torch.multiply: "mul",
     operator.mul: "mul", operator.imul: "imul", torch.div: "div", torch.divide: "div", operator.truediv: "div",
     operator.itruediv: "itruediv", operator.neg: "neg", torch.neg: "neg", torch.rsub: "rsub",
+    f.scaled_dot_product_attention: "scaled_dot_product_attention",
     f.linear: "linear", torch.matmul: "matmul", torch.mm: "matmul", operator.matmul: "matmul",
     f.conv2d: "conv2d", torch.conv2d: "conv2d", f.conv1d: "conv1d", torch.conv1d: "conv1d",
     f.max_pool2d: "max_pool2d", torch.max_pool2d: "max_pool2d", f.max_pool1d: "max_pool1d",
