@@ -76,12 +76,12 @@ struct ConvMaxPool final : Op {
     const int64_t rows = (8192 / row() - g.kh) / (kh * g.sh) + 1;
     return (int)std::min<int64_t>(oh, std::max<int64_t>(1, rows));
   }
-  int64_t places() const { return padded64((int64_t)parts() * ow); }
+  int64_t places() const { return padded64((int64_t)parts() * ow) + PAD; }  // of a channel, and a vector beyond
   int64_t in_windows() const { return padded64((int64_t)parts() * ow * g.N) + PAD; }
   int64_t turned() const { return (int64_t)g.N * g.kh * run; }
   int64_t scratch(int) const override {
     const int64_t ahead = by_tiles ? strip_size() + tiled.forward_scratch(1) : (g.bordered() ? padded64(g.h * g.row()) : 0) + strip_size();
-    return std::max(ahead, 2 * turned() + 2 * padded64(g.N) + 2 * g.N * places() + 2 * picture() + g.weights() + (by_window ? 2 * in_windows() + 5 * padded64(parts() * ow) : 0));
+    return std::max(ahead, 2 * turned() + 2 * padded64(g.N) + (2 * g.N + 1) * places() + 2 * picture() + g.weights() + (by_window ? 2 * in_windows() + 5 * padded64(parts() * ow) : 0));
   }
 
   typedef MaxPool::places halves;
@@ -131,35 +131,6 @@ struct ConvMaxPool final : Op {
       }
   }
 
-  // Lists by channel the places with a gradient in rows r0..r1 of windows, and adds up the gradients
-  void list(cf d, cf z, const uint16_t* where, int r0, int r1, Place* lists, int32_t* count, float* sums) const {
-    const int64_t N = g.N, most = places();
-    const int down = (int)(g.sh * row()), along = g.sw * g.ld;
-    for (int64_t j = 0; j < N; j += VL) store(sums + j, load(sums + j));
-    memset(count, 0, N * sizeof(int32_t));
-    for (int r = r0; r < r1; r++)
-      for (int q = 0; q < ow; q++) {
-        const int64_t i = ((int64_t)r * ow + q) * N;
-        const int corner = r * kh * down + q * kw * along;
-        for (int64_t j = 0; j < N; j += VL) {
-          vf v = load(d + i + j);
-          if (relu) v = pick(load(z + i + j) > zero(), v, zero());
-          const vi k = __builtin_convertvector(*(const halves_any*)(where + i + j), vi);
-          const vi at = corner + (k >> 8) * down + (k & 255) * along;
-          store(sums + j, load(sums + j) + v);
-          float values[VL];
-          int32_t ats[VL];
-          memcpy(values, &v, sizeof values), memcpy(ats, &at, sizeof ats);
-#pragma GCC unroll 16
-          for (int l = 0; l < VL; l++) {
-            const int n = count[j + l];
-            lists[(j + l) * most + n] = {ats[l], values[l]};
-            count[j + l] = n + (values[l] != 0.f);
-          }
-        }
-      }
-  }
-
   void window_by_window(cf d, cf z, const uint16_t* where, int r0, int r1, cf W, float* scratch, float* to) const {
     const int64_t N = g.N, taps = g.taps();
     int32_t* channel = (int32_t*)scratch;
@@ -177,7 +148,7 @@ struct ConvMaxPool final : Op {
 
   void backward(const Pass& t, float* kept) const override {
     const int64_t N = g.N, size = (int64_t)g.h * g.w * g.ld, inside = top * row() + g.left * g.ld, line = (int64_t)g.w * g.ld;
-    float *W = t.scratch, *G = W + turned(), *sums = G + turned(), *counts = sums + padded64(N), *lists = counts + padded64(N), *X = lists + 2 * N * places(), *D = X + picture(), *flat = D + picture();
+    float *W = t.scratch, *G = W + turned(), *sums = G + turned(), *counts = sums + padded64(N), *lists = counts + padded64(N), *corners = lists + 2 * N * places(), *X = corners + places(), *D = X + picture(), *flat = D + picture();
     const bool weights = t.trained(params[0]), down = want[0] && g.ld % PAD == 0;
     memset(sums, 0, N * sizeof(float));
     memset(G, 0, turned() * sizeof(float));
@@ -195,9 +166,12 @@ struct ConvMaxPool final : Op {
       else if (down && !add[0]) memset(below, 0, size * sizeof(float));
       for (int r0 = 0; r0 < oh; r0 += parts()) {
         const int r1 = std::min(oh, r0 + parts());
-        int32_t* count = (int32_t*)counts;
-        Place* place = (Place*)lists;
-        list(t.grad[out] + b * outputs(), t.act[out] + b * outputs(), (const uint16_t*)kept + b * outputs(), r0, r1, place, count, sums);
+        int32_t *count = (int32_t*)counts, *ats = (int32_t*)lists, *corner = (int32_t*)corners;
+        float* values = lists + N * places();
+        for (int r = r0, i = 0; r < r1; r++)
+          for (int q = 0; q < ow; q++, i++) corner[i] = (int32_t)(r * kh * g.sh * row() + q * kw * g.sw * g.ld);
+        const int64_t first = b * outputs() + (int64_t)r0 * ow * N;
+        channel_lists(t.grad[out] + first, t.act[out] + first, (const uint16_t*)kept + first, relu, N, (r1 - r0) * ow, corner, (int)(g.sh * row()), g.sw * g.ld, ats, values, places(), count, sums);
         for (int turn = 0; turn < 2; turn++) {
           if (turn ? !down : !weights) continue;
           if (turn && by_window) {
@@ -206,13 +180,14 @@ struct ConvMaxPool final : Op {
           }
           for (int64_t j = 0; j < N; j++) {
             if (!count[j]) continue;
-            const Place* p = place + j * places();
+            const int32_t* p = ats + j * places();
+            cf v = values + j * places();
             FF_SPLIT(v0, nv, run / VL, SPARSE_V) FF_SPLIT(y0, ny, g.kh, std::min(SPARSE_Y, SPARSE_MOST / nv)) {
               const int64_t at = (j * g.kh + y0) * run + v0 * VL, from = y0 * row() + v0 * VL;
               if (turn)
-                scatters(ny, nv, p, count[j], to + from, row(), W + at, run);
+                scatters(ny, nv, p, v, count[j], to + from, row(), W + at, run);
               else
-                gathers(ny, nv, p, count[j], x + from, row(), G + at, run);
+                gathers(ny, nv, p, v, count[j], x + from, row(), G + at, run);
             }
           }
         }

@@ -13,22 +13,17 @@ namespace ff {
 constexpr int SPARSE_Y = 3, SPARSE_V = 8;              // rows and vectors of a kernel at a time, at most
 constexpr int SPARSE_MOST = VL == 16 ? 24 : 12;        // in registers
 
-struct Place {
-  int32_t at;   // of the kernel's corner in the picture
-  float value;
-};
-
 // to[y][v] += sum of value * x[at + y * row ...]
 template <int Y, int V>
-static void sparse_gather(const Place* place, int n, cf x, int64_t row, float* to, int64_t to_row) {
+static void sparse_gather(const int32_t* at, cf value, int n, cf x, int64_t row, float* to, int64_t to_row) {
   vf acc[Y][V];
 #pragma GCC unroll 4
   for (int y = 0; y < Y; y++)
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) acc[y][v] = load(to + y * to_row + v * VL);
   for (int i = 0; i < n; i++) {
-    cf from = x + place[i].at;
-    const vf d = all(place[i].value);
+    cf from = x + at[i];
+    const vf d = all(value[i]);
 #pragma GCC unroll 4
     for (int y = 0; y < Y; y++)
 #pragma GCC unroll 8
@@ -41,15 +36,15 @@ static void sparse_gather(const Place* place, int n, cf x, int64_t row, float* t
 }
 // x[at + y * row ...] += value * w[y][v]
 template <int Y, int V>
-static void sparse_scatter(const Place* place, int n, float* x, int64_t row, cf w, int64_t w_row) {
+static void sparse_scatter(const int32_t* at, cf value, int n, float* x, int64_t row, cf w, int64_t w_row) {
   vf kernel[Y][V];
 #pragma GCC unroll 4
   for (int y = 0; y < Y; y++)
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) kernel[y][v] = load(w + y * w_row + v * VL);
   for (int i = 0; i < n; i++) {
-    float* to = x + place[i].at;
-    const vf d = all(place[i].value);
+    float* to = x + at[i];
+    const vf d = all(value[i]);
 #pragma GCC unroll 4
     for (int y = 0; y < Y; y++)
 #pragma GCC unroll 8
@@ -57,29 +52,91 @@ static void sparse_scatter(const Place* place, int n, float* x, int64_t row, cf 
   }
 }
 #define FF_SPARSE_ROW(F, Y) \
-  case Y * 16 + 1: return F<Y, 1>(p, n, x, row, w, w_row); case Y * 16 + 2: return F<Y, 2>(p, n, x, row, w, w_row); \
-  case Y * 16 + 3: return F<Y, 3>(p, n, x, row, w, w_row); case Y * 16 + 4: return F<Y, 4>(p, n, x, row, w, w_row);
+  case Y * 16 + 1: return F<Y, 1>(at, value, n, x, row, w, w_row); case Y * 16 + 2: return F<Y, 2>(at, value, n, x, row, w, w_row); \
+  case Y * 16 + 3: return F<Y, 3>(at, value, n, x, row, w, w_row); case Y * 16 + 4: return F<Y, 4>(at, value, n, x, row, w, w_row);
 #define FF_SPARSE_WIDE(F, Y) \
-  case Y * 16 + 5: return F<Y, 5>(p, n, x, row, w, w_row); case Y * 16 + 6: return F<Y, 6>(p, n, x, row, w, w_row); \
-  case Y * 16 + 7: return F<Y, 7>(p, n, x, row, w, w_row); case Y * 16 + 8: return F<Y, 8>(p, n, x, row, w, w_row);
+  case Y * 16 + 5: return F<Y, 5>(at, value, n, x, row, w, w_row); case Y * 16 + 6: return F<Y, 6>(at, value, n, x, row, w, w_row); \
+  case Y * 16 + 7: return F<Y, 7>(at, value, n, x, row, w, w_row); case Y * 16 + 8: return F<Y, 8>(at, value, n, x, row, w, w_row);
 #if FF_VL == 16
 #define FF_SPARSE_ALL(F) FF_SPARSE_ROW(F, 1) FF_SPARSE_WIDE(F, 1) FF_SPARSE_ROW(F, 2) FF_SPARSE_WIDE(F, 2) FF_SPARSE_ROW(F, 3) FF_SPARSE_WIDE(F, 3)
 #else
 #define FF_SPARSE_ALL(F) \
-  FF_SPARSE_ROW(F, 1) FF_SPARSE_WIDE(F, 1) FF_SPARSE_ROW(F, 2) case 2 * 16 + 5: return F<2, 5>(p, n, x, row, w, w_row); \
-  case 2 * 16 + 6: return F<2, 6>(p, n, x, row, w, w_row); FF_SPARSE_ROW(F, 3)
+  FF_SPARSE_ROW(F, 1) FF_SPARSE_WIDE(F, 1) FF_SPARSE_ROW(F, 2) case 2 * 16 + 5: return F<2, 5>(at, value, n, x, row, w, w_row); \
+  case 2 * 16 + 6: return F<2, 6>(at, value, n, x, row, w, w_row); FF_SPARSE_ROW(F, 3)
 #endif
-static void gathers(int y, int v, const Place* p, int n, cf x, int64_t row, float* w, int64_t w_row) {
+static void gathers(int y, int v, const int32_t* at, cf value, int n, cf x, int64_t row, float* w, int64_t w_row) {
   switch (y * 16 + v) { FF_SPARSE_ALL(sparse_gather) }
   __builtin_trap();
 }
-static void scatters(int y, int v, const Place* p, int n, float* x, int64_t row, cf w, int64_t w_row) {
+static void scatters(int y, int v, const int32_t* at, cf value, int n, float* x, int64_t row, cf w, int64_t w_row) {
   switch (y * 16 + v) { FF_SPARSE_ALL(sparse_scatter) }
   __builtin_trap();
 }
 #undef FF_SPARSE_ROW
 #undef FF_SPARSE_WIDE
 #undef FF_SPARSE_ALL
+
+#if FF_VL == 16
+static FF_INLINE void turn_block(vf* v) {  // 16 vectors: lane i of vector j becomes lane j of vector i
+#pragma GCC unroll 4
+  for (int step = 0; step < 4; step++) {
+    vf t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      t[2 * i] = __builtin_shufflevector(v[i], v[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      t[2 * i + 1] = __builtin_shufflevector(v[i], v[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) v[i] = t[i];
+  }
+}
+#endif
+
+// Where the numbers of `windows` windows that are not 0 lie, by channel: corner[i] + row * down + column * along, in lists
+// `most` apart (filled beyond their ends, by less than VL); sums += them all.
+static void channel_lists(cf d, cf z, const uint16_t* where, bool relu, int64_t N, int windows, const int32_t* corner, int down, int along, int32_t* at, float* value, int64_t most,
+                          int32_t* count, float* sums) {
+  for (int64_t j = 0; j < N; j += VL) {
+    vf total = load(sums + j);
+    int32_t n[VL] = {0};
+    for (int i0 = 0; i0 < windows; i0 += VL) {
+      const int m = windows - i0 < VL ? windows - i0 : VL;
+      vf v[VL], k[VL];  // k: of integers
+      for (int i = 0; i < VL; i++) {
+        if (i >= m) {
+          v[i] = k[i] = zero();
+          continue;
+        }
+        const int64_t from = (i0 + i) * N + j;
+        v[i] = load(d + from);
+        if (relu) v[i] = pick(load(z + from) > zero(), v[i], zero());
+        total += v[i];
+        typedef uint16_t halves __attribute__((vector_size(VL * 2), aligned(2), may_alias));
+        const vi place = __builtin_convertvector(*(const halves*)(where + from), vi);
+        k[i] = (vf)((place >> 8) * down + (place & 255) * along + corner[i0 + i]);
+      }
+#if FF_VL == 16
+      turn_block(v);
+      turn_block(k);
+      for (int l = 0; l < VL; l++) {
+        const __mmask16 some = _mm512_cmp_ps_mask((__m512)v[l], _mm512_setzero_ps(), _CMP_NEQ_UQ);
+        _mm512_storeu_ps(value + (j + l) * most + n[l], _mm512_maskz_compress_ps(some, (__m512)v[l]));
+        _mm512_storeu_si512(at + (j + l) * most + n[l], _mm512_maskz_compress_epi32(some, (__m512i)k[l]));
+        n[l] += __builtin_popcount(some);
+      }
+#else
+      for (int i = 0; i < m; i++)
+        for (int l = 0; l < VL; l++) {
+          value[(j + l) * most + n[l]] = v[i][l];
+          at[(j + l) * most + n[l]] = ((vi)k[i])[l];
+          n[l] += v[i][l] != 0.f;
+        }
+#endif
+    }
+    store(sums + j, total);
+    memcpy(count + j, n, sizeof n);
+  }
+}
 
 // Of one 2x2 window: its channels with a gradient, by the place of their maximum
 struct Window_places {

@@ -12,7 +12,7 @@ struct WinogradConvolution {
 
   // Whether it is one, and large enough that it pays
   static bool takes(const Geometry& g) {
-    return g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.ph <= 2 && g.pw <= 2 && g.ld % PAD == 0 && g.ld >= 32 && g.N >= 32 &&
+    return g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.ph <= 2 && g.pw <= 2 && g.ld % PAD == 0 && (int64_t)g.ld * g.N >= 512 &&
            g.oh >= 3 && g.ow >= 3;
   }
   static WinogradConvolution of(const Geometry& g) { return {g, {g.ld, g.N, g.oh, g.ow}, {g.N, g.ld, g.h, g.w}}; }
