@@ -220,6 +220,24 @@ def test_a_convolution_of_any_kernel_stride_padding_and_dilation_is_torchs(core:
     agree(core, *drawn)
 
 
+@given(
+    channels=st.tuples(st.sampled_from([12, 16, 32, 40, 64]), st.sampled_from([10, 16, 32, 70])),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)), sizes=st.tuples(st.integers(3, 14), st.integers(3, 30)),
+    rows=st.integers(1, 6), window=st.sampled_from([None, (2, 2), (3, 3), (1, 2), (3, 1)]),
+    relu=st.booleans(), seed=SEEDS,
+)  # fmt: skip
+@settings(max_examples=50)
+def test_a_3x3_convolution_by_fewer_products_is_torchs(
+    core: ModuleType, channels: Any, padding: Any, sizes: Any, rows: int, window: Any, relu: bool, seed: int
+) -> None:
+    net = Pictures(rows, *sizes, channels[0])
+    net.conv(channels[1], (3, 3), (1, 1), padding, (1, 1), 1, True, relu)
+    h, w, *_ = net.values[-1]
+    if window and window[0] <= h and window[1] <= w:
+        net.pool("max_pool", window, window, (0, 0), int(relu))
+    agree(core, net, seed)
+
+
 @given(convolutions(st.sampled_from([2, 3, 8, 20])))
 @settings(max_examples=40)
 def test_a_convolution_in_groups_is_torchs(core: ModuleType, drawn: Any) -> None:
