@@ -14,6 +14,13 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.local import ControlVariate, Frozen, LowRank, Nested, Proximal, Rounded, Scaled, Sent
 from fieldfare.work.submodel import declared, measured, submodels
 
+
+@pytest.fixture(autouse=True)
+def without_the_core(monkeypatch):
+    """Memory is declared of the ways without the compiled core, and proved on them."""
+    monkeypatch.setenv("FIELDFARE_PATH", "stacked")
+
+
 nets = pytest.importorskip("submodel_nets")
 torch, nn = nets.torch, nets.nn
 

@@ -30,6 +30,13 @@ from fieldfare.work.submodel import (
     submodels,
 )  # fmt: skip
 
+
+@pytest.fixture(autouse=True)
+def without_the_core(monkeypatch):
+    """Memory is declared of the ways without the compiled core, and proved on them."""
+    monkeypatch.setenv("FIELDFARE_PATH", "stacked")
+
+
 FAMILY = submodels(ff.mlp(64, 200, 100, 10), (1, 0.5, 0.25, 0.125))
 TRAINING = ff.Training(batch_size=20)
 NEEDS = needs(FAMILY, TRAINING)

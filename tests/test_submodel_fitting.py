@@ -15,6 +15,13 @@ from fieldfare.run import Saver
 from fieldfare.store.runs import RunFolder
 from fieldfare.work.submodel import MultiRate, dry, needs, plan, replanned
 
+
+@pytest.fixture(autouse=True)
+def without_the_core(monkeypatch):
+    """Memory is declared of the ways without the compiled core, and proved on them."""
+    monkeypatch.setenv("FIELDFARE_PATH", "stacked")
+
+
 FAMILY = ff.submodels(ff.mlp(64, 200, 100, 10), (1, 0.5, 0.25, 0.125))
 TRAINING = ff.Training(lr=0.01, batch_size=20)
 NEEDS = needs(FAMILY, TRAINING)

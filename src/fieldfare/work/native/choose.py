@@ -34,6 +34,7 @@ class Choice:
 
 
 _settled: dict[str, Choice] = {}
+_without = False
 
 
 def asked(path: str) -> str:
@@ -57,6 +58,17 @@ def settled(key: str) -> Choice | None:
 
 
 @contextmanager
+def without_core() -> Iterator[None]:
+    """Inside, no net goes the first of several ways: what is declared of memory is of the ways without the core."""
+    global _without
+    before, _without = _without, True
+    try:
+        yield
+    finally:
+        _without = before
+
+
+@contextmanager
 def taking(key: str, path: str) -> Iterator[None]:
     """Inside, nets of this `key` go that way."""
     before = _settled.get(key)
@@ -72,6 +84,8 @@ def taking(key: str, path: str) -> Iterator[None]:
 
 def chosen(key: str, candidates: Sequence[str], path: str = "auto") -> str:
     """One of `candidates`, the first unless another was asked for or settled."""
+    if _without:
+        return candidates[-1]
     told = asked(path)
     if told in candidates:
         return told

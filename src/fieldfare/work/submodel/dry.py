@@ -20,6 +20,7 @@ import numpy as np
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.local import Local
+from fieldfare.work.native.choose import without_core
 from fieldfare.work.net import Training
 from fieldfare.work.shortage import wants_memory
 from fieldfare.work.submodel.actual import Actual, actual, memory_of
@@ -253,7 +254,8 @@ def _take(step: Actual, rows: Any, training: Training, batch: int, start: Any = 
     data = Block(rows, taken, np.array([0, batch]))
     plan = make_plan(data, keys, training, np.full(1, turns))
     start = net.init(0).vector[None] if start is None else start
-    net.fit(start, np.zeros(1, np.int64), data, plan, keys, training, 0.0, step.drift)
+    with without_core():
+        net.fit(start, np.zeros(1, np.int64), data, plan, keys, training, 0.0, step.drift)
 
 
 def _stacks(net: Any, training: Training) -> bool:
