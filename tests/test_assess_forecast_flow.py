@@ -174,7 +174,10 @@ def test_every_trial_of_a_simulation_lies_inside_the_forecast_made_of_it(tmp_pat
     assert job.versions == reach
     told = build(job, ASSUMED, tmp_path / "forecast", simulation=made, inputs=[made])
     assert told.number("tasks_started") == pytest.approx(made.number("tasks_started") * reach / whole)  # type: ignore[operator]
-    for place in sorted((tmp_path / "simulation-runs" / "arms").glob("*/?")):
+    trials = sorted((tmp_path / "simulation-runs").rglob("rounds.jsonl"))
+    trials = [one.parent for one in trials if one.parent.name in "012"]
+    assert len(trials) == 3
+    for place in trials:
         found = drift(told, place, tmp_path / "drift")
         table = found.table("drift")
         out = {n for n, v in zip(table["quantity"].names, np.asarray(table["inside"]), strict=True) if not v}  # type: ignore[union-attr]
