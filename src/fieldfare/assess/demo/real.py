@@ -66,7 +66,8 @@ REAL: Mapping[str, DemoCase] = {
         ),
         DemoCase(
             "messaging", "Does a message ask something? (NUS SMS corpus)", "", 0, ("mlp", "linear"),
-            (Feature("words", "device", 97, 96),), CHARGING, replace(SEARCH, lr=(0.005, 0.02, 0.08), passes=12),
+            (Feature("words", "device", 97, 96),), CHARGING,
+            replace(SEARCH, lr=(0.005, 0.02, 0.08), versions=600, passes=12),
             {"secure-aggregation": Privacy("secure aggregation", 30.0, 0.31), **DP},
             compliance="messages are encrypted from end to end",
         ),
