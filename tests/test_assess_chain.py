@@ -19,9 +19,10 @@ from fieldfare.core.errors import UsageError
 PAGE = Path(__file__).parents[1] / "docs" / "assess.md"
 
 
-def blocks() -> list[str]:
-    """The indented blocks of the chain's section: commands, the job, the search."""
-    text = PAGE.read_text().split("## From a table to a decision")[1].split("\n## ")[0]
+def blocks(title: str) -> list[str]:
+    """The indented blocks of a section; of the chain's: commands, the job, the search."""
+    text = PAGE.read_text().split(f"## {title}")[1].split("\n## ")[0]
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     found = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
     return [re.sub(r"^    ", "", one, flags=re.MULTILINE).strip() + "\n" for one in found]
 
@@ -60,7 +61,7 @@ def test_the_commands_of_the_page_lead_from_a_table_to_a_decision(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     files(tmp_path)
-    commands, job, search = blocks()
+    commands, job, search = blocks("From a table to a decision")
     (tmp_path / "job.py").write_text(job)
     (tmp_path / "search.toml").write_text(search)
     for line in commands.splitlines():
@@ -82,3 +83,47 @@ def test_the_commands_of_the_page_lead_from_a_table_to_a_decision(
     sets = ("--config", "search.toml", "--set", "trials=2", "--proxy", "proxy", "-o", "simulation")
     run("assess", "simulate", "job.py", *sets)
     assert read_artefact("simulation").number("bytes_up") < simulation.number("bytes_up")  # type: ignore[operator]
+
+
+def test_the_papers_ads_numbers_come_to_a_go_by_the_pages_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (commands,) = blocks("Deciding")
+    for line in commands.splitlines():
+        run(*shlex.split(line)[1:])
+    decision = json.loads(Path("decision/decision.json").read_text())
+    assert (decision["verdict"], decision["conditions"], decision["missing"]) == ("GO", [], [])
+    assert {step["id"] for step in decision["path"]} >= {"G1", "G2", "G3", "G4", "G5"}
+    last = shlex.split(commands.splitlines()[-1])[1:]
+    run(*last, "-t", "metric_loss_share=0.01")
+    decision = json.loads(Path("decision/decision.json").read_text())
+    assert (decision["verdict"], decision["binding"]["name"]) == ("NO-GO", "metric_loss_share")
+    page = Path("decision/report.html").read_text()
+    assert page.count("declared") > 5
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["weather", "sun=1"], "no such evidence: there are bench"),
+        (["privacy", "epsilon=1"], "use assess privacy"),
+        (["trace", "median_usable=3"], "did you mean median_usable_s"),
+        (["bench", "p95_task_s=3"], "did you mean MODEL.p95_task_s"),
+        (["trace", "median_usable_s=long"], "use a number"),
+        (["trace", "median_usable_s=nan"], "use a number"),
+        (["simulation", "metric_loss_share=[0.02,0.03,0.04]"], "low <= value <= high"),
+        (["trace", "clients=1", "clients=2"], "each name once"),
+        (["trace"], "give NAME=VALUE"),
+    ],
+)
+def test_statements_that_nothing_could_read_are_refused_in_one_line(tmp_path: Path, line: list[str], says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        run("assess", "declare", *line, "--source", "somebody", "--out", str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_stated_is_told_as_declared_by_whom_with_its_unit_and_range(tmp_path: Path) -> None:
+    run("assess", "declare", "bench", "B.p95_task_s=[3,2,4]", "--source", "J. Doe", "--out", str(tmp_path / "x"))
+    one = read_artefact(tmp_path / "x", "bench").values["B.p95_task_s"]
+    assert (one.value, one.low, one.high, one.unit, one.how, one.note) == (3.0, 2.0, 4.0, "s", "declared", "J. Doe")

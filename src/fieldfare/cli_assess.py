@@ -17,6 +17,7 @@ TOOLS = {
     "simulate": "fieldfare.assess.simulate.cli",
     "forecast": "fieldfare.assess.forecast.cli",
     "privacy": "fieldfare.assess.decide.cli_privacy",
+    "declare": "fieldfare.assess.decide.cli_declare",
     "decide": "fieldfare.assess.decide.cli",
     "report": "fieldfare.assess.decide.cli_report",
     "demo": "fieldfare.assess.demo.cli",
