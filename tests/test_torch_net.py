@@ -264,7 +264,7 @@ def test_what_is_told_of_a_net_is_plain_and_says_which_path_and_why() -> None:
     assert "CharLSTM" in told["why"]
     assert told["module"][0] == "CharLSTM("
     assert torch_net(module("cnn")).describe()["path"] == "dense end by hand"
-    with pytest.raises(UsageError, match="'auto' or 'graph'"):
+    with pytest.raises(UsageError, match="use one of auto, native"):
         torch_net(module("cnn"), path="magic")  # type: ignore[arg-type]
 
 

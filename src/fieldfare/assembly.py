@@ -85,8 +85,6 @@ def assemble(job: Job) -> Assembly:
         net = as_net(job.model, loss=job.loss, example={name: rows[:2] for name, rows in job.data.columns.items()})
     if several(job.algorithm) and not split:
         _check_several(job, net)
-    if job.simulated.train:
-        _settle(net, job)
     local = tuple(getattr(innermost(job.algorithm), "local", ()))
     model = net.init(job.seed)
     if job.start_from is not None:
@@ -148,6 +146,8 @@ def assemble(job: Job) -> Assembly:
     for work in works.values():
         slots |= work.slots(model.layout)
     measure = evaluations["test"][0] if placement and evaluations else None
+    if job.simulated.train:
+        _settle(net, job)
     return Assembly(world, works, net, slots, measure, population.data, given, planned)
 
 
