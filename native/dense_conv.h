@@ -19,7 +19,9 @@ inline Geometry convolution(const Spec& s, const Value& x, int oh, int ow, int N
   const int64_t down = x.h + 2 * g.ph - (int64_t)g.dh * (g.kh - 1) - 1, along = x.w + 2 * g.pw - (int64_t)g.dw * (g.kw - 1) - 1;
   must(down >= 0 && along >= 0, "conv2d: the kernel is larger than the padded picture");
   must(oh == down / g.sh + 1 && ow == along / g.sw + 1, "conv2d: the output is not of the size that kernel, stride and padding give");
-  must(g.taps() <= 1 << 16 && (int64_t)x.h * (x.w + 2 * g.pw + along) * std::max(x.ld, padded(x.ld)) < (int64_t)1 << 31 &&
+  must(g.taps() <= 1 << 16 && g.taps() * g.ld <= ((int64_t)1 << 31) / N && (int64_t)std::min(g.sh, g.h) * std::min(g.sw, g.w) * g.taps() <= 1 << 22,
+       "conv2d: the kernel or the stride is too large");
+  must((int64_t)x.h * (x.w + 2 * g.pw + along) * std::max(x.ld, padded(x.ld)) < (int64_t)1 << 31 &&
            (int64_t)oh * (ow + 2 * ((int64_t)g.dw * g.kw + g.pw)) * N < (int64_t)1 << 31,
        "conv2d: the kernel or the padded picture is too large");
   return g;
