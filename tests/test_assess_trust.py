@@ -336,3 +336,41 @@ def test_a_damaged_folder_beside_a_decision_does_not_stop_its_page(tmp_path: Pat
     assert cases.run("report", str(made), *named, "-o", str(tmp_path / "r.html")).exception is None
     told = cases.run("report", str(made), *named, str(tmp_path / "broken"), "-o", str(tmp_path / "r.html"))
     assert isinstance(told.exception, UsageError)
+
+
+def test_tiles_and_rows_of_numbers_link_to_what_they_are_from_and_say_where_closed_form_and_simulation_part(
+    tmp_path: Path,
+) -> None:
+    more = {"cost": Value(12.5, "money"), "carbon_g": Value(300.0, "g"), "energy_j": Value(9e6, "J")}
+    found = evidence(tmp_path, forecast=more)
+    cast_ = next(one for one in found if one.kind == "forecast")
+    draft = Draft("forecast", values=dict(cast_.values))
+    names = ("time_to_target_s", "waste_share", "bytes_down", "staleness")
+    draft.table("quantities", {
+        "name": names, "unit": ["s", "share", "B", "versions"], "value": [362_880.0, 0.1, 8e9, None], "low": [1.0] * 4,
+        "high": [2.0] * 4, "closed": [300_000.0, 0.001, 7e9, 1.0], "how": ["simulated"] * 4, "formula": ["f"] * 4,
+    })  # fmt: skip
+    made = draft.write(tmp_path / "f")
+    page = report(decide(Case("ads", ("B",)), [*(one for one in found if one.kind != "forecast"), made]))
+    link = f'href="#a{made.sha256[:12]}"'
+    tiles = page.split('<dl class="tiles">')[1].split("</dl>")[0]
+    for name in ("Time to target", "Cost", "Carbon", "Energy"):
+        tile = next(one for one in tiles.split('<div class="tile">') if f"<dt>{name}" in one)
+        assert link in tile, name
+    rows = page.split('aria-label="forecast"')[1].split("</table>")[0].split("<tr>")[2:]
+    assert len(rows) == 4
+    assert all(link in row for row in rows)
+    assert [("look why" in row) for row in rows] == [False, True, False, False]
+    assert "1e+02 times its closed form" in rows[1]
+    assert "missing" in rows[3]
+    values = page.split("All numbers of the trace")[1].split("</table>")[0]
+    assert values.count('class="src"') == values.count("<tr>") - 1 > 0
+
+
+def test_the_page_says_how_a_benchs_numbers_were_come_by(tmp_path: Path) -> None:
+    told = {"B.storage_bytes": Value(0.76e6, "B", how="declared"), "B.p95_task_s": Value(3.0, "s", how="declared"),
+            "B.mem_bytes": Value(1e6, "B", how="declared"), "B.extrapolation_error": Value(0.31, "share")}  # fmt: skip
+    page = report(decide(Case("ads", ("B",)), evidence(tmp_path, bench=told)))
+    assert "Declared, measured. As in the paper" in page
+    assert "Measured on devices" not in page
+    assert "Devices that were not measured" in page
