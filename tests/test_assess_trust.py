@@ -374,3 +374,11 @@ def test_the_page_says_how_a_benchs_numbers_were_come_by(tmp_path: Path) -> None
     assert "Declared, measured. As in the paper" in page
     assert "Measured on devices" not in page
     assert "Devices that were not measured" in page
+
+
+def test_a_limit_of_nothing_is_shown_as_passed_over(tmp_path: Path) -> None:
+    case = Case("ads", ("B",), thresholds={"waste_share": 0})
+    page = report(decide(case, evidence(tmp_path)))
+    row = page.split("waste_share</small>")[1].split("</tr>")[0]
+    assert "over</td>" in row
+    assert "100%" in row

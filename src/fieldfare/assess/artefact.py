@@ -155,10 +155,12 @@ class Draft:
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             manifest = self._fill(made)
-            if folder.exists():
-                shutil.rmtree(folder)
             made.chmod(0o755)
+            aside = made.with_name(f"{made.name}.old")  # so that a kill leaves the old one or the new one
+            if folder.exists():
+                os.replace(folder, aside)
             os.replace(made, folder)
+            shutil.rmtree(aside, ignore_errors=True)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from math import inf
 from typing import Any
 
 from fieldfare.assess.decide import parts
@@ -134,10 +135,11 @@ def _check(one: Mapping[str, Any]) -> list[str]:
     used = None
     if value is not None:
         over, under = (value, limit) if one["at"] == "most" else (limit, value)
-        used = over / under if under else 0.0
+        used = over / under if under else inf if over else 0.0
     tone = COLOURS["missing" if value is None else "yes" if one["ok"] else "no"]
     filled = "" if used is None else f'<i style="width:{min(100.0, 100 * used):.0f}%"></i>'
-    bar = "" if used is None else f'<span class="bar" style="--tone:{tone}">{filled}</span>{100 * used:.0f} %'
+    share = "" if used is None else "over" if used == inf else f"{100 * used:.0f} %"
+    bar = "" if used is None else f'<span class="bar" style="--tone:{tone}">{filled}</span>{share}'
     side = "at most" if one["at"] == "most" else "at least"
     told = words(value, one["unit"]) if value is not None or one["required"] else "not known (not required)"
     return [
