@@ -96,7 +96,7 @@ def test_an_artefact_has_the_values_and_tables_others_rely_on(tmp_path: Path):
     found = made(tmp_path, [record(f"d{i}", 40.0 + i, repeat, **more) for i in range(4) for repeat in range(2)])
     assert set(found.values) == {f"B.{name}" for name in (
         "mean_s", "p95_task_s", "per_record_s", "lognormal_mu", "lognormal_sigma", "storage_bytes", "wire_down_bytes",
-        "wire_up_bytes", "mem_bytes", "cpu_pct", "battery_share_per_day", "flops_per_record", "energy_j",
+        "wire_up_bytes", "mem_bytes", "cpu_pct", "battery_share_per_day", "flops_per_record", "energy_j", "records",
     )}  # fmt: skip
     assert found.number("B.mean_s") == pytest.approx(41.5)
     assert found.number("B.battery_share_per_day") == pytest.approx(0.001)

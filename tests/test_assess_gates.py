@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fieldfare.assess.artefact import Artefact, Draft, Value
-from fieldfare.assess.decide.gates import Evidence, asker
+from fieldfare.assess.decide.gates import Evidence, asker, task_gate
 from fieldfare.assess.decide.thresholds import ASKED, DEFAULTS, thresholds
-from fieldfare.assess.decide.workflow import Walk, walk
+from fieldfare.assess.decide.workflow import Try, Walk, walk
 
 TRACE, PROXY, FEATURES = ("trace", "any", "any"), ("proxy", "any", "any"), ("features", "any", "any")
 BENCH, SIM, FORECAST, PRIVACY = (
@@ -70,6 +70,23 @@ def _band(value: object) -> tuple[float, str, float | None, float | None]:
         return middle, "1", low, high
     assert isinstance(value, float)
     return value, "1", None, None
+
+
+@pytest.mark.parametrize(("held", "p95", "day"), [(50.0, 30.0, 0.005), (100.0, 60.0, 0.01), (101.0, 60.6, 0.0101)])
+def test_a_task_is_judged_for_as_many_records_as_a_client_has(
+    tmp_path: Path, held: float, p95: float, day: float
+) -> None:
+    bench = {"B.records": 5_000.0, "B.p95_task_s": 3_000.0, "B.battery_share_per_day": 0.5}
+    found: dict[tuple[str, str, str], Artefact] = {}
+    for number, (at, values) in enumerate(GOOD.items()):
+        told = {**values, **(bench if at == BENCH else {"records_mean": held} if at == PROXY else {})}
+        found[at] = Draft(at[0], values={n: Value(*_band(v)) for n, v in told.items()}).write(tmp_path / str(number))
+    checks = {one.name: one for one in task_gate(Evidence(("B",), ("none",), found), Try(), thresholds()).checks}
+    assert checks["task_p95_s"].value == pytest.approx(p95)
+    assert checks["battery_share_per_day"].value == pytest.approx(day)
+    assert checks["task_over_session"].value == pytest.approx(p95 / 300.0)
+    assert checks["task_p95_s"].ok == (held <= 100)
+    assert "5,000 were measured" in checks["task_p95_s"].note
 
 
 def failing(found: Walk) -> list[str]:

@@ -71,7 +71,7 @@ def declared(
             "per_record_s": (each, "s"), "lognormal_mu": (row.mu, "1"), "lognormal_sigma": (row.sigma, "1"),
             "storage_bytes": (row.storage_bytes, "B"), "wire_down_bytes": (half, "B"), "wire_up_bytes": (half, "B"),
             "mem_bytes": (row.memory_bytes, "B"), "cpu_pct": (row.cpu_pct, "%"),
-            "battery_share_per_day": (None, "share"),
+            "battery_share_per_day": (None, "share"), "records": (records, "records"),
         }  # fmt: skip
         draft.values |= {f"{name}.{key}": Value(value, unit, how="declared") for key, (value, unit) in numbers.items()}
     rows = list(chosen.values())

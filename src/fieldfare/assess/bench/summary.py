@@ -253,6 +253,8 @@ class _Part:
                 found[name] = Value(row[name], unit, how="assumed", note=told)
             elif name in _EXACT or name in _OWN:
                 found[name] = Value(row[name], unit, how="closed form" if name == "flops_per_record" else "measured")
+        if self.records:
+            found["records"] = Value(self.records, "records", how="declared", note="of the task that was measured")
         at = None if self.times is None else self.times.line
         if at is not None:
             word = f"log time on log score, {at.n} devices"

@@ -69,20 +69,26 @@ def partition_gate(evidence: Evidence, at: Try, limits: Mapping[str, Threshold])
 
 
 def task_gate(evidence: Evidence, at: Try, limits: Mapping[str, Threshold]) -> Reply:
-    """G2: size, time, memory, processor and battery of one task, and who may take part (spec: thresholds are ours)."""
+    """G2: size, time, memory, processor and battery of one task, and who may take part (spec: thresholds are ours).
+
+    Time and battery are of a task of as many records as a client of the proxy has, in proportion to those measured.
+    """
     model, bench, trace = evidence.models[at.model], evidence.of("bench", at), evidence.of("trace", at)
     features = evidence.of("features", at)
     package = _sum(_of(bench, f"{model}.storage_bytes"), _of(features, "assets_bytes") or 0.0)
-    p95, session = _of(bench, f"{model}.p95_task_s"), _of(trace, "median_usable_s")
+    asked, held = _of(bench, f"{model}.records"), _of(evidence.of("proxy", at), "records_mean")
+    share = held / asked if asked and held else 1.0
+    scaled = "" if share == 1.0 else f"a client has {held:,.4g} records, {asked:,.4g} were measured: in proportion"
+    p95, day = (_times(_of(bench, f"{model}.{name}"), share) for name in ("p95_task_s", "battery_share_per_day"))
+    session = _of(trace, "median_usable_s")
     checks = (
         _check("package_bytes", package, limits, "bench", bench, note="model file and assets"),
-        _check("task_p95_s", p95, limits, "bench", bench),
+        _check("task_p95_s", p95, limits, "bench", bench, note=scaled),
         _check("task_over_session", None if p95 is None or not session else p95 / session, limits, "trace", trace,
                note="95 % quantile of the task's time over the median usable session"),
         _check("memory_bytes", _of(bench, f"{model}.mem_bytes"), limits, "bench", bench),
         _check("cpu_pct", _of(bench, f"{model}.cpu_pct"), limits, "bench", bench, required=False),
-        _check("battery_share_per_day", _of(bench, f"{model}.battery_share_per_day"), limits, "bench", bench,
-               required=False),
+        _check("battery_share_per_day", day, limits, "bench", bench, required=False, note=scaled),
         _check("eligible_share_devices", _of(trace, "eligible_share_devices"), limits, "trace", trace),
     )  # fmt: skip
     return reply(checks)
@@ -175,6 +181,10 @@ def told(one: Check) -> str:
 
 def _of(artefact: Artefact | None, name: str) -> float | None:
     return None if artefact is None else artefact.number(name)
+
+
+def _times(value: float | None, share: float) -> float | None:
+    return None if value is None else value * share
 
 
 def _sum(first: float | None, second: float) -> float | None:
