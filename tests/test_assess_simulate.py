@@ -13,13 +13,18 @@ from click.testing import CliRunner
 
 import fieldfare as ff
 from fieldfare.assess.artefact import Artefact, Draft, Value, read_artefact, words
-from fieldfare.assess.simulate.build import build
+from fieldfare.assess.simulate.build import build, worst_group_gap
 from fieldfare.assess.simulate.devices import fleet_for, flops_per_record
 from fieldfare.assess.simulate.identity import runs_told, told_of
 from fieldfare.assess.simulate.play import play, ranked
 from fieldfare.assess.simulate.search import Search, algorithm, points, reached
+from fieldfare.assess.simulate.trial import _rates as rates_of
 from fieldfare.cli import app
 from fieldfare.core.errors import UsageError
+from fieldfare.core.params import Params
+from fieldfare.fleet.fleet import Fleet
+from fieldfare.store.models import write_model
+from fieldfare.work.adapt import as_net
 
 SMALL = Search(concurrency=(6,), buffer=(3,), versions=6, trials=2, every=2, target=0.3)
 
@@ -209,6 +214,44 @@ def test_devices_are_the_traces_at_the_benchs_speeds(tmp_path: Path) -> None:
     assert fleet_for(one, trace=None, bench=None, model="", seed=0) is None
     with pytest.raises(UsageError, match="no fit of 'C'"):
         fleet_for(one, trace=None, bench=bench(tmp_path), model="C", seed=0)
+
+
+def test_devices_differ_in_speed_as_much_as_the_benchs_fit_says(tmp_path: Path) -> None:
+    data = ff.data.synthetic(clients=3_000, classes=2, features=4, min_examples=1, max_examples=2, seed=1)
+    one = ff.Job(data=data, model=ff.mlp(4, 2), algorithm=ff.FedAvg(1, 1))
+    fleet = fleet_for(one, trace=None, bench=bench(tmp_path), model="B", seed=3)
+    each = np.log(flops_per_record(one) / np.asarray(fleet.flops_per_s))  # type: ignore[union-attr]
+    assert each.mean() == pytest.approx(np.log(0.01), abs=0.05)
+    assert each.std() == pytest.approx(0.65, rel=0.05)
+
+
+def test_updates_per_second_are_counted_in_minutes_of_tasks_that_ended_well() -> None:
+    ends = np.concatenate([np.full(60, 30.0), np.full(6, 90.0), np.full(120, 150.0), np.full(999, 170.0), [200.0]])
+    tasks = np.zeros(len(ends), [("end", "f8"), ("outcome", "u1")])
+    tasks["end"], tasks["outcome"][186:1185] = ends, 1  # those of 170 s failed; the last minute is not over
+    mean, p95, peak = rates_of(tasks)  # type: ignore[misc]
+    assert mean == pytest.approx((1.0 + 0.1 + 2.0) / 3)
+    assert p95 == pytest.approx(1.9)
+    assert peak == pytest.approx(2.0)
+    assert rates_of(tasks[:0]) is None
+
+
+def test_the_worst_groups_gap_is_its_loss_over_that_of_everybody(tmp_path: Path) -> None:
+    whole, federated = (np.array(told, np.float32) for told in ([9, 0, 0, 9, 0, 0], [0, 0, 0, 0, 1, 0]))
+
+    def gap(rows: tuple[int, int, int]) -> float | None:
+        """Phones have class 0, tablets and watches class 1; the federated model says 0 to everybody."""
+        y = np.repeat([0, 1, 1], rows)
+        data = ff.Federated({"x": np.eye(2)[y], "y": y}, np.cumsum([0, *rows]), np.arange(len(y)), classes=2)
+        one = ff.Job(data=data, model=ff.mlp(2, 2), algorithm=ff.FedAvg(1, 1))
+        net = as_net(one.model, loss=one.loss, example={name: rows[:2] for name, rows in data.columns.items()})
+        write_model(tmp_path / "model.safetensors", Params(federated, net.layout))
+        fleet = Fleet(kind=np.arange(3), kinds=("phone", "tablet", "watch"))
+        return worst_group_gap(one, Search(), fleet, tmp_path, Params(whole, net.layout))
+
+    assert gap((250, 250, 10)) == pytest.approx(1.0 / (260 / 510))
+    assert gap((750, 250, 10)) == pytest.approx(1.0 / (260 / 1010))
+    assert gap((750, 199, 10)) is None  # a group of under 200 rows is chance
 
 
 @pytest.mark.slow
