@@ -95,7 +95,7 @@ def walk(case: DemoCase, folder: Path, seed: int = 0, tell: Tell | None = None) 
     decided = decide(_case(case), made)
     for model in fits:  # the next one only where the workflow asks for it
         if decided.verdict == "INCOMPLETE":
-            made += _simulated(case, model, data, trace, bench, folder, seed, say)
+            made += _simulated(case, model, data, [trace, bench, proxy], folder, seed, say)
             decided = decide(_case(case), made)
     artefact = write(decided, folder / "decision", report(decided))
     for name in ("decision.json", "report.html"):
@@ -129,7 +129,7 @@ def _with_test(data: Federated, test: Mapping[str, Any]) -> Federated:
 
 
 def _simulated(
-    case: DemoCase, model: str, data: Federated, trace: Artefact, bench: Artefact, folder: Path, seed: int, say: Tell
+    case: DemoCase, model: str, data: Federated, made_of: Sequence[Artefact], folder: Path, seed: int, say: Tell
 ) -> list[Artefact]:
     """The search on the trace's devices, and the forecast for the preset's population."""
     job = Job(
@@ -137,17 +137,18 @@ def _simulated(
         simulated=Simulated(workers=1, fleet=phones(overhead_s=OVERHEAD_S)),
     )  # fmt: skip
     search = replace(case.search, seed=seed)
+    trace, bench, _ = made_of
     fleet = fleet_for(job, trace=trace, bench=bench, model=model, seed=seed)
     wire = tuple(bench.number(f"{model}.wire_{way}_bytes") or 0.0 for way in ("down", "up"))
     assert fleet is not None
     fleet = slowed(fleet, WORD * job.model.layout.size, wire)
-    simulation = build_simulation(job, search, folder / f"simulation-{model}", fleet=fleet, inputs=[trace, bench],
+    simulation = build_simulation(job, search, folder / f"simulation-{model}", fleet=fleet, inputs=made_of,
                                   model=model, pet="", tell=say)  # fmt: skip
     simulation = standing_for(simulation, wire)
     swept: list[Artefact] = []
     if case.sweep is not None:
         made = build_simulation(job, replace(case.sweep, seed=seed), folder / f"sweep-{model}", fleet=fleet,
-                                inputs=[trace, bench], model=model, pet="", tell=say)  # fmt: skip
+                                inputs=made_of, model=model, pet="", tell=say)  # fmt: skip
         swept = [standing_for(made, wire)]
     people = preset(case.preset).clients
     return [simulation, *swept, *forecast_of(simulation, trace, bench, folder, model, people, OVERHEAD_S)]
