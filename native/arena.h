@@ -88,26 +88,26 @@ struct Arena {
   }
 
   // Copies `count` rows of the columns and targets into place; false where a token or label does not fit (`bad` says)
-  bool gather(const std::vector<Column>& columns, const int64_t* y, const float* numbers_of, const int64_t* rows, int64_t count) {
+  bool gather(const std::vector<Column>& columns, const Column* y, const int64_t* rows, int64_t count) {
     for (size_t i = 0; i < plan.inputs.size(); i++)
       if (!take(columns[i], (int)i, rows, count)) return false;
+    if (!y) return true;
     const Value& v = plan.values[plan.output];
-    const int64_t positions = v.positions();
-    if (plan.loss <= Loss::masked_cross_entropy) {
-      if (!y) return true;
-      for (int64_t r = 0; r < count; r++)
-        for (int64_t k = 0; k < positions; k++) {
-          const int64_t label = y[rows[r] * positions + k];
-          if ((label < 0 || label >= v.c) && label != LEFT_OUT) {
-            bad = Bad{0, label, -1};
-            return false;
-          }
-          labels[r * positions + k] = label;
+    const int64_t width = y->width;
+    for (int64_t r = 0; r < count; r++)
+      for (int64_t k = 0; k < width; k++) {
+        const int64_t at = rows[r] * width + k;
+        if (plan.loss > Loss::masked_cross_entropy) {
+          numbers[r * width + k] = number(*y, at);
+          continue;
         }
-    } else if (numbers_of) {
-      const int64_t width = positions * v.c;
-      for (int64_t r = 0; r < count; r++) memcpy(numbers.data() + r * width, numbers_of + rows[r] * width, width * sizeof(float));
-    }
+        const int64_t label = integer(*y, at);
+        if ((label < 0 || label >= v.c) && label != LEFT_OUT) {
+          bad = Bad{0, label, -1};
+          return false;
+        }
+        labels[r * width + k] = label;
+      }
     return true;
   }
 

@@ -46,23 +46,13 @@ static Column column(const Any& a) {
 
 struct Targeted {  // the columns and targets of a call, in the core's words
   std::vector<Column> columns;
-  const int64_t* labels = nullptr;
-  const float* numbers = nullptr;
+  std::optional<Column> targets;
 
-  Targeted(const Plan& plan, const Columns& given, const std::optional<Any>& y) {
+  Targeted(const Columns& given, const std::optional<Any>& y) {
     for (const Any& a : given) columns.push_back(column(a));
-    if (!y) return;
-    const Column c = column(*y);
-    const Value& v = plan.values[plan.output];
-    const bool labelled = plan.loss <= Loss::masked_cross_entropy;
-    must(c.width == v.positions() * (labelled ? 1 : v.c), "the targets have the wrong number of values an example");
-    for (const Column& one : columns) must(c.rows >= one.rows, "the targets have fewer rows than the columns");
-    must(c.kind == (labelled ? Kind::i64 : Kind::f32), "labels are int64, other targets float32");
-    if (labelled)
-      labels = (const int64_t*)c.data;
-    else
-      numbers = (const float*)c.data;
+    if (y) targets = column(*y);
   }
+  const Column* y() const { return targets ? &*targets : nullptr; }
 };
 
 template <class A>
@@ -109,8 +99,8 @@ static nb::tuple fit_(const Plan& plan, In<float, 2> start, In<int64_t, 1> row, 
   has(loss, 0, n, "one loss a client");
   must(threads >= 1 && threads <= 1024, "1 to 1024 threads");
   f.start = start.data(), f.models = (int64_t)start.shape(0), f.row = row.data();
-  const Targeted given(plan, columns, y);
-  f.columns = given.columns, f.labels = given.labels, f.numbers = given.numbers;
+  const Targeted given(columns, y);
+  f.columns = given.columns, f.y = given.y();
   f.rows = rows.data(), f.begin = begin.data(), f.steps = steps.data(), f.per_epoch = per_epoch.data();
   must(f.begin[0] >= 0 && f.begin[n] <= (int64_t)rows.shape(0), "the bounds are those of the rows");
   for (int64_t i = 0; i < n; i++) must(f.begin[i] <= f.begin[i + 1], "the bounds grow");
@@ -172,9 +162,9 @@ static nb::tuple evaluate_(const Plan& plan, In<float, 2> models, In<int64_t, 1>
   has(offsets, 0, n + 1, "one more bound than clients");
   for (const auto& one : {loss, right, counted}) has(one, 0, n, "one number a client");
   must(threads >= 1 && threads <= 1024, "1 to 1024 threads");
-  const Targeted given(plan, columns, y);
+  const Targeted given(columns, y);
   e.models = models.data(), e.count = (int64_t)models.shape(0), e.row = row.data();
-  e.columns = given.columns, e.labels = given.labels, e.numbers = given.numbers;
+  e.columns = given.columns, e.y = given.y();
   e.rows = rows.data(), e.offsets = offsets.data();
   must(e.offsets[0] >= 0 && e.offsets[n] <= (int64_t)rows.shape(0), "the bounds are those of the rows");
   for (int64_t i = 0; i < n; i++) must(e.offsets[i] <= e.offsets[i + 1], "the bounds grow");
@@ -191,9 +181,9 @@ static double gradient_(const Plan& plan, In<float, 1> vector, const Columns& co
                         uint64_t key, int64_t step, Out<float, 1> grad) {
   has(vector, 0, plan.vector_size, "a model of the plan's size");
   has(grad, 0, plan.vector_size, "a gradient of the plan's size");
-  const Targeted given(plan, columns, y);
+  const Targeted given(columns, y);
   nb::gil_scoped_release free;
-  return gradient(plan, vector.data(), given.columns, given.labels, given.numbers, rows.data(), (int64_t)rows.shape(0), key, step, grad.data());
+  return gradient(plan, vector.data(), given.columns, given.y(), rows.data(), (int64_t)rows.shape(0), key, step, grad.data());
 }
 
 static void forward_(const Plan& plan, In<float, 1> vector, const Columns& columns, In<int64_t, 1> rows, bool train,
@@ -202,7 +192,7 @@ static void forward_(const Plan& plan, In<float, 1> vector, const Columns& colum
   const Value& v = plan.values[plan.output];
   has(out, 0, (int64_t)rows.shape(0), "an output for each row");
   has(out, 1, v.positions() * v.c, "outputs of the plan's size");
-  const Targeted given(plan, columns, std::nullopt);
+  const Targeted given(columns, std::nullopt);
   nb::gil_scoped_release free;
   forward(plan, vector.data(), given.columns, rows.data(), (int64_t)rows.shape(0), train, out.data());
 }
@@ -258,10 +248,10 @@ NB_MODULE(FF_MODULE, m) {
       .def("fit", &fit_, nb::arg("start"), nb::arg("row"), nb::arg("columns"), nb::arg("y"), nb::arg("rows"),
            nb::arg("begin"), nb::arg("steps"), nb::arg("per_epoch"), nb::arg("batch"), nb::arg("keys"), nb::arg("settings"),
            nb::arg("mu"), nb::arg("ref").none(), nb::arg("ref_row").none(), nb::arg("a").none(), nb::arg("mask").none(),
-           nb::arg("moments").none(), nb::arg("out").none(), nb::arg("fold").none(), nb::arg("loss"), nb::arg("threads"))
+           nb::arg("moments").noconvert().none(), nb::arg("out").noconvert().none(), nb::arg("fold").none(), nb::arg("loss").noconvert(), nb::arg("threads"))
       .def("evaluate", &evaluate_, nb::arg("models"), nb::arg("row"), nb::arg("columns"), nb::arg("y"), nb::arg("rows"),
-           nb::arg("offsets"), nb::arg("loss"), nb::arg("right"), nb::arg("counted"), nb::arg("threads"))
+           nb::arg("offsets"), nb::arg("loss").noconvert(), nb::arg("right").noconvert(), nb::arg("counted").noconvert(), nb::arg("threads"))
       .def("gradient", &gradient_, nb::arg("vector"), nb::arg("columns"), nb::arg("y"), nb::arg("rows"), nb::arg("key"),
-           nb::arg("step"), nb::arg("grad"))
-      .def("forward", &forward_, nb::arg("vector"), nb::arg("columns"), nb::arg("rows"), nb::arg("train"), nb::arg("out"));
+           nb::arg("step"), nb::arg("grad").noconvert())
+      .def("forward", &forward_, nb::arg("vector"), nb::arg("columns"), nb::arg("rows"), nb::arg("train"), nb::arg("out").noconvert());
 }

@@ -69,6 +69,7 @@ struct Op {
   virtual ~Op() = default;
   virtual int64_t scratch(int rows) const { return rows * 0; }  // floats, free after each call
   virtual int64_t kept(int rows) const { return rows * 0; }     // floats kept from forward to backward
+  virtual bool across() const { return false; }                 // whether an example's numbers depend on the batch
   virtual int64_t half(int rows) const { return rows * 0; }     // numbers of room for products of bfloat16
   virtual void forward(const Pass& pass, float* kept) const = 0;
   virtual void backward(const Pass& pass, float* kept) const = 0;

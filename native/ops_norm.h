@@ -130,7 +130,10 @@ struct Group_norm final : Norm {
     for (int k = frame.c; k < frame.ldz; k++) mean[k] = 0;
   }
 
+  bool across() const override { return batch; }
+
   void forward(const Pass& t, float* kept) const override {
+    must(!batch || !t.train || length(t.rows) > 1, "statistics of a batch need more than one value a channel: use larger batches, or GroupNorm");
     float* z = t.act[out];
     cf all_x = frame.lie(t.act[in[0]], t.rows, z), ga = gamma(t), be = beta(t);
     const int64_t n = length(t.rows), ld = frame.ldz;

@@ -39,18 +39,23 @@ static void spread(int threads, F body) {
   if (error) std::rethrow_exception(error);
 }
 
-static void check_columns(const Plan& plan, const std::vector<Column>& columns, const int64_t* labels, const float* numbers, bool wanted) {
+static void check_columns(const Plan& plan, const std::vector<Column>& columns, const Column* y, bool wanted) {
   must(columns.size() == plan.inputs.size(), "give a column for every input");
   for (size_t i = 0; i < columns.size(); i++) {
     const Value& v = plan.values[plan.inputs[i].value];
     must(columns[i].width == v.positions() * v.c, "a column has the wrong number of values an example");
     if (plan.inputs[i].kind == TOKENS) must(columns[i].kind != Kind::f32 && columns[i].kind != Kind::f64, "tokens are whole numbers");
   }
-  if (wanted) must(plan.loss <= Loss::masked_cross_entropy ? labels != nullptr : numbers != nullptr, "the loss has no targets");
+  if (!wanted) return;
+  must(y != nullptr, "the loss has no targets");
+  const Value& v = plan.values[plan.output];
+  const bool labelled = plan.loss <= Loss::masked_cross_entropy;
+  must(y->width == v.positions() * (labelled ? 1 : v.c), "the targets have the wrong number of values an example");
+  must(!labelled || (y->kind != Kind::f32 && y->kind != Kind::f64), "labels are whole numbers");
 }
 
-static void check_rows(const std::vector<Column>& columns, const int64_t* rows, int64_t count) {
-  int64_t have = columns[0].rows;
+static void check_rows(const std::vector<Column>& columns, const Column* y, const int64_t* rows, int64_t count) {
+  int64_t have = y ? y->rows : columns[0].rows;
   for (const Column& c : columns) have = at_most(have, c.rows);
   uint64_t most = 0;
   for (int64_t i = 0; i < count; i++) most = std::max(most, (uint64_t)rows[i]);
@@ -116,7 +121,7 @@ struct Trainer {
       if (left == 0) left = size;
       const int64_t rows = at_most(batch, left);
       left -= rows;
-      if (!arena.gather(ask.columns, ask.labels, ask.numbers, ask.rows + at, rows)) {
+      if (!arena.gather(ask.columns, ask.y, ask.rows + at, rows)) {
         arena.bad.place = i;
         return false;
       }
@@ -184,7 +189,7 @@ struct Trainer {
     arena.absent.assign(v.c, 1);
     for (int64_t r = ask.begin[i]; r < ask.begin[i + 1]; r++)
       for (int64_t k = 0; k < v.positions(); k++) {
-        const int64_t y = ask.labels[ask.rows[r] * v.positions() + k];
+        const int64_t y = integer(*ask.y, ask.rows[r] * v.positions() + k);
         if (y >= 0 && y < v.c) arena.absent[y] = 0;
       }
   }
@@ -196,7 +201,7 @@ bool half_here() { return has_half(); }
 
 Bad fit(const Plan& plan, const Fit& ask) {
   must(!ask.settings.half || has_half(), "this processor or build has no products of bfloat16");
-  check_columns(plan, ask.columns, ask.labels, ask.numbers, true);
+  check_columns(plan, ask.columns, ask.y, true);
   must(ask.batch >= 1 && ask.batch < int64_t(1) << 31, "a batch has a row, and not too many");
   int64_t most = 0;
   std::vector<int64_t> order(ask.n), work(ask.n);
@@ -212,7 +217,7 @@ Bad fit(const Plan& plan, const Fit& ask) {
     work[i] = taken;
   }
   must(most < (int64_t(1) << 24), "a batch is too large");
-  check_rows(ask.columns, ask.rows + ask.begin[0], ask.begin[ask.n] - ask.begin[0]);
+  check_rows(ask.columns, ask.y, ask.rows + ask.begin[0], ask.begin[ask.n] - ask.begin[0]);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return work[x] > work[y]; });
 
@@ -252,19 +257,21 @@ Bad fit(const Plan& plan, const Fit& ask) {
 constexpr int64_t MEASURED_FLOATS = 1 << 18;  // activations of the rows measured at a time
 
 static int64_t rows_measured(const Plan& plan) {
+  for (const auto& op : plan.ops)
+    if (op->across()) return 256;  // as many as torch's way measures together
   int64_t floats = 1;
   for (const Value& v : plan.values) floats += v.size();
   return std::max<int64_t>(8, at_most(128, MEASURED_FLOATS / floats));
 }
 
 Bad evaluate(const Plan& plan, const Evaluate& ask) {
-  check_columns(plan, ask.columns, ask.labels, ask.numbers, true);
+  check_columns(plan, ask.columns, ask.y, true);
   must(ask.offsets[0] >= 0, "the rows begin before the first");
   for (int64_t i = 0; i < ask.n; i++) {
     must(ask.row[i] >= 0 && ask.row[i] < ask.count, "a client has no model");
     must(ask.offsets[i + 1] >= ask.offsets[i], "a client has fewer rows than none");
   }
-  check_rows(ask.columns, ask.rows + ask.offsets[0], ask.offsets[ask.n] - ask.offsets[0]);
+  check_rows(ask.columns, ask.y, ask.rows + ask.offsets[0], ask.offsets[ask.n] - ask.offsets[0]);
   const int64_t width = rows_measured(plan);
   struct Part {
     int64_t client, at, rows;
@@ -288,7 +295,7 @@ Bad evaluate(const Plan& plan, const Evaluate& ask) {
     int64_t held = -1;
     for (int64_t k; !stop && (k = next++) < (int64_t)parts.size();) {
       Part& part = parts[k];
-      if (!arena.gather(ask.columns, ask.labels, ask.numbers, ask.rows + part.at, part.rows)) {
+      if (!arena.gather(ask.columns, ask.y, ask.rows + part.at, part.rows)) {
         stop = true;
         std::lock_guard<std::mutex> hold(guard);
         bad = arena.bad;
@@ -311,15 +318,15 @@ Bad evaluate(const Plan& plan, const Evaluate& ask) {
   return bad;
 }
 
-double gradient(const Plan& plan, const float* vector, const std::vector<Column>& columns, const int64_t* labels,
-                const float* numbers, const int64_t* rows, int64_t count, uint64_t key, int64_t step, float* grad) {
-  check_columns(plan, columns, labels, numbers, true);
-  check_rows(columns, rows, count);
+double gradient(const Plan& plan, const float* vector, const std::vector<Column>& columns, const Column* y,
+                const int64_t* rows, int64_t count, uint64_t key, int64_t step, float* grad) {
+  check_columns(plan, columns, y, true);
+  check_rows(columns, y, rows, count);
   must(count >= 1 && count < (int64_t(1) << 24), "a batch has rows");
   Arena arena(plan, count, true);
   float *p = arena.block(plan.packed_size), *g = arena.block(plan.packed_size);
   plan.pack(vector, p);
-  must(arena.gather(columns, labels, numbers, rows, count), "a label or token is out of range");
+  must(arena.gather(columns, y, rows, count), "a label or token is out of range");
   Pass t = arena.pass((int)count, true);
   t.key = key;
   t.step = step;
@@ -334,13 +341,13 @@ double gradient(const Plan& plan, const float* vector, const std::vector<Column>
 
 void forward(const Plan& plan, const float* vector, const std::vector<Column>& columns, const int64_t* rows,
              int64_t count, bool train, float* out) {
-  check_columns(plan, columns, nullptr, nullptr, false);
-  check_rows(columns, rows, count);
+  check_columns(plan, columns, nullptr, false);
+  check_rows(columns, nullptr, rows, count);
   must(count >= 1 && count < (int64_t(1) << 24), "a batch has rows");
   Arena arena(plan, count, false);
   float* p = arena.block(plan.packed_size);
   plan.pack(vector, p);
-  must(arena.gather(columns, nullptr, nullptr, rows, count), "a token is out of range");
+  must(arena.gather(columns, nullptr, rows, count), "a token is out of range");
   Pass t = arena.pass((int)count, train);
   t.p = p;
   arena.run_forward(t);

@@ -35,8 +35,7 @@ struct Fit {
   int64_t models;
   const int64_t* row;
   std::vector<Column> columns;
-  const int64_t* labels;   // [data rows * positions] or null
-  const float* numbers;    // [data rows * positions * c] or null
+  const Column* y;         // targets: whole numbers for labels, others as floats
   const int64_t* rows;     // of the columns, client after client, step after step
   const int64_t* begin;    // [n + 1]
   const int64_t* steps;
@@ -68,8 +67,7 @@ struct Evaluate {
   int64_t count;
   const int64_t* row;
   std::vector<Column> columns;
-  const int64_t* labels;
-  const float* numbers;
+  const Column* y;
   const int64_t* rows;
   const int64_t* offsets;  // [n + 1]
   double *loss, *right, *counted;  // sums, [n]
@@ -81,8 +79,8 @@ bool half_here();  // whether this build and processor have products of bfloat16
 Bad fit(const Plan& plan, const Fit& ask);
 Bad evaluate(const Plan& plan, const Evaluate& ask);
 // One batch: its loss, and the gradient [P] where not null
-double gradient(const Plan& plan, const float* vector, const std::vector<Column>& columns, const int64_t* labels,
-                const float* numbers, const int64_t* rows, int64_t count, uint64_t key, int64_t step, float* grad);
+double gradient(const Plan& plan, const float* vector, const std::vector<Column>& columns, const Column* y,
+                const int64_t* rows, int64_t count, uint64_t key, int64_t step, float* grad);
 // The outputs [count][positions * c] of a batch
 void forward(const Plan& plan, const float* vector, const std::vector<Column>& columns, const int64_t* rows,
              int64_t count, bool train, float* out);

@@ -178,7 +178,7 @@ def test_one_rule_says_which_end_of_a_metric_is_good(name, lower):
 def test_clients_whose_evaluation_is_not_finite_are_counted_and_told(tmp_path):
     x = np.ones((60, 2), np.float32)
     x[40:] = np.inf
-    data = ff.data.from_numpy(x, np.arange(60) % 2, client=np.arange(60) // 10).holdout(0.5)
+    data = ff.data.from_numpy(x, np.arange(60) % 2, client=np.arange(60) // 10, check=False).holdout(0.5)
     notes: list[str] = []
     job = make(ff.FedAvg(rounds=1, cohort=1), data=data, model=ff.mlp(2, 2),
                evaluate=ff.Evaluation(clients=ff.Everyone(), clients_every=1))  # fmt: skip

@@ -211,7 +211,8 @@ class Net(Protocol):
 
     A net with `keeps_moments = True` takes a last argument `moments` in `fit`: float32 `[n, moments_size(...)]`, the
     optimiser's at the start (zeros for a new one), and gives those at the end in `Fit.moments`. A net with a method
-    `folds(training, drift)` that says True takes `fold=Folding(...)`, and sums deltas where they lie.
+    `folds(training, drift)` that says True takes `fold=Folding(...)`, and sums deltas where they lie
+    (or gives the rows after all, and no `total`).
     """
 
     layout: Layout

@@ -104,7 +104,7 @@ class TorchNet:
         made = module if given else resident_.build(module, 0)
         resident_.check(made)
         self.loss, self._loss = loss_of(loss)
-        self._metrics = metrics_of(metrics, self.loss)
+        self._metrics, self._known_metrics = metrics_of(metrics, self.loss), not isinstance(metrics, Mapping)
         self._transform, self.x, self.y, self.path, self.example = transform, x, y, path, example
         self._take(copy.deepcopy(made))
 
@@ -122,7 +122,7 @@ class TorchNet:
             if self._ending is not None and (self.loss != "cross_entropy" or len(self.x) > 1):
                 several = len(self.x) > 1
                 self._ending, self.why = None, "there are several inputs" if several else f"the loss is {self.loss}"
-        plain = told != "hand" and self._transform is None and [*self._metrics] == ["accuracy"]
+        plain = told != "hand" and self._transform is None and self._measures(True)
         x, y = self.x[0], self.y
         self._dense = as_dense(self._ending, self.layout, x, y) if self._ending is not None and plain else None
         self._channels_last = True
@@ -280,7 +280,7 @@ class TorchNet:
             fitted = self._in_lockstep(stack, start, row, data, plan, training, lr, drift, moments)
             if fitted is not None:
                 return fitted
-        if (core := self.on_core) is not None:
+        if (core := self._core_for(data)) is not None:
             self._check_labels(data)
             return core.fit(start, row, data, plan, keys, training, lr, drift, moments, fold)
         import torch
@@ -330,7 +330,7 @@ class TorchNet:
 
     def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
         """`loss` and the metrics, `[n]`, in evaluation mode; 0 for a client without examples."""
-        if (core := self.on_core) is not None and [*self._metrics] == ["accuracy"] * core.labelled:
+        if (core := self._core_for(data)) is not None and self._measures(core.labelled):
             self._check_labels(data)
             return measured(*core.evaluate(models, row, data), core.labelled)
         import torch
@@ -420,6 +420,28 @@ class TorchNet:
                 raise too_little_memory(error, "to train a stack of clients in lockstep") from error
             self._lockstep = f"it cannot be stacked: {str(error).splitlines()[0]}"
             return None
+
+    def _measures(self, labelled: bool) -> bool:
+        """Whether the metrics are the core's: accuracy of labels, else none but the loss."""
+        return self._known_metrics and [*self._metrics] == ["accuracy"] * labelled
+
+    def _core_for(self, data: Block) -> Native | None:
+        """`on_core`, where the columns have the shapes that its plan was made for."""
+        core = self.on_core
+        if core is None or self.example is None:
+            return core
+        for name in (*self.x, self.y):
+            if name not in data.columns:
+                return core
+            kind, seen = (one[name].dtype.kind + str(one[name].shape[1:]) for one in (data.columns, self.example))
+            if kind != seen:
+                if self.path == "native":
+                    raise UsageError(
+                        f"path='native': column {name!r} has examples of {kind[1:]} ({kind[0]}) where the plan is made "
+                        f"for {seen[1:]} ({seen[0]}): make the net anew with rows of this data as its example."
+                    )
+                return None
+        return core
 
     def _check_labels(self, data: Block) -> None:
         """Refuse columns that the loss cannot compare with."""

@@ -362,9 +362,10 @@ class Train:
         if find(self.local, Keep) is not None:
             size = moments_size(training, self.net.layout.size)
             moments = np.zeros((cohort.n, size), np.float32) if seen is None else seen
-        if cohort.fold is not None and mask is None and (fold := self._folding(cohort, cohort.fold)) is not None:
-            return self._folded(cohort, fold, training, lr, drift)
-        fit, steps = self._fit(models, row, cohort, keys, training, lr, _anchored(drift, cohort, row), moments)
+        fold = None if cohort.fold is None or mask is not None else self._folding(cohort, cohort.fold)
+        fit, steps = self._fit(models, row, cohort, keys, training, lr, _anchored(drift, cohort, row), moments, fold)
+        if fold is not None and fit.total is not None:
+            return self._folded(cohort, fold, fit)
         drift = Drift(mu=drift.mu)  # the correction is done with, and may be as large as all models
         if cohort.config.get("reply") == "model":
             return Output({"model": fit.params}, cohort.data.sizes.astype(np.float64), {"loss": fit.loss, **fit.extra})
@@ -395,10 +396,11 @@ class Train:
 
     def _fit(
         self, models: F32, row: I64, cohort: Cohort, keys: U64, training: Training, lr: float, drift: Drift,
-        moments: F32 | None = None,
+        moments: F32 | None = None, fold: Folding | None = None,
     ) -> tuple[Fit, I64]:  # fmt: skip
         plan = make_plan(cohort.data, keys, training, cohort.steps)
-        more = {} if moments is None else {"moments": moments}
+        more: dict[str, Any] = {} if moments is None else {"moments": moments}
+        more |= {} if fold is None else {"fold": fold}
         with naming(cohort.clients):
             return self.net.fit(models, row, cohort.data, plan, keys, training, lr, drift, **more), plan.steps
 
@@ -412,14 +414,9 @@ class Train:
         clip = next((one.max_norm for one in fold.before if isinstance(one, Clip)), 0.0)
         return Folding(fold.step, cap * fold.step, weights, clip)
 
-    def _folded(self, cohort: Cohort, fold: Folding, training: Training, lr: float, drift: Drift) -> Output:
-        """`_train` where deltas are summed where they lie."""
+    def _folded(self, cohort: Cohort, fold: Folding, fit: Fit) -> Output:
+        """The reply of clients whose deltas were summed where they lay."""
         assert cohort.fold is not None
-        plan = make_plan(cohort.data, cohort.keys, training, cohort.steps)
-        with naming(cohort.clients):
-            fit = self.net.fit(  # type: ignore[call-arg]
-                cohort.models, cohort.row, cohort.data, plan, cohort.keys, training, lr, drift, fold=fold
-            )
         assert fit.total is not None
         assert fit.refused is not None
         weight = int(fold.weights[~fit.refused].sum())

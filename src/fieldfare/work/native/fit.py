@@ -37,10 +37,9 @@ class Native:
         self.plan, self.x, self.y, self.flops, self.left_out = plan, x, y, flops, left_out
         self.key = plan.key()
         self._made: Any = None
-        self._seen: dict[str, tuple[Any, NDArray[Any]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_made": None, "_seen": {}}
+        return {**self.__dict__, "_made": None}
 
     @property
     def labelled(self) -> bool:
@@ -62,8 +61,9 @@ class Native:
     ) -> Fit:  # fmt: skip
         """Train n clients, one per thread at a time; with `fold` their deltas are summed and no row is kept."""
         n, size = len(plan.steps), self.plan.vector_size
-        columns, y = self._columns(data)
-        self._check_left_out(y, plan.rows, plan.start)
+        columns, y, rows = self._columns(data, plan.rows)
+        self._check_left_out(y, rows, plan.start)
+        batch = max(1, min(plan.batch_size, int(plan.per_epoch.max(initial=1))))
         losses = np.zeros(n)
         left = None if moments is None else np.array(moments, np.float32, order="C")
         out = np.empty((n, size), np.float32) if fold is None else None
@@ -79,9 +79,9 @@ class Native:
         if drift.mu and drift.ref is not None:
             ref = np.ascontiguousarray(drift.ref, np.float32)
             ref_row = row if len(ref) > 1 else np.zeros(n, np.int64)
-        place, value, column = self.made().fit(
-            np.ascontiguousarray(start, np.float32), np.ascontiguousarray(row, np.int64), columns, y, plan.rows,
-            plan.start, plan.steps, plan.per_epoch, plan.batch_size, np.ascontiguousarray(keys, np.uint64),
+        place, value, column = _told(
+            self.made().fit, np.ascontiguousarray(start, np.float32), np.ascontiguousarray(row, np.int64), columns, y,
+            rows, plan.start, plan.steps, plan.per_epoch, batch, np.ascontiguousarray(keys, np.uint64),
             _settings(training, lr), float(drift.mu), ref,
             None if ref_row is None else np.ascontiguousarray(ref_row, np.int64), a,
             None if drift.mask is None else np.ascontiguousarray(drift.mask, np.bool_), left, out, into, losses,
@@ -97,11 +97,11 @@ class Native:
     def evaluate(self, models: F32, row: I64, data: Block) -> tuple[F64, F64, F64]:
         """Sums over each client's data `[n]`: of losses, of what is right, and how many were counted."""
         loss, right, counted = (np.zeros(data.n) for _ in range(3))
-        columns, y = self._columns(data)
-        self._check_left_out(y, data.rows, data.offsets)
-        place, value, column = self.made().evaluate(
-            np.ascontiguousarray(models, np.float32), np.ascontiguousarray(row, np.int64), columns, y,
-            np.ascontiguousarray(data.rows, np.int64), np.ascontiguousarray(data.offsets, np.int64), loss, right,
+        columns, y, rows = self._columns(data, data.rows)
+        self._check_left_out(y, rows, data.offsets)
+        place, value, column = _told(
+            self.made().evaluate, np.ascontiguousarray(models, np.float32), np.ascontiguousarray(row, np.int64),
+            columns, y, rows, np.ascontiguousarray(data.offsets, np.int64), loss, right,
             counted, threads.worth(len(data.rows), self.flops / 3 * len(data.rows)),
         )  # fmt: skip
         if place >= 0:
@@ -112,16 +112,15 @@ class Native:
         """Outputs `[m, positions * c]` of all rows of `data`."""
         v = self.plan.values[self.plan.output]
         out = np.empty((len(data.rows), v.h * v.w * v.c), np.float32)
-        columns, _ = self._columns(data, False)
-        self.made().forward(np.ascontiguousarray(model, np.float32), columns, data.rows, train, out)
+        columns, _, rows = self._columns(data, data.rows, False)
+        self.made().forward(np.ascontiguousarray(model, np.float32), columns, rows, train, out)
         return out
 
     def gradient(self, model: F32, data: Block, key: int = 0, step: int = 0) -> tuple[float, F32]:
         """Mean loss of all rows of `data` as one batch in training, and its gradient `[P]`."""
         grad = np.zeros(self.plan.vector_size, np.float32)
-        columns, y = self._columns(data)
-        model = np.ascontiguousarray(model, np.float32)
-        return self.made().gradient(model, columns, y, np.ascontiguousarray(data.rows), key, step, grad), grad
+        columns, y, rows = self._columns(data, data.rows)
+        return self.made().gradient(np.ascontiguousarray(model, np.float32), columns, y, rows, key, step, grad), grad
 
     def _check_left_out(self, y: NDArray[Any] | None, rows: I64, start: I64) -> None:
         if self.left_out or y is None or not self.labelled:
@@ -130,23 +129,18 @@ class Native:
         if len(bad):
             raise self._bad(int(np.searchsorted(start, bad[0], "right")) - 1, int(y[rows[bad[0]]]), -1)
 
-    def _columns(self, data: Block, wanted: bool = True) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
-        """The columns as the core reads them: where they lie if it can, else a copy, kept while they are in use."""
-        columns = [self._as(name, data.columns[name], None) for name in self.x]
-        if not wanted:
-            return columns, None
-        return columns, self._as(self.y, data.columns[self.y], np.dtype(np.int64 if self.labelled else np.float32))
-
-    def _as(self, name: str, array: NDArray[Any], dtype: np.dtype[Any] | None) -> NDArray[Any]:
-        if dtype is None:
-            known = array.dtype.isnative and (array.dtype.kind in "iub" or array.dtype in (np.float32, np.float64))
-            dtype = array.dtype if known and array.dtype != np.uint64 else np.dtype(np.float32)
-        if array.flags.c_contiguous and array.dtype == dtype:
-            return array
-        kept = self._seen.get(name)
-        if kept is None or kept[0] is not array:
-            kept = self._seen[name] = array, np.ascontiguousarray(array, dtype)
-        return kept[1]
+    def _columns(
+        self, data: Block, rows: I64, wanted: bool = True
+    ) -> tuple[list[NDArray[Any]], NDArray[Any] | None, I64]:  # fmt: skip
+        """Columns and targets as the core reads them, and the rows to read: where they lie if it can, else copies of
+        the rows that are wanted."""
+        names = [*self.x, self.y] if wanted else [*self.x]
+        arrays = [data.columns[name] for name in names]
+        rows = np.ascontiguousarray(rows, np.int64)
+        if not all(array.flags.c_contiguous and _read(array.dtype) for array in arrays):
+            arrays = [np.ascontiguousarray(array[rows], _nearest(array.dtype)) for array in arrays]
+            rows = np.arange(len(rows))
+        return arrays[: len(self.x)], arrays[-1] if wanted else None, rows
 
     def _bad(self, place: int, value: int, column: int) -> BadExamples:
         v = self.plan.values[self.plan.output]
@@ -163,6 +157,28 @@ class Native:
         )
 
 
+def _read(dtype: np.dtype[Any]) -> bool:
+    """Whether the core reads numbers of this kind where they lie."""
+    return dtype.isnative and (dtype in (np.float32, np.float64) or (dtype.kind in "iub" and dtype != np.uint64))
+
+
+def _nearest(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The kind that the core reads in place of this one."""
+    if _read(dtype):
+        return dtype
+    return np.dtype(np.int64 if dtype.kind in "iu" else np.float32)
+
+
+def _told(call: Any, *given: Any) -> Any:
+    """What the core answers; what it cannot take is refused in one line."""
+    try:
+        return call(*given)
+    except ValueError as error:
+        raise UsageError(
+            f"the compiled core cannot train on this: {error}; set another path, or change the data."
+        ) from None
+
+
 def takes_tokens(plan: NativePlan) -> Sequence[int]:
     """Which inputs of `plan` are symbols."""
     return [at for at, one in enumerate(plan.inputs) if one.kind == TOKENS]
@@ -174,5 +190,6 @@ def _settings(training: Training, lr: float) -> dict[str, Any]:
         "lr": float(lr), "momentum": 0.0 if adam else float(training.momentum),
         "weight_decay": float(training.weight_decay),
         "clip_norm": 0.0 if training.clip_norm is None else float(training.clip_norm), "nesterov": training.nesterov,
-        "adam": adam, "half": training.precision == "bfloat16", "beta1": training.betas[0], "beta2": training.betas[1], "eps": training.eps,
+        "adam": adam, "half": training.precision == "bfloat16",
+        "beta1": training.betas[0], "beta2": training.betas[1], "eps": training.eps,
     }  # fmt: skip

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Places = dict[int, tuple[str, NDArray[np.int64]]]
 
 _LOGS = "nll"
+_EXACT = "="
+"""Before the name of a loss of torch's own, which broadcasts outputs `[B, 1]` against targets `[B]`; ours do not."""
 """A loss of what a log-softmax gives: with it, cross-entropy."""
 
 
@@ -92,7 +94,7 @@ def loss_name(name: str, function: Any) -> str:
     if getattr(function, "ignore_index", -100) != -100:
         known = None
     if known and getattr(function, "reduction", "mean") == "mean" and options == [None, None]:
-        return known
+        return known if known == _LOGS else _EXACT + known
     raise NoPlan(f"loss {name!r}", f"has no native form: {', '.join(LOSSES)} have one")
 
 
@@ -116,7 +118,7 @@ def lower(
     if first != third:
         raise NoPlan(what, "differs between training and evaluation in more than its dropouts")
     built, output = made[0]
-    return built.finish(output, "cross_entropy" if loss == _LOGS else loss)
+    return built.finish(output, "cross_entropy" if loss == _LOGS else loss.removeprefix(_EXACT))
 
 
 def _check(module: nn.Module) -> None:
@@ -197,6 +199,8 @@ def _fits(built: Any, output: Any, loss: str, target: Any) -> int:
             raise NoPlan(f"an output of shape {output.shape}", "has its classes in an order that has no native form")
         return at
     own = output.shape[1:]
+    if len(own) == len(wanted) + 1 and own[-1] == 1 and loss.startswith(_EXACT):
+        raise NoPlan(f"a loss of torch's, of outputs {output.shape} and targets {(2, *wanted)},", "broadcasts them")
     own = own[:-1] if len(own) == len(wanted) + 1 and own[-1] == 1 else own
     if own != wanted:
         raise NoPlan(f"an output of shape {output.shape}", f"does not fit targets of shape {wanted} per example")

@@ -20,7 +20,7 @@ VARIABLE = "FIELDFARE_NATIVE"
 KINDS = ("avx512", "avx2", "plain")
 """The cores, one extension module each, the fastest first; beside x86-64 there is "plain" alone."""
 
-INTERFACE = 1
+INTERFACE = 2
 """To be counted up when a core is called otherwise than before; CMakeLists.txt compiles it into the cores."""
 
 _WITHOUT = (
@@ -110,7 +110,7 @@ def _load(kind: str) -> tuple[Any | None, str | None]:
     name = f"{__package__}._{kind}"
     try:
         module: Any = importlib.import_module(name)
-        if getattr(module, "interface", INTERFACE) != INTERFACE:
+        if getattr(module, "interface", None) != INTERFACE:
             return (
                 None,
                 f"the compiled core _{kind} was built from older sources than these (in a checkout: scripts/native)",

@@ -44,6 +44,9 @@ def settle_fastest(net: Any, training: Training, data: Any) -> None:
     native = getattr(net, "native", None)
     if not isinstance(native, Native) or asked(net.path) != "auto" or settled(native.key) is not None:
         return
+    if training.precision != "float32":  # nothing else computes in it
+        settle(native.key, Choice("native"))
+        return
     known = _read().get(machine(), {}).get(native.key)
     if isinstance(known, dict) and _sound(known):
         settle(native.key, Choice(known["path"], known["rates"]))

@@ -1,0 +1,147 @@
+"""Torch nets on the compiled core where they could go wrong unseen: own metrics, changed data, other shapes, losses."""
+
+import numpy as np
+import pytest
+
+import fieldfare as ff
+from fieldfare.core import rng
+from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
+from fieldfare.work.native import choose, timing
+from fieldfare.work.native.modules import core
+from fieldfare.work.net import Drift, Training
+from fieldfare.work.plan import make_plan
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+pytestmark = pytest.mark.skipif(core() is None, reason="the compiled core is not built here")
+
+
+def data(shape=(6,), classes=4, sizes=(5, 7), numbers=False):
+    r = np.random.default_rng(0)
+    total = sum(sizes)
+    y = r.standard_normal(total).astype(np.float32) if numbers else r.integers(0, classes, total)
+    columns = {"x": r.standard_normal((total, *shape)).astype(np.float32), "y": y}
+    return Block(columns, np.arange(total), np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64))
+
+
+def trained(net, block, **more):
+    training = Training(**{"batch_size": 4, "epochs": 2, "shuffle": False, **more})
+    keys = rng.keys(0, ("t",), np.arange(block.n))
+    plan = make_plan(block, keys, training)
+    start = net.init(0).vector[None]
+    return net.fit(start, np.zeros(block.n, int), block, plan, keys, training, training.lr, Drift())
+
+
+def both(module, block, **more):
+    rows = {name: column[:2] for name, column in block.columns.items()}
+    return [ff.torch_net(module, path=path, example=rows, **more) for path in ("auto", "graph")]
+
+
+def near(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_a_metric_of_the_users_own_is_measured_even_if_it_is_called_accuracy():
+    module, block = nn.Linear(6, 4), data()
+    top2 = {"accuracy": lambda out, y: (out.topk(2).indices == y[:, None]).any(1).float()}
+    auto, graph = both(module, block, metrics=top2)
+    assert auto.on_core is not None
+    models, row = auto.init(0).vector[None], np.zeros(block.n, int)
+    found, wanted = (net.evaluate(models, row, block) for net in (auto, graph))
+    assert found["accuracy"].tolist() == wanted["accuracy"].tolist()
+    assert found["accuracy"].mean() > both(module, block)[0].evaluate(models, row, block)["accuracy"].mean()
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, np.uint64])
+def test_labels_of_any_kind_are_read_anew_at_every_call(kind):
+    module, block = nn.Linear(6, 4), data()
+    block.columns["y"] = block.columns["y"].astype(kind)
+    auto, graph = both(module, block)
+    before = trained(auto, block)
+    near(before.params, trained(graph, block).params)
+    block.columns["y"][:] = (block.columns["y"] + 1) % 4
+    after = trained(auto, block)
+    near(after.params, trained(graph, block).params)
+    assert np.abs(after.params - before.params).max() > 1e-3
+
+
+def test_columns_that_do_not_lie_as_the_core_reads_them_give_the_same_numbers():
+    module, block = nn.Linear(6, 4), data()
+    wanted = trained(both(module, block)[0], block).params
+    x = block.columns["x"]
+    wide = np.zeros((len(x), 12), np.float32)
+    wide[:, ::2] = x
+    for other in (wide[:, ::2], x.astype(np.float64), x.astype(">f4")):
+        block.columns["x"] = other
+        near(trained(both(module, block)[0], block).params, wanted)
+
+
+def test_symbols_in_uint64_are_symbols():
+    r = np.random.default_rng(0)
+    module = nn.Sequential(nn.Embedding(9, 5), nn.Flatten(), nn.Linear(15, 4))
+    block = data()
+    block.columns["x"] = r.integers(0, 9, (12, 3)).astype(np.uint64)
+    auto, graph = both(module, block, transform="tokens")
+    assert auto.on_core is not None
+    near(trained(auto, block).params, trained(graph, block).params)
+
+
+def test_examples_of_another_shape_than_the_plans_are_left_to_torch():
+    pooled = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 4))
+    block, larger = data((1, 8, 8)), data((1, 12, 12))
+    auto, graph = both(pooled, block)
+    assert auto.on_core is not None
+    near(trained(auto, larger).params, trained(graph, larger).params)
+    turned = data((8, 8, 1))
+    flat = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(108, 4))
+    auto, graph = both(flat, block)
+    with pytest.raises(UsageError, match="could not take the columns"):
+        trained(auto, turned)
+    asked = ff.torch_net(flat, path="native", example={n: c[:2] for n, c in block.columns.items()})
+    with pytest.raises(UsageError, match="path='native': column 'x' has examples of"):
+        trained(asked, turned)
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss()])
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_loss_of_torchs_that_broadcasts_is_torchs(loss):
+    block = data(numbers=True)
+    auto, graph = both(nn.Linear(6, 1), block, loss=loss)
+    assert auto.on_core is None
+    near(trained(auto, block).loss, trained(graph, block).loss)
+    same = nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
+    auto, graph = both(same, block, loss=loss)
+    near(trained(auto, block).params, trained(graph, block).params)
+
+
+def test_a_batch_larger_than_any_client_is_a_full_batch():
+    auto, graph = both(nn.Linear(6, 4), data())
+    near(trained(auto, data(), batch_size=2**40).params, trained(graph, data(), batch_size=2**20).params)
+
+
+def test_statistics_of_a_batch_are_measured_over_as_many_rows_as_torchs():
+    module = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 4))
+    block = data(sizes=(300, 7))
+    auto, graph = both(module, block)
+    assert auto.on_core is not None
+    models, row = auto.init(0).vector[None], np.zeros(block.n, int)
+    found, wanted = (net.evaluate(models, row, block) for net in (auto, graph))
+    near(found["loss"], wanted["loss"])
+    with pytest.raises(UsageError, match="more than one value a channel"):
+        trained(auto, data(sizes=(1, 4)))
+
+
+def test_bfloat16_is_computed_in_whatever_was_measured_before(monkeypatch, tmp_path):
+    if not core().half():
+        pytest.skip("this processor has no products of bfloat16")
+    monkeypatch.setenv("FIELDFARE_PATH", "auto")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choose, "_settled", {})
+    monkeypatch.setattr(timing, "rates_of", lambda *a: {"native": 1.0, "stacked": 9.0})
+    net = ff.mlp(64, 7, 10)
+    timing.settle_fastest(net, Training(), ff.data.digits(clients=5))
+    assert net.on_core is None
+    monkeypatch.setattr(choose, "_settled", {})
+    timing.settle_fastest(net, Training(precision="bfloat16"), ff.data.digits(clients=5))
+    assert net.on_core is not None
