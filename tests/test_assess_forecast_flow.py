@@ -18,7 +18,8 @@ from fieldfare.assess.forecast.assumptions import ASSUMED, assumptions
 from fieldfare.assess.forecast.build import build, means_of, spread_of
 from fieldfare.assess.forecast.closed import LogNormal, stays, throughput
 from fieldfare.assess.forecast.model import SHARES, Means, quantities, ranges_of, swings
-from fieldfare.assess.platform.drift import drift
+from fieldfare.assess.platform.drift import drift, live
+from fieldfare.assess.platform.journal import read_journal
 from fieldfare.assess.simulate.build import build as simulate
 from fieldfare.assess.simulate.search import Search
 from fieldfare.core.errors import UsageError
@@ -177,6 +178,10 @@ def test_every_trial_of_a_simulation_lies_inside_the_forecast_made_of_it(tmp_pat
     trials = sorted((tmp_path / "simulation-runs").rglob("rounds.jsonl"))
     trials = [one.parent for one in trials if one.parent.name in "012"]
     assert len(trials) == 3
+    lived = [live(read_journal(place)[1]) for place in trials]
+    for name, theirs in (("checkins_per_s_peak", "checkins_per_s_peak"), ("staleness_mean", "staleness")):
+        assert made.number(name) == pytest.approx(np.median([one[theirs] for one in lived]))
+    assert told.number("checkins_per_s_peak") == made.number("checkins_per_s_peak")
     for place in trials:
         found = drift(told, place, tmp_path / "drift")
         table = found.table("drift")

@@ -260,6 +260,9 @@ def test_with_classes_of_devices_the_worst_groups_loss_is_compared(tmp_path: Pat
     fleet = fleet_for(one, trace=trace(tmp_path), bench=None, model="B", seed=3)
     made = build(one, SMALL, tmp_path / "s", fleet=fleet)
     assert made.number("worst_group_gap") >= 1.0  # type: ignore[operator]
+    gap = made.values["worst_group_gap"]
+    assert gap.low is not None, "of every trial"
+    assert gap.low <= gap.value <= gap.high  # type: ignore[operator]
 
 
 def test_the_command_plays_a_job_file_and_bad_input_is_one_line(tmp_path: Path) -> None:

@@ -65,10 +65,10 @@ def build(
         known, whole = (search.central, None) if search.central is not None else central(job, search, folder, fleet)
         draft.values |= _loss(search, mine, known, how="declared" if whole is None else "simulated")
     if whole is not None and fleet is not None:
-        gap = worst_group_gap(job, search, fleet, Path(mine[0].folder), whole)
-        draft.values["worst_group_gap"] = Value(
-            gap, "1", how="simulated", note="loss of the worst class of devices over all's"
-        )
+        draft.values["worst_group_gap"] = band(
+            mine, lambda one: worst_group_gap(job, search, fleet, Path(one.folder), whole), "1",
+            note="loss of the worst class of devices over all's, on rows that are trained on",
+        )  # fmt: skip
     others: list[Trial] = []
     if search.compare:
         other = replace(search, mode="sync" if search.mode == "async" else "async", compare=False)
@@ -123,6 +123,8 @@ def _values(search: Search, best: Point, mine: Sequence[Trial]) -> dict[str, Val
     if search.train:
         for i, name in enumerate(("mean", "p95", "peak")):
             out[f"updates_per_s_{name}"] = band(mine, lambda one, i=i: one.rates[i] if one.rates else None, "1/s")
+        out["checkins_per_s_peak"] = band(mine, lambda one: one.begun_peak_per_s, "1/s", note="tasks begun in a minute")
+        out["staleness_mean"] = band(mine, lambda one: one.behind, "versions")
         out["metric_final"] = band(mine, lambda one: one.final, "1", note=search.metric)
         if search.target is not None:
             out |= _to_target(search, mine)

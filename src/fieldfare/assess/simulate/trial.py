@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fieldfare.assess.platform.journal import peak_per_s
 from fieldfare.assess.simulate.search import Point, Search, reached, smoothed
 from fieldfare.core.errors import UsageError
 from fieldfare.core.metrics import lower_is_better
-from fieldfare.fleet.tasks import OUTCOMES
+from fieldfare.fleet.tasks import OK, OUTCOMES, STALE
 from fieldfare.record import MOST_TASKS
-from fieldfare.store.tasks import read_tasks
+from fieldfare.store.tasks import read_tasks, staleness_of
 
 BIN_S = 60.0
 Seen = list[tuple[float, int, float, float]]
@@ -31,7 +32,8 @@ class Trial:
     """Totals of one trial; `evals` (t_s, version, value, device_s so far); updates per second in bins of a minute.
 
     `spread_s`: 10 and 90 % quantiles of the seconds between versions. `stopped_h`: the hour at which its point was
-    dropped; None where it was played whole. `device_to_target_s`: devices' time up to the target.
+    dropped; None where it was played whole. `begun_peak_per_s`: tasks that began, in the fullest minute; `behind`: mean
+    versions a reply was late by. `device_to_target_s`: devices' time up to the target.
     """
 
     point: Point
@@ -51,6 +53,8 @@ class Trial:
     spread_s: tuple[float, float] | None = None
     stopped_h: float | None = None
     folder: str = ""
+    begun_peak_per_s: float | None = None
+    behind: float | None = None
 
     @property
     def started(self) -> int:
@@ -94,6 +98,7 @@ def of_run(
         point, number, len(rows), float(told["virtual_s"]), dict(told["tasks"]), float(sum(told["device_s"].values())),
         float(told["compute_s"]), float(told["bytes_down"]), float(told["bytes_up"]), evals, _rates(tasks),
         _target(search, evals), float(final[search.metric]), float(np.median(times)), _spread(times), None, str(place),
+        *_begun(tasks),
     )  # fmt: skip
 
 
@@ -169,6 +174,16 @@ def _spread(times: NDArray[np.float64]) -> tuple[float, float] | None:
         return None
     low, high = np.quantile(times, (0.1, 0.9))
     return float(low), float(high)
+
+
+def _begun(tasks: NDArray[Any] | None) -> tuple[float | None, float | None]:
+    """(tasks that began a second in the fullest minute, mean staleness of replies); None where tasks were not kept."""
+    if tasks is None or not len(tasks):
+        return None, None
+    outcome = np.asarray(tasks["outcome"])
+    replies = tasks[(outcome == OK) | (outcome == STALE)]
+    behind = float(staleness_of(replies).mean()) if len(replies) else None
+    return peak_per_s(np.asarray(tasks["start"], np.float64)), behind
 
 
 def _rates(tasks: NDArray[Any] | None) -> tuple[float, float, float] | None:
