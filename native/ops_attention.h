@@ -41,7 +41,7 @@ struct Attention final : Op {
   }
 
   int64_t square() const { return (int64_t)Tq * Tp; }
-  int64_t kept(int rows) const override { return rows * heads * square(); }
+  int64_t kept(int rows) const override { return (int64_t)rows * heads * square(); }
   // scratch: queries, keys, values and their gradients, the output's, of a head, each also as long as it is transposed
   int64_t side() const { return (int64_t)(padded(Tq) > Tp ? padded(Tq) : Tp) * D; }
   int64_t scratch(int) const override { return 6 * side() + 2 * square(); }

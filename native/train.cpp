@@ -217,6 +217,7 @@ Bad fit(const Plan& plan, const Fit& ask) {
     work[i] = taken;
   }
   must(most < (int64_t(1) << 24), "a batch is too large");
+  for (const Value& v : plan.values) must(most * v.positions() < (int64_t(1) << 31), "a batch has too many positions");
   check_rows(ask.columns, ask.y, ask.rows + ask.begin[0], ask.begin[ask.n] - ask.begin[0]);
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int64_t x, int64_t y) { return work[x] > work[y]; });

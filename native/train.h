@@ -56,7 +56,7 @@ struct Fit {
   int threads;
 };
 
-struct Bad {               // the first client, by its place, whose examples do not fit; -1: none
+struct Bad {               // a client, by its place, whose examples do not fit (the one that was found first); -1: none
   int64_t place = -1, value = 0;
   int column = -1;         // of tokens; -1: labels
 };

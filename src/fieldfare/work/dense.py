@@ -208,6 +208,11 @@ class DenseNet:
             return None
         return self.native if chosen(self.native.key, ("native", "stacked"), self.path) == "native" else None
 
+    def _core_for(self, training: Training) -> Native | None:
+        from fieldfare.work.native.bind import in_half
+
+        return self.on_core if training.precision == "float32" else in_half(self)
+
     @property
     def threaded(self) -> bool:
         """Whether it is computed by threads of this process, so that more processes gain nothing."""
@@ -223,7 +228,7 @@ class DenseNet:
     ) -> Fit:  # fmt: skip
         """Train n clients: on the compiled core where that is here, else in stacks that stay in cache, one thread."""
         x, y = self._columns(data)
-        if (core := self.on_core) is not None:
+        if (core := self._core_for(training)) is not None:
             with self._words(y, plan.rows, plan.start):
                 return core.fit(start, row, data, plan, keys, training, lr, drift, moments, fold)
         wanted = self._wanted(y, plan.rows, plan.start)

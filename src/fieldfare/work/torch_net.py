@@ -276,11 +276,11 @@ class TorchNet:
         drift: Drift, moments: F32 | None = None, fold: Folding | None = None,
     ) -> Fit:  # fmt: skip
         """Train n clients: on the compiled core, one per thread; or one after the other, each from `start[row]`."""
-        if (stack := self.lockstep) is not None:
+        if (stack := self.lockstep) is not None and training.precision == "float32":
             fitted = self._in_lockstep(stack, start, row, data, plan, training, lr, drift, moments)
             if fitted is not None:
                 return fitted
-        if (core := self._core_for(data)) is not None:
+        if (core := self._core_for(data, training)) is not None:
             self._check_labels(data)
             return core.fit(start, row, data, plan, keys, training, lr, drift, moments, fold)
         import torch
@@ -425,8 +425,12 @@ class TorchNet:
         """Whether the metrics are the core's: accuracy of labels, else none but the loss."""
         return self._known_metrics and [*self._metrics] == ["accuracy"] * labelled
 
-    def _core_for(self, data: Block) -> Native | None:
+    def _core_for(self, data: Block, training: Training | None = None) -> Native | None:
         """`on_core`, where the columns have the shapes that its plan was made for."""
+        from fieldfare.work.native.bind import in_half
+
+        if training is not None and training.precision != "float32":
+            return in_half(self)
         core = self.on_core
         if core is None or self.example is None:
             return core

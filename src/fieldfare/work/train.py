@@ -258,18 +258,16 @@ class Train:
 
     def _check_precision(self) -> None:
         """Refuse a precision that nothing here computes in."""
-        if not self.threaded:
-            why = getattr(self.net, "native", None)
-            said = why if isinstance(why, str) else f"this {type(self.net).__name__} is not trained on it"
-            raise UsageError(f"Training(precision={self.training.precision!r}) needs the compiled core: {said}.")
-        from fieldfare.work.native.modules import core
-
-        module = core()
-        if module is None or not module.half():
+        inside = getattr(self.net, "net", self.net)  # of a family
+        changed = compress.trained(self.net, self.net, self.local) is not self.net
+        if not hasattr(inside, "on_core") or changed or find(self.local, LowRank) is not None:
             raise UsageError(
-                f"Training(precision={self.training.precision!r}): this processor has no products of bfloat16 "
-                "(AVX512-BF16): use precision='float32'."
+                f"Training(precision={self.training.precision!r}) needs the compiled core, and "
+                f"{'what is trained inside' if changed else f'this {type(inside).__name__}'} is not trained on it."
             )
+        from fieldfare.work.native.bind import in_half
+
+        in_half(inside)
 
     def _check_keep(self, normalised: bool) -> None:
         """Refuse to keep an optimiser's moments where there are none, or where they cannot be taken out."""

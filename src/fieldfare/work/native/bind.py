@@ -42,6 +42,20 @@ def must_be_native(net: DenseNet | TorchNet) -> None:
         raise UsageError(f"path='native': {net.native}; use path='auto'.")
 
 
+def in_half(net: DenseNet | TorchNet) -> Native:
+    """The net on the core, for a training in bfloat16, which nothing else computes in."""
+    module = core()
+    if isinstance(net.native, str) or asked(net.path) not in ("auto", "native"):
+        said = net.native if isinstance(net.native, str) else f"path={asked(net.path)!r} was asked for"
+        raise UsageError(f"Training(precision='bfloat16') needs the compiled core: {said}.")
+    if module is None or not module.half():
+        raise UsageError(
+            "Training(precision='bfloat16'): this processor has no products of bfloat16 (AVX512-BF16): use "
+            "precision='float32'."
+        )
+    return net.native
+
+
 def told(net: DenseNet | TorchNet, otherwise: str, why: str) -> dict[str, Any]:
     """How a net is computed here and why, for its description; `otherwise`, `why`: the way without the core."""
     if (stack := getattr(net, "lockstep", None)) is not None:

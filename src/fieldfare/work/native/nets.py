@@ -177,6 +177,8 @@ class DeclaredNet:
         v = self.plan.values[self.plan.output]
         wanted = v.h * v.w * (1 if self.loss in ("cross_entropy", "masked_cross_entropy") else v.c)
         found = data.columns[self.y]
+        if self.loss in ("cross_entropy", "masked_cross_entropy") and found.dtype.kind not in "iub":
+            raise UsageError(f"column {self.y!r} holds {found.dtype}: labels are whole numbers.")
         if int(np.prod(found.shape[1:], dtype=np.int64)) != wanted:
             raise UsageError(
                 f"column {self.y!r} has shape {found.shape[1:]} per example; the loss takes {wanted} numbers."
