@@ -15,13 +15,13 @@ from fieldfare.core import rng
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Coverage, Mean, Total
-from fieldfare.core.local import ControlVariate, Dynamic, Keep, Normalised, Proximal
+from fieldfare.core.local import ControlVariate, Dynamic, Keep, Normalised, Proximal, Twin
 from fieldfare.core.work import Cohort
-from fieldfare.sim.compute import Request, Segment, compute_inline
+from fieldfare.sim.compute import Request, Segment, compute_inline, folds_in_place
 from fieldfare.work.dense import relu, sigmoid, tanh
 from fieldfare.work.native import threads
 from fieldfare.work.native.modules import core
-from fieldfare.work.net import Drift, Training
+from fieldfare.work.net import Drift, Folding, Training
 from fieldfare.work.plan import make_plan
 from fieldfare.work.train import Train
 
@@ -200,6 +200,7 @@ def folded(net, sizes, reduce, most, chunk=None, folds=True, training=None, mode
 
 FOLDS = [
     Mean(), Mean(weighted=False), Mean(step=2.0**-20), Mean(before=(clip(0.05),)), Mean(before=(clip(100.0),)),
+    Mean(before=(clip(0.35),)),
     Coverage(), Coverage(before=(clip(0.05),)),
 ]  # fmt: skip
 
@@ -359,3 +360,78 @@ def test_bfloat16_is_refused_where_nothing_computes_in_it():
         Train(nets(6, 9, 4)[1], Training(precision="bfloat16"))
     with pytest.raises(UsageError, match="use 'float32' or 'bfloat16'"):
         Training(precision="half")
+
+
+def summed(native, block, cap=2.0**40, weights=(5, 9), lr=0.1, step=2.0**-32):
+    n, training = 2, Training(batch_size=4, epochs=2, lr=lr)
+    keys = rng.keys(0, ("t",), np.arange(n))
+    plan = make_plan(block, keys, training)
+    start, row = native.init(0).vector[None], np.zeros(n, np.int64)
+    rows = native.fit(start, row, block, plan, keys, training, lr, Drift())
+    fold = Folding(step, cap, np.array(weights))
+    return rows.params - start, native.fit(start, row, block, plan, keys, training, lr, Drift(), fold=fold)
+
+
+def test_a_finite_delta_beyond_the_cap_over_its_weight_is_refused_and_one_within_is_not():
+    native, _ = nets(6, 9, 4)
+    delta, _ = summed(native, block([5, 9]))
+    most = np.abs(delta).max(axis=1)
+    _, fit = summed(native, block([5, 9]), cap=float(most[0]) * 5 * 1.01)
+    assert fit.refused.tolist() == [False, bool(most[1] * 9 > most[0] * 5 * 1.01)]
+    _, fit = summed(native, block([5, 9]), cap=float(most[0]) * 5 * 0.99)
+    assert fit.refused[0]
+    _, fit = summed(native, block([5, 9]), cap=float(most[1]) * 9 * 1.01, weights=(0, 9))
+    assert fit.refused.tolist() == [False, False]
+
+
+def test_large_deltas_and_weights_add_up_exactly():
+    native, _ = nets(6, 4)
+    data = block([5, 9])
+    data.columns["x"][:] *= 1e2
+    weights = np.array([2**22 + 5, 2**22 + 9])
+    delta, fit = summed(native, data, cap=2.0**62, weights=weights)
+    assert np.abs(delta).max() * weights.max() > 2.0**51 * 2.0**-32
+    whole = [np.rint(row.astype(np.float64) * 2.0**32).astype(object) for row in delta]
+    exact = sum(int(w) * row for w, row in zip(weights, whole, strict=True))
+    assert not fit.refused.any()
+    assert [int(x) for x in fit.total] == [int(x) for x in exact]
+
+
+def test_a_loss_that_is_infinite_is_refused_though_the_weights_are_finite():
+    native, _ = nets(6, 4, loss="squared_error")
+    data = block([5, 9], numbers=True)
+    data.columns["y"][data.rows[:5]] = np.inf
+    _, fit = summed(native, data, lr=0.0)
+    assert fit.refused.tolist() == [True, False]
+    assert not np.isfinite(fit.loss[0])
+
+
+def test_a_label_of_minus_100_is_refused_by_a_declared_net():
+    native, _ = nets(6, 4)
+    data = block([5, 9])
+    data.columns["y"][data.rows[6]] = -100
+    with pytest.raises(UsageError, match="labels from -100"):
+        summed(native, data)
+
+
+def test_clients_of_several_versions_are_pulled_to_the_models_of_their_own():
+    local = (Twin(0.7),)
+    size = ff.mlp(6, 9, 4).layout.size
+    state = np.random.default_rng(5).standard_normal((len(SIZES), size)).astype(np.float32) * 0.1
+    fresh = np.array([False, True, False, False, True])
+    ours, theirs = both(SIZES, Training(batch_size=4, epochs=2), local, models=3, state=state, fresh=fresh)
+    near(ours.leaves["delta"], theirs.leaves["delta"])
+    near(ours.state, theirs.state)
+
+
+def test_a_mean_is_never_folded_in_place_at_the_places_of_a_sub_model():
+    native, _ = nets(6, 9, 4)
+    asked, _ = request(native, [5], {"delta": Mean()})
+    work = Train(native, Training())
+    assert folds_in_place(asked, work)
+    at = np.arange(native.layout.size)
+    for change in ({"index": at, "size": len(at)}, {"factor": np.ones(1)}, {"keep": True}):
+        assert not folds_in_place(replace(asked, segments=(replace(asked.segments[0], **change),)), work)
+    covered = replace(asked.segments[0], reduce={"delta": Coverage()}, index=at, size=len(at))
+    assert folds_in_place(replace(asked, segments=(covered,)), work)
+    assert not folds_in_place(replace(asked, segments=(asked.segments[0], covered)), work)

@@ -145,3 +145,52 @@ def test_bfloat16_is_computed_in_whatever_was_measured_before(monkeypatch, tmp_p
     monkeypatch.setattr(choose, "_settled", {})
     timing.settle_fastest(net, Training(precision="bfloat16"), ff.data.digits(clients=5))
     assert net.on_core is not None
+
+
+def test_labels_that_do_not_count_have_no_gradient():
+    block = data(sizes=(6, 7))
+    block.columns["y"][[0, 3, 8]] = -100
+    auto, graph = both(nn.Linear(6, 4), block)
+    ours, theirs = trained(auto, block), trained(graph, block)
+    near(ours.params, theirs.params)
+    near(ours.loss, theirs.loss)
+
+
+class Block3(nn.Module):
+    """A picture that three read, by convolutions of 3x3 with many channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 32, 3, padding=1)
+        self.a, self.b = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.out = nn.Linear(32, 4)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.out((h + self.a(h) * self.b(h)).mean((2, 3)))
+
+
+def test_gradients_of_a_picture_that_several_convolutions_read_add_up():
+    block = data((2, 9, 9), sizes=(4, 4))
+    auto, graph = both(Block3(), block)
+    assert auto.on_core is not None
+    near(trained(auto, block).params, trained(graph, block).params)
+
+
+def test_labels_and_symbols_just_beyond_the_last_are_refused_and_the_last_is_not():
+    block = data()
+    block.columns["y"][:] = 3
+    auto, _ = both(nn.Linear(6, 4), block)
+    trained(auto, block)
+    block.columns["y"][7] = 4
+    with pytest.raises(UsageError, match="has the label 4 that the model has no output for"):
+        trained(auto, block)
+    module = nn.Sequential(nn.Embedding(9, 5), nn.Flatten(), nn.Linear(15, 4))
+    block = data()
+    block.columns["x"] = np.full((12, 3), 8)
+    auto, _ = both(module, block, transform="tokens")
+    assert auto.on_core is not None
+    trained(auto, block)
+    block.columns["x"][7, 1] = 9
+    with pytest.raises(UsageError, match="has the symbol 9"):
+        trained(auto, block)
