@@ -9,9 +9,17 @@ import pytest
 
 from fieldfare.assess.artefact import Artefact, Draft, words
 from fieldfare.assess.decide import fairness
+from fieldfare.assess.trace import stats
 
 pytest.importorskip("duckdb")
 DAY = 86_400
+
+
+@pytest.fixture(autouse=True)
+def _small_logs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logs by hand have few devices: here groups of any size are flagged, but where a test is about that."""
+    if "limit" not in request.node.name:
+        monkeypatch.setattr(stats, "LEAST_DEVICES", 1)
 
 
 def trace(place: Path, rows: list[dict[str, Any]], **criteria: Any) -> Artefact:
@@ -56,6 +64,20 @@ def test_a_group_that_keeps_its_devices_may_lose_its_time_and_is_flagged_for_tha
     assert new["share_before_device_s"] + old["share_before_device_s"] == pytest.approx(1.0)
     assert found["all", "tier", "old"] == old
     assert old["ratio_device_s"] == pytest.approx(old["share_after_device_s"] / old["share_before_device_s"])
+
+
+@pytest.mark.parametrize(("devices", "left", "flagged"), [(30, 20, 1), (30, 26, 0), (29, 5, 0), (1, 0, 0), (60, 47, 1)])
+def test_the_limit_is_eight_tenths_of_a_groups_share_and_thirty_devices(
+    tmp_path: Path, devices: int, left: int, flagged: int
+) -> None:
+    """Of a thousand others nobody is left out, so that the ratio is a little over left / devices."""
+    rows = [{"client": i, "start_s": 10 * i, "end_s": 10 * i + 600, "device_class": "few" if i < devices else "many",
+             "wifi": str(i >= devices or i < left).lower()}
+            for i in range(1000 + devices)]  # fmt: skip
+    rows.append(rows[-1] | {"start_s": 7 * DAY - 600, "end_s": 7 * DAY})
+    made = trace(tmp_path, rows, wifi=True)
+    assert table(made)["all", "tier", "few"]["flagged"] == flagged
+    assert made.number("flagged_groups") == 2 * flagged
 
 
 def test_both_counts_of_flagged_groups_are_values(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from fieldfare.assess.proxy import statistics
 from fieldfare.assess.proxy.presets import PRESETS, preset, sizes
 from fieldfare.assess.proxy.share import Skew, by_field, made_up, sampled
 from fieldfare.assess.proxy.write import Config, build, federated
+from fieldfare.cli import app
 from fieldfare.core.errors import UsageError
 from fieldfare.data.statistics import js_divergence
 from fieldfare.fleet.columns import text_of
@@ -221,3 +223,11 @@ def test_the_moment_of_a_row_is_no_feature_unless_it_is_named_as_one(tmp_path: P
     assert federated(named).columns["x"].shape == (ROWS, 2)
     alone = build(table(), Config("y", "user", "when", ("when",)), tmp_path / "s", key=b"k")
     assert federated(alone).columns["x"].max() > 1e6
+
+
+def test_an_empty_key_is_refused_as_it_hides_nobody(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("user,y\na,1\nb,0\n")
+    line = ["assess", "proxy", str(tmp_path / "t.csv"), "--label", "y", "--by", "user", "--key", ""]
+    told = CliRunner().invoke(app, [*line, "-o", str(tmp_path / "p")])
+    assert "hashes without a key" in str(told.exception)
+    assert not (tmp_path / "p").exists()

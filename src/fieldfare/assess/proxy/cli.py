@@ -50,6 +50,8 @@ def command(
             raise UsageError("--store WHERE and --feature VIEW:NAME go together.")
         columns, cited = with_features(columns, store, wanted, told.get("timestamp"))
         made_of.append(cited)
+    if key is not None and not key:
+        raise UsageError("--key '' hashes without a key: give one, or none for a random one that is forgotten.")
     secret = None if key is None else key.encode()
     artefact = build(columns, made(Config, told), artefact_at(out or "", "proxy"), inputs=made_of, key=secret)
     tell(artefact, as_json, shown=SHOWN)

@@ -26,6 +26,8 @@ Table = dict[str, Any]
 
 UNFAIR = 0.8
 """A group whose share of the devices falls below this times what it was is flagged."""
+LEAST_DEVICES = 30
+"""A smaller group's ratio is chance (ours): it is told, and not flagged."""
 
 MOST_GROUPS = 30
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -127,7 +129,8 @@ def fairness_table(shares: Shares) -> Table:
     """Each group's share of what is left, before and after each filter in their order, and (`all`) of them all.
 
     Of devices (`share_before`, `share_after`, `ratio`, `flagged`), and of device-seconds (the same with `_device_s`).
-    Groups: device classes (the 30 most frequent, the rest as "other"), systems, regions; a ratio below 0.8 is flagged.
+    Groups: device classes (the 30 most frequent, the rest as "other"), systems, regions; a ratio below 0.8 is flagged,
+    but for groups of under 30 devices before, of which it is chance.
     """
     out: Table = {"filter": [], "by": [], "group": []}
     kinds = ("", "_device_s")
@@ -139,17 +142,20 @@ def fairness_table(shares: Shares) -> Table:
         for name, before, after in shares.steps():
             was, now = (tuple(_together(one, called) for one in shares.held(by, names)) for names in (before, after))
             for who in dict.fromkeys(called.values()):
-                rows = [_fair(was[i], now[i], who) for i in range(len(kinds))]
+                rows = [_fair(was[i], now[i], who, was[0][who]) for i in range(len(kinds))]
                 for column, value in zip(out.values(), (name, by, who, *rows[0], *rows[1]), strict=True):
                     column.append(value)
     return out
 
 
-def _fair(was: Mapping[str, int], now: Mapping[str, int], who: str) -> tuple[float, float, float, int]:
-    """(share before, share after, their ratio, whether it is flagged); NaN where nothing is left, or nothing was."""
+def _fair(was: Mapping[str, int], now: Mapping[str, int], who: str, devices: int) -> tuple[float, float, float, int]:
+    """(share before, share after, their ratio, whether it is flagged, which a group of few `devices` never is).
+
+    NaN where nothing is left, or nothing was.
+    """
     first, then = (one[who] / max(1, sum(one.values())) for one in (was, now))
     ratio = then / first if first and sum(now.values()) else float("nan")
-    return first, then, ratio, int(ratio < UNFAIR)
+    return first, then, ratio, int(ratio < UNFAIR and devices >= LEAST_DEVICES)
 
 
 def _top(groups: Mapping[str, Counter[int]]) -> dict[str, str]:
