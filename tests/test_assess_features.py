@@ -52,6 +52,20 @@ def test_each_option_costs_what_it_says_and_what_is_not_possible_has_a_reason() 
     assert typed["pull"].refused == "born on the device, and may not leave it"
 
 
+def test_a_device_holds_no_more_days_than_it_may_and_the_vocabulary_of_what_it_pulls() -> None:
+    seen = Feature("seen", "cloud", 4, 1000, 9e5, retention_days=30.0)
+    told = {one.option: one for one in options(seen, 300, 2, 1e5, 0.1, 90.0)}
+    assert told["cache_at_inference"].device_bytes == pytest.approx(400 + 9e5)
+    assert told["pull"].device_bytes == 9e5
+    assert told["pull"].task_bytes == pytest.approx(1200 + 9e5 / 30 / 2)
+    for window_days in (None, 30.0, 7.0):
+        assert options(seen, 300, 2, 1e5, 0.1, window_days)[1].device_bytes == 1200 + 9e5
+    full = choose([seen], records=300, prefer=("pull",), device_bytes=8e5)[0]
+    assert "no room left" in full.refused
+    with pytest.raises(UsageError, match="window_days=0"):
+        choose([seen], records=300, window_days=0)
+
+
 def test_a_full_device_pulls_what_no_longer_fits_and_what_fits_nowhere_is_named() -> None:
     features = [
         Feature("large", bytes_per_record=1000, transform="cloud"),

@@ -15,19 +15,20 @@ from fieldfare.core.errors import UsageError
 def build(
     features: Sequence[Feature], out: str | Path, *, records: float, tasks_per_day: float = 1.0,
     link_bytes_per_s: float = 1e6, rtt_s: float = 0.1, device_bytes: float = float("inf"),
-    package: str = "own app",
+    package: str = "own app", window_days: float | None = None,
 ) -> Artefact:  # fmt: skip
     """Choose how each feature gets to training, and a vocabulary for each that has one; see `locality`, `vocabulary`.
 
-    `records`: a client's records in its window (a proxy says). The limit of a vocabulary and its embedding is the
-    package's, shared evenly between the features that have one.
+    `records`: a client's records in its window of `window_days` (a proxy says both). The limit of a vocabulary and its
+    embedding is the package's, shared evenly between the features that have one.
     """
     if package not in LIMITS_BYTES:
         raise UsageError(f"features: package={package!r}: use one of {', '.join(LIMITS_BYTES)}.")
     chosen = choose(features, records=records, tasks_per_day=tasks_per_day, link_bytes_per_s=link_bytes_per_s,
-                    rtt_s=rtt_s, device_bytes=device_bytes)  # fmt: skip
+                    rtt_s=rtt_s, device_bytes=device_bytes, window_days=window_days)  # fmt: skip
     params = {"records": records, "tasks_per_day": tasks_per_day, "link_bytes_per_s": link_bytes_per_s, "rtt_s": rtt_s,
               "package": package, "features": [asdict(one) for one in features]}  # fmt: skip
+    params |= {} if window_days is None else {"window_days": window_days}
     draft = Draft("features", params=params)
     rows = [{**asdict(one), **asdict(choice)} for one, choice in zip(features, chosen, strict=True)]
     draft.table("features", {name: [row[name] for row in rows] for name in rows[0]} if rows else {"name": []})

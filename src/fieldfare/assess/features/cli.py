@@ -28,11 +28,14 @@ def command(
     told = settings_of(catalogue, set_)
     features = read_features(told.pop("feature", []))
     if proxy is not None:
-        records = read_artefact(proxy, "proxy").number("records_mean")
+        made = read_artefact(proxy, "proxy")
+        records = made.number("records_mean")
+        if (days := made.number("lookback_days")) is not None and days > 0:
+            told.setdefault("window_days", days)
     records = told.pop("records", None) if records is None else records
     if records is None or not features:
         raise UsageError("features needs [[feature]] tables in the file and a client's records: --records or --proxy.")
-    known = ("tasks_per_day", "link_bytes_per_s", "rtt_s", "device_bytes", "package")
+    known = ("tasks_per_day", "link_bytes_per_s", "rtt_s", "device_bytes", "package", "window_days")
     unknown = sorted(set(told) - set(known))
     if unknown:
         raise UsageError(f"{catalogue} knows no {unknown[0]!r}: it has feature, records, {', '.join(known)}.")

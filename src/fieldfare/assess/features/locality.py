@@ -62,13 +62,19 @@ class Choice:
     refused: str = ""
 
 
-def options(one: Feature, records: float, tasks_per_day: float, link_bytes_per_s: float, rtt_s: float) -> list[Choice]:
+def options(
+    one: Feature, records: float, tasks_per_day: float, link_bytes_per_s: float, rtt_s: float,
+    window_days: float | None = None,
+) -> list[Choice]:  # fmt: skip
     """What each option costs a device with so many records in its window, and why some are not possible.
 
     `pull`: values (already processed) are asked for when a task begins. `cache_at_inference`: what was sent for an
-    inference is kept for training. `on_device`: values are born and processed there, which needs the vocabulary.
+    inference is kept for training. `on_device`: values are born and processed there, which needs the vocabulary; so it
+    does where pulled values are processed there. `window_days`: the records' window; of what a device holds only as
+    many days as `retention_days` are left (None: the window is no longer than that).
     """
     values = one.bytes_per_record * records
+    left = values if window_days is None else values * min(1.0, one.retention_days / window_days)
     vocabulary = one.vocabulary_bytes if one.transform == "device" else 0.0
     refresh = vocabulary / one.refresh_days / tasks_per_day if tasks_per_day else 0.0
 
@@ -76,14 +82,14 @@ def options(one: Feature, records: float, tasks_per_day: float, link_bytes_per_s
         return f"{held:.3g} bytes {why}, {one.max_device_bytes:.3g} allowed" if held > one.max_device_bytes else ""
 
     born_there = one.source == "device"
-    local = values + vocabulary
+    local = left + vocabulary
     return [
         Choice(one.name, "on_device", local, refresh, 0.0, vocabulary,
                "born in the cloud" if not born_there else "processed in the cloud" if one.transform == "cloud"
                else fits(local, "of values and vocabulary")),
         Choice(one.name, "cache_at_inference", local, refresh, 0.0, vocabulary,
                "born on the device" if born_there else fits(local, "of cached values and vocabulary")),
-        Choice(one.name, "pull", 0.0, values + (0.0 if vocabulary == 0 else refresh),
+        Choice(one.name, "pull", vocabulary, values + (0.0 if vocabulary == 0 else refresh),
                rtt_s + values / link_bytes_per_s, vocabulary,
                "born on the device, and may not leave it" if born_there else fits(vocabulary, "of vocabulary")),
     ]  # fmt: skip
@@ -92,7 +98,7 @@ def options(one: Feature, records: float, tasks_per_day: float, link_bytes_per_s
 def choose(
     features: Sequence[Feature], *, records: float, tasks_per_day: float = 1.0, link_bytes_per_s: float = 1e6,
     rtt_s: float = 0.1, prefer: Sequence[Option] = ("on_device", "cache_at_inference", "pull"),
-    device_bytes: float = float("inf"),
+    device_bytes: float = float("inf"), window_days: float | None = None,
 ) -> list[Choice]:  # fmt: skip
     """For every feature the first option of `prefer` that is possible, held within `device_bytes` altogether.
 
@@ -101,14 +107,15 @@ def choose(
     """
     for name, value, least in (("records", records, 0.0), ("link_bytes_per_s", link_bytes_per_s, 0.0),
                                ("tasks_per_day", tasks_per_day, -1e-9), ("rtt_s", rtt_s, -1e-9),
-                               ("device_bytes", device_bytes, -1e-9)):  # fmt: skip
+                               ("device_bytes", device_bytes, -1e-9),
+                               ("window_days", 1.0 if window_days is None else window_days, 0.0)):  # fmt: skip
         number: Any = value
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not number > least:
             raise UsageError(f"choose({name}={value!r}): use a number {'above' if least == 0 else '>='} 0.")
     found: dict[str, Choice] = {}
     left = device_bytes
     for one in sorted(features, key=lambda f: (-f.bytes_per_record, f.name)):
-        each = {c.option: c for c in options(one, records, tasks_per_day, link_bytes_per_s, rtt_s)}
+        each = {c.option: c for c in options(one, records, tasks_per_day, link_bytes_per_s, rtt_s, window_days)}
         possible = [each[name] for name in prefer if not each[name].refused and each[name].device_bytes <= left]
         if possible:
             found[one.name] = possible[0]
