@@ -127,3 +127,17 @@ def test_what_is_stated_is_told_as_declared_by_whom_with_its_unit_and_range(tmp_
     run("assess", "declare", "bench", "B.p95_task_s=[3,2,4]", "--source", "J. Doe", "--out", str(tmp_path / "x"))
     one = read_artefact(tmp_path / "x", "bench").values["B.p95_task_s"]
     assert (one.value, one.low, one.high, one.unit, one.how, one.note) == (3.0, 2.0, 4.0, "s", "declared", "J. Doe")
+
+
+def test_a_strict_pipeline_stops_at_conditions_and_not_at_a_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (commands,) = blocks("Deciding")
+    lines = [shlex.split(line)[1:] for line in commands.splitlines()]
+    for line in lines[:-1]:
+        run(*line)
+    for trials, verdict, code in (("15", "GO", 0), ("3", "GO WITH CONDITIONS", 8)):
+        run("assess", "declare", "simulation", "metric_loss_share=[0.0185,0.017,0.0195]", "worst_group_gap=1.2",
+            f"trials={trials}", "--source", "FLINT", "--out", "simulation")  # fmt: skip
+        told = json.loads(run(*lines[-1], "--strict", "--json").output.splitlines()[-1])
+        assert (told["verdict"], told["exit_code"]) == (verdict, code)
+        assert json.loads(run(*lines[-1], "--json").output.splitlines()[-1])["exit_code"] == 0

@@ -15,12 +15,13 @@ from fieldfare.assess.options import artefact_at, as_json_, config_, out_, set_,
 @click.option("--threshold", "-t", metavar="NAME=VALUE", multiple=True, help="A limit other than the default.")
 @click.option("--name", help="The case's name, without a file.")
 @click.option("--models", metavar="A,B", help="Candidate models, the preferred first.")
+@click.option("--strict", is_flag=True, help="Exit with 8 for GO WITH CONDITIONS, too.")
 @config_
 @set_
 @out_
 @as_json_
 def command(
-    evidence: tuple[Path, ...], threshold: tuple[str, ...], name: str | None, models: str | None,
+    evidence: tuple[Path, ...], threshold: tuple[str, ...], name: str | None, models: str | None, strict: bool,
     config: Path | None, set_: tuple[str, ...], out: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Walk FLINT's workflow over EVIDENCE (artefact folders): GO 0, NO-GO 8, INCOMPLETE 9 as exit code."""
@@ -38,18 +39,18 @@ def command(
         raise UsageError("decide needs the candidate models: models = [...] in the file, or --models A,B.")
     told.setdefault("name", "decision")
     decided = decide(case_of(told), [read_artefact(one) for one in evidence])
-    return finish(decided, artefact_at(out or "", "decision"), as_json)
+    return finish(decided, artefact_at(out or "", "decision"), as_json, strict=strict)
 
 
-def finish(decided: Any, out: Path, as_json: bool) -> int:
-    """Write the decision with its page, tell it, and give the exit code."""
+def finish(decided: Any, out: Path, as_json: bool, *, strict: bool = False) -> int:
+    """Write the decision with its page, tell it, and give the exit code; `strict`: conditions are a no, too."""
     import json
 
     from fieldfare.assess.decide.decision import EXIT, write
     from fieldfare.assess.decide.page import report
 
     made = write(decided, out, report(decided))
-    code = EXIT[decided.verdict]
+    code = EXIT["NO-GO" if strict and decided.verdict == "GO WITH CONDITIONS" else decided.verdict]
     told = decided.told
     if as_json:
         keys = ("verdict", "reason", "binding", "conditions", "missing")

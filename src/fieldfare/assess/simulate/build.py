@@ -165,12 +165,14 @@ def _loss(search: Search, mine: Sequence[Trial], known: float, *, how: str) -> d
         raise UsageError(f"the central {search.metric} is 0: a loss relative to it means nothing; use another metric.")
     sign = -1.0 if lower_is_better(search.metric) else 1.0
 
+    best = "best pass" if how == "simulated" else "metric as it is told"
+
     def lost(one: Trial) -> float | None:
         return None if one.final is None else sign * (known - one.final) / abs(known)
 
     return {
         "metric_central": Value(known, "1", how=how, note=search.metric),
-        "metric_loss_share": band(mine, lost, "share", note="of the central model's"),
+        "metric_loss_share": band(mine, lost, "share", note=f"last version, of the central model's {best}"),
     }
 
 
