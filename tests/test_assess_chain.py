@@ -141,3 +141,23 @@ def test_a_strict_pipeline_stops_at_conditions_and_not_at_a_go(tmp_path: Path, m
         told = json.loads(run(*lines[-1], "--strict", "--json").output.splitlines()[-1])
         assert (told["verdict"], told["exit_code"]) == (verdict, code)
         assert json.loads(run(*lines[-1], "--json").output.splitlines()[-1])["exit_code"] == 0
+
+
+def test_records_measured_before_are_read_from_a_url_too(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    (tmp_path / "net.py").write_text("import fieldfare as ff\nmodel = ff.mlp(4, 2)\n")
+    run("assess", "bench", str(tmp_path / "net.py"), "--records", "40", "-q", "-o", str(tmp_path / "b"))
+    here = read_artefact(tmp_path / "b")
+    for place in ("b", "b/records.jsonl"):
+        run(
+            "assess",
+            "bench",
+            "--from",
+            f"file://{tmp_path}/{place}",
+            "--records",
+            "40",
+            "-q",
+            "-o",
+            str(tmp_path / "c"),
+        )
+        assert read_artefact(tmp_path / "c").number("net.lognormal_mu") == here.number("net.lognormal_mu")

@@ -70,6 +70,25 @@ def test_one_limit_or_input_on_the_command_line_flips_a_verdict_in_both_directio
 
 
 @pytest.mark.slow
+def test_a_changed_input_is_simulated_anew_and_the_first_one_found_again(demo: Path) -> None:
+    def told() -> Any:
+        one = read_artefact(demo / "ads" / "simulation-B", "simulation")
+        return one.number("time_to_target_s"), [made["sha256"] for made in one.inputs if made["kind"] == "trace"]
+
+    run(demo, "--case", "ads")
+    first = told()
+    arms = {p: p.stat().st_mtime_ns for p in (demo / "ads" / "simulation-B-runs").rglob("summary.json")}
+    run(demo, "--case", "ads", "-s", "ads.wifi=false")
+    changed = told()
+    assert changed[0] != first[0]
+    assert changed[1] != first[1]
+    run(demo, "--case", "ads")
+    assert told() == first
+    assert arms
+    assert {p: p.stat().st_mtime_ns for p in arms} == arms
+
+
+@pytest.mark.slow
 def test_the_small_net_takes_the_bytes_of_the_model_that_it_stands_for(demo: Path) -> None:
     run(demo, "--case", "ads")
     simulation, bench, cast = (read_artefact(demo / "ads" / n) for n in ("simulation-B", "bench", "forecast-B"))

@@ -55,6 +55,7 @@ def command(
     from fieldfare.assess.bench.summary import Config, Limits, build
     from fieldfare.core.errors import UsageError
 
+    read = tuple(_here(one) for one in read)
     told = settings_of(config, set_)
     _known(told)
     task = dict(told.get("task", {}))
@@ -89,6 +90,17 @@ def command(
     artefact = build(found, place, settings, people, made_of)
     names = sorted({str(one["model"]["name"]) for one in found})
     tell(artefact, as_json, shown=[f"{name}.{one}" for name in names for one in SHOWN])
+
+
+def _here(place: Path) -> Path:
+    """A bench artefact, or its file of records, on this machine: a URL is fetched."""
+    if ":/" not in str(place):
+        return place
+    from fieldfare.assess.platform.places import fetch, is_url, local
+
+    if not is_url(place):
+        return place
+    return local(place) if place.suffix == ".jsonl" else fetch(place, "bench")
 
 
 def targets_of(where: str, emulate: str = "sleep") -> Sequence[Any]:
