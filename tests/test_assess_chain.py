@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fieldfare.assess.artefact import read_artefact
+from fieldfare.assess.artefact import Draft, Value, read_artefact
+from fieldfare.assess.options import tell
 from fieldfare.cli import app
 from fieldfare.core.errors import UsageError
 
@@ -161,3 +162,26 @@ def test_records_measured_before_are_read_from_a_url_too(tmp_path: Path) -> None
             str(tmp_path / "c"),
         )
         assert read_artefact(tmp_path / "c").number("net.lognormal_mu") == here.number("net.lognormal_mu")
+
+
+def test_a_number_nobody_knows_is_not_told_as_measured_and_words_of_others_are_no_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"energy_j": Value(None, "J"), "[red]x": Value(1.0, "[/bold]", how="[link=u]y[/link]")}
+    tell(Draft("bench", values=values).write(tmp_path / "x"), False, title="[/] of [them]")
+    told = capsys.readouterr().out
+    assert re.search(r"energy_j +\S+ J +not known", told)
+    assert all(one in told for one in ("[red]x", "[/bold]", "[link=u]y[/link]", "[/] of [them]"))
+
+
+def test_a_proxys_key_may_be_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(tmp_path)
+    line = ["assess", "proxy", str(tmp_path / "table.csv"), "--label", "clicked", "--by", "member"]
+    hashes = []
+    for place, key in (("a", "k"), ("b", "k"), ("c", None)):
+        monkeypatch.delenv("FIELDFARE_PROXY_KEY", raising=False)
+        if key is not None:
+            monkeypatch.setenv("FIELDFARE_PROXY_KEY", key)
+        run(*line, "-o", str(tmp_path / place))
+        hashes.append(read_artefact(tmp_path / place).sha256)
+    assert hashes[0] == hashes[1] != hashes[2]

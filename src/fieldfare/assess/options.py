@@ -99,6 +99,7 @@ def tell(artefact: Any, as_json: bool, *, shown: Sequence[str] = (), title: str 
         print(json.dumps(told, allow_nan=False))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from fieldfare.report.units import number
@@ -110,9 +111,10 @@ def tell(artefact: Any, as_json: bool, *, shown: Sequence[str] = (), title: str 
             continue
         span = "" if one.low is None or one.high is None else f" ({number(one.low)} to {number(one.high)})"
         unit = "" if one.unit == "1" else f" {one.unit}"
-        table.add_row(name, f"[bold]{number(one.value)}[/]{unit}{span}", one.how)
+        how = "not known" if one.value is None else one.how
+        table.add_row(escape(name), f"[bold]{number(one.value)}[/]{escape(unit)}{span}", escape(how))
     console = Console(highlight=False)
-    console.print(title or f"{artefact.kind} {artefact.sha256[:12]}")
+    console.print(title or f"{artefact.kind} {artefact.sha256[:12]}", markup=False)
     console.print(table)
     console.print(f"written: {address(artefact.path)}", soft_wrap=True, markup=False)
 

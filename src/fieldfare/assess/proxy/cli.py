@@ -23,7 +23,10 @@ SHOWN = (
 @click.option("--preset", type=click.Choice(["A", "B", "C"]), help="Made-up clients of these sizes (FLINT, table 2).")
 @click.option("--clients", type=int, help="How many made-up clients, without --by.")
 @click.option("--test-share", type=float, help="Of each client's rows, held out to measure on (default: none).")
-@click.option("--key", metavar="TEXT", help="The hash's key, for the same numbers again (default: random, forgotten).")
+@click.option(
+    "--key", metavar="TEXT", envvar="FIELDFARE_PROXY_KEY", show_envvar=True,
+    help="The hash's key, for the same numbers again (default: random, forgotten).",
+)  # fmt: skip
 @click.option("--store", metavar="FOLDER|feast:REPO", help="A feature store: its values as of each row's moment.")
 @click.option("--feature", "wanted", metavar="VIEW:NAME", multiple=True, help="A feature of --store to join.")
 @common
