@@ -99,7 +99,7 @@ def test_examples_of_another_shape_than_the_plans_are_left_to_torch():
     with pytest.raises(UsageError, match="could not take the columns"):
         trained(auto, turned)
     asked = ff.torch_net(flat, path="native", example={n: c[:2] for n, c in block.columns.items()})
-    with pytest.raises(UsageError, match="path='native': column 'x' has examples of"):
+    with pytest.raises(UsageError, match=r"column 'x' has examples of .* where the plan of the compiled core"):
         trained(asked, turned)
 
 
@@ -194,3 +194,48 @@ def test_labels_and_symbols_just_beyond_the_last_are_refused_and_the_last_is_not
     block.columns["x"][7, 1] = 9
     with pytest.raises(UsageError, match="has the symbol 9"):
         trained(auto, block)
+
+
+class Attends(nn.Module):
+    def __init__(self, always):
+        super().__init__()
+        self.always, self.out = always, nn.Linear(8, 4)
+        self.q, self.k, self.v = (nn.Linear(6, 8) for _ in range(3))
+
+    def forward(self, x):
+        p = 0.3 if self.always or self.training else 0.0
+        told = nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x), dropout_p=p)
+        return self.out(told.mean(1))
+
+
+def test_attention_that_drops_in_training_alone_is_on_the_core():
+    auto, graph = both(Attends(False), data((5, 6)))
+    assert auto.on_core is not None
+    models, row, block = auto.init(0).vector[None], np.zeros(2, int), data((5, 6))
+    near(auto.evaluate(models, row, block)["loss"], graph.evaluate(models, row, block)["loss"])
+
+
+def test_attention_that_drops_in_evaluation_too_is_left_to_torch():
+    auto, _ = both(Attends(True), data((5, 6)))
+    assert "drops in evaluation too" in str(auto.native)
+
+
+def test_labels_of_another_width_than_the_examples_stay_on_the_core():
+    block = data()
+    auto, graph = both(nn.Linear(6, 4), block)
+    block.columns["y"] = block.columns["y"].astype(np.uint8)
+    assert auto._core_for(block) is not None
+    near(trained(auto, block).params, trained(graph, block).params)
+
+
+def test_want_of_memory_on_the_core_is_one_line(monkeypatch):
+    auto, _ = both(nn.Linear(6, 4), data())
+    native = auto.on_core
+
+    class Poor:
+        def fit(self, *given):
+            raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(native, "_made", Poor())
+    with pytest.raises(UsageError, match="not enough memory to train on the compiled core"):
+        trained(auto, data())

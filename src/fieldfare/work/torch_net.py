@@ -429,23 +429,28 @@ class TorchNet:
         """`on_core`, where the columns have the shapes that its plan was made for."""
         from fieldfare.work.native.bind import in_half
 
-        if training is not None and training.precision != "float32":
-            return in_half(self)
-        core = self.on_core
+        half = training is not None and training.precision != "float32"
+        core = in_half(self) if half else self.on_core
         if core is None or self.example is None:
             return core
         for name in (*self.x, self.y):
             if name not in data.columns:
                 return core
-            kind, seen = (one[name].dtype.kind + str(one[name].shape[1:]) for one in (data.columns, self.example))
-            if kind != seen:
-                if self.path == "native":
+            now, seen = (self._form(name, one[name]) for one in (data.columns, self.example))
+            if now != seen:
+                if half or self.path == "native":
                     raise UsageError(
-                        f"path='native': column {name!r} has examples of {kind[1:]} ({kind[0]}) where the plan is made "
-                        f"for {seen[1:]} ({seen[0]}): make the net anew with rows of this data as its example."
+                        f"column {name!r} has examples of {now[1]} ({now[0]}) where the plan of the compiled core is "
+                        f"made for {seen[1]} ({seen[0]}): make the net anew with rows of this data as its example."
                     )
                 return None
         return core
+
+    def _form(self, name: str, column: NDArray[Any]) -> tuple[str, tuple[int, ...]]:
+        """What a plan depends on: whole numbers or others (bytes, where they are read as such), shape of an example."""
+        kind = "whole numbers" if column.dtype.kind in "iub" else "numbers"
+        bytes_ = self._transform == "unit" and name in self.x and column.dtype == np.uint8
+        return "bytes" if bytes_ else kind, column.shape[1:]
 
     def _check_labels(self, data: Block) -> None:
         """Refuse columns that the loss cannot compare with."""

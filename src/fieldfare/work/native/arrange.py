@@ -72,7 +72,8 @@ def skeleton(made: Builder, output: int) -> tuple[object, ...]:
         number[op.out] = len(found)
         weights = tuple(made.params[p].key for p in op.params)
         v = made.values[op.out]
-        found.append((op.kind, tuple(number[i] for i in op.ins), (v.h, v.w, v.c), weights, op.ints, op.floats))
+        ints, floats = (op.ints[:2], op.floats[:1]) if op.kind == "attention" else (op.ints, op.floats)  # its dropout
+        found.append((op.kind, tuple(number[i] for i in op.ins), (v.h, v.w, v.c), weights, ints, floats))
     inputs = tuple((c.kind, c.channels_first, made.values[c.value]) for c in made.columns)
     return inputs, tuple(found), number[output]
 

@@ -17,6 +17,7 @@ from fieldfare.work.native import packing
 from fieldfare.work.native.axes import full
 from fieldfare.work.native.build import Tensor, Weight
 from fieldfare.work.native.functions import Cells, Fixed, Reading
+from fieldfare.work.native.plan import NoPlan
 
 
 def _causal(r: Reading, mask: Any, queries: int, keys: int) -> bool:
@@ -88,6 +89,8 @@ def scaled_dot_product(
         if x.axes != ((b, own, h, each) if len(q.axes) == 4 else (b, h, each)):
             r.refuse(f"reads {x.shape} in an order of axes that has no native form")
     causal = is_causal or _causal(r, _turned_mask(attn_mask), r.built.of(q).h, r.built.of(k).h)
+    if dropout_p and not r.train:
+        raise NoPlan("scaled_dot_product_attention", "drops in evaluation too: give it dropout_p=0 there")
     out = Tensor(_attended(r, q, k, v, heads, causal, dropout_p, scale), ())
     axes = [*q.axes]
     axes[-2] = r.built.axis(out, "h")

@@ -19,6 +19,7 @@ from fieldfare.work.native import threads
 from fieldfare.work.native.modules import core
 from fieldfare.work.native.plan import TOKENS, NativePlan
 from fieldfare.work.net import BadExamples, Drift, Fit, Folding, Plan, Training
+from fieldfare.work.shortage import too_little_memory
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -138,8 +139,9 @@ class Native:
         arrays = [data.columns[name] for name in names]
         rows = np.ascontiguousarray(rows, np.int64)
         if not all(array.flags.c_contiguous and _read(array.dtype) for array in arrays):
-            arrays = [np.ascontiguousarray(array[rows], _nearest(array.dtype)) for array in arrays]
-            rows = np.arange(len(rows))
+            some, rows = np.unique(rows, return_inverse=True)
+            arrays = [np.ascontiguousarray(array[some], _nearest(array.dtype)) for array in arrays]
+            rows = np.ascontiguousarray(rows, np.int64)
         return arrays[: len(self.x)], arrays[-1] if wanted else None, rows
 
     def _bad(self, place: int, value: int, column: int) -> BadExamples:
@@ -173,6 +175,8 @@ def _told(call: Any, *given: Any) -> Any:
     """What the core answers; what it cannot take is refused in one line."""
     try:
         return call(*given)
+    except MemoryError as error:
+        raise too_little_memory(error, "to train on the compiled core") from error
     except ValueError as error:
         raise UsageError(
             f"the compiled core cannot train on this: {error}; set another path, or change the data."
