@@ -77,17 +77,40 @@ def job(
     )
 
 
+class _Seen:
+    """A work that trains nobody and remembers whom it was asked for."""
+
+    def __init__(self, work: Any) -> None:
+        self.work, self.clients = work, list[Ints]()
+
+    def __call__(self, cohort: Any) -> Any:
+        from fieldfare.core.work import Output
+
+        self.clients.append(np.array(cohort.clients))
+        return Output({"delta": np.zeros((cohort.n, cohort.models.shape[1]), np.float32)}, np.ones(cohort.n))
+
+    def cost(self, examples: Any, layout: Any, config: Any) -> Any:
+        return self.work.cost(examples, layout, config)
+
+    def slots(self, layout: Any) -> Any:
+        return self.work.slots(layout)
+
+
 def cohorts(name: str, rounds: int) -> Ints:
-    """The cohorts that the simulator draws in rounds 1, 2, ...: ``[rounds, cohort]``."""
-    from fieldfare.core.effects import Run
-    from fieldfare.core.quorum import Sample
-    from fieldfare.fleet.fleet import Fleet
-    from fieldfare.sim.population import Population
+    """The cohorts that the simulator draws in rounds 1, 2, ... of the workload's job: ``[rounds, cohort]``."""
+    from workloads import start
+
+    from fieldfare.assembly import assemble
+    from fieldfare.sim.batch import Executor
+    from fieldfare.sim.simulator import Simulator
 
     w = WORKLOADS[name]
-    population = Population(w.population, np.full(w.population, w.examples), Fleet())
-    runs = (Run("train", Sample(w.cohort), r, None, key=("train", r)) for r in range(1, rounds + 1))
-    return np.stack([population.draw(run, SEED) for run in runs])
+    made = assemble(job(w, start(name), federated(w), rounds, lambda _: None))
+    seen = _Seen(made.works["train"])
+    works = {**made.works, "train": seen}
+    with Executor(works, None, workers=1, chunk=w.cohort) as executor:
+        Simulator(replace(made.world, works=works), executor).run()
+    return np.stack(seen.clients)
 
 
 def train(orders: Orders) -> None:
