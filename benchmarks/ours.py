@@ -110,7 +110,7 @@ def cohorts(name: str, rounds: int) -> Ints:
     works = {**made.works, "train": seen}
     with Executor(works, None, workers=1, chunk=w.cohort) as executor:
         Simulator(replace(made.world, works=works), executor).run()
-    return np.stack(seen.clients)
+    return np.concatenate(seen.clients).reshape(rounds, w.cohort)  # large models come in several parts
 
 
 def train(orders: Orders) -> None:
