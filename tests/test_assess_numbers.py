@@ -33,7 +33,7 @@ def test_label_skew_weighs_clients_by_their_records():
 def test_a_group_is_flagged_where_less_than_four_fifths_of_its_share_is_left(now, flagged):
     before = {"old": 1_000, "new": 9_000}
     after = {"old": now, "new": 1_000 - now}
-    first, then, ratio, told = _fair(before, after, "old")
+    first, then, ratio, told = _fair(before, after, "old", 1_000)
     assert (first, then) == (0.1, now / 1_000)
     assert ratio == pytest.approx(now / 100)
     assert told == flagged
