@@ -79,16 +79,23 @@ class Meter:
 
     ``model`` gives the arm's model as a flat vector; it is called once, outside the timed rounds.
     Of an arm's processes only one writes files (``writes``). ``first_at``: ``time.time()`` at the end of the
-    first round, if that was not one of this meter's.
+    first round, if that was not one of this meter's. ``path``: how the arm trains, where it has several ways.
     """
 
     def __init__(
-        self, orders: Orders, model: Callable[[], Floats], *, writes: bool = True, first_at: float | None = None
+        self,
+        orders: Orders,
+        model: Callable[[], Floats],
+        *,
+        writes: bool = True,
+        first_at: float | None = None,
+        path: str = "",
     ) -> None:
         self.orders = orders
         self.round = 0  # the round that runs now, or comes next
         self._model = model
         self._writes = writes
+        self._path = path
         self._durations: list[float] = []
         self._first_at = first_at
         self._began = time.perf_counter()
@@ -120,7 +127,7 @@ class Meter:
         timed = len(self._durations)
         return timed >= MOST_ROUNDS or (timed >= 2 and sum(self._durations) >= self.orders.min_s)
 
-    def _result(self) -> dict[str, float]:
+    def _result(self) -> dict[str, float | str]:
         timed, clients = sum(self._durations), self.orders.workload.cohort
         started = float(os.environ.get(STARTED, "nan"))
         return {
@@ -128,6 +135,7 @@ class Meter:
             "best_clients_per_s": clients / min(self._durations) if timed else 0.0,
             "rounds": len(self._durations),
             "first_s": (self._first_at or started) - started,
+            "path": self._path,
         }
 
 

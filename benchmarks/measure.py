@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -48,6 +48,7 @@ class Arm:
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
     launcher: Callable[[str], Sequence[str]] = lambda setting: ()
     before: tuple[str, ...] = ()  # arguments ahead of the orders
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])  # of the arm's environment, beside the usual
     required: bool = False  # a workload row without it is a failure
 
     def setting(self, workload: str) -> str:
@@ -71,6 +72,10 @@ def _torchrun(setting: str) -> Sequence[str]:
 
 
 OURS = Arm("fieldfare", "ours.py", before=("train",))
+# ours without the compiled core: dense models in NumPy stacks, of others all but their dense end by torch
+WITHOUT_CORE = replace(OURS, name="fieldfare-nocore", variables={"FIELDFARE_NATIVE": "off", "FIELDFARE_PATH": "auto"})
+# and the stripped loop that any torch module takes: every layer left to autograd
+LOOP = replace(OURS, name="fieldfare-loop", variables={"FIELDFARE_NATIVE": "off", "FIELDFARE_PATH": "graph"})
 PEERS = (
     Arm("torch-loop", "peers/train_torch.py", settings={"": "p2"}, required=True),
     Arm("pfl", "peers/train_pfl.py", "pfl", {"": "p2"}, _torchrun, required=True),
@@ -83,9 +88,9 @@ PEERS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run of an arm gave: its timings and its model after the check rounds."""
+    """What one run of an arm gave: its timings, with the way ours went, and its model after the check rounds."""
 
-    timings: Mapping[str, float]
+    timings: Mapping[str, Any]
     end: Floats
 
 
@@ -113,7 +118,7 @@ def run_arm(arm: Arm, workload: str, *, check: int, min_s: float) -> Outcome:
     for leftover in (OUT / f"{tag}.json", OUT / f"{tag}.npy"):
         leftover.unlink(missing_ok=True)
     orders = arguments(OUT, workload, check=check, min_s=min_s, setting=setting, tag=tag)
-    call(arm.python, [*arm.launcher(setting), str(HERE / arm.script), *arm.before, *orders])
+    call(arm.python, [*arm.launcher(setting), str(HERE / arm.script), *arm.before, *orders], variables=arm.variables)
     try:
         timings = json.loads((OUT / f"{tag}.json").read_text())
         return Outcome(timings, np.load(OUT / f"{tag}.npy", allow_pickle=False))
@@ -121,11 +126,13 @@ def run_arm(arm: Arm, workload: str, *, check: int, min_s: float) -> Outcome:
         raise ArmFailed(f"left no result: {error}") from error
 
 
-def call(python: Path, command: Sequence[str], *, limit_s: float = LIMIT_S) -> str:
+def call(
+    python: Path, command: Sequence[str], *, limit_s: float = LIMIT_S, variables: Mapping[str, str] | None = None
+) -> str:
     """Standard output of ``python command…``, alone and with one BLAS thread; errors: :class:`ArmFailed`."""
     environment = {
         **os.environ, **ONE_THREAD, "PYTHONPATH": str(HERE), "PYTHONWARNINGS": "ignore",
-        "PYTHONDONTWRITEBYTECODE": "1", STARTED: repr(time.time()),
+        "PYTHONDONTWRITEBYTECODE": "1", STARTED: repr(time.time()), **(variables or {}),
     }  # fmt: skip
     process = subprocess.Popen(
         [str(python), *command],
@@ -169,11 +176,12 @@ def apart(a: Floats, b: Floats, begin: Floats) -> float:
 
 @dataclass(frozen=True)
 class Pair:
-    """Ours and one peer, run alternately: clients per second of each run, and how far the models differ."""
+    """Ours and one peer, run alternately: clients per second of each run, how far the models differ, our way."""
 
     ours: tuple[float, ...]
     peer: tuple[float, ...]
     apart: float
+    path: str = ""
 
     @property
     def ratio(self) -> float:
@@ -181,18 +189,18 @@ class Pair:
         return median(o / p for o, p in zip(self.ours, self.peer, strict=True))
 
 
-def run_pair(peer: Arm, workload: str, begin: Floats, *, check: int, min_s: float, repeats: int) -> Pair:
-    """Ours, peer, ours, peer, ...; errors: :class:`ArmFailed`, saying whose."""
+def run_pair(arm: Arm, peer: Arm, workload: str, begin: Floats, *, check: int, min_s: float, repeats: int) -> Pair:
+    """Our `arm`, peer, ours, peer, ...; errors: :class:`ArmFailed`, saying whose."""
     ours: list[float] = []
     theirs: list[float] = []
-    worst = 0.0
+    worst, path = 0.0, ""
     for _ in range(repeats):
         try:
-            mine = run_arm(OURS, workload, check=check, min_s=min_s)
+            mine = run_arm(arm, workload, check=check, min_s=min_s)
         except ArmFailed as error:
-            raise ArmFailed(f"{OURS.name} {error}") from error
+            raise ArmFailed(f"{arm.name} {error}") from error
         other = run_arm(peer, workload, check=check, min_s=min_s)
         ours.append(mine.timings["clients_per_s"])
         theirs.append(other.timings["clients_per_s"])
-        worst = max(worst, apart(other.end, mine.end, begin))
-    return Pair(tuple(ours), tuple(theirs), worst)
+        worst, path = max(worst, apart(other.end, mine.end, begin)), str(mine.timings.get("path", ""))
+    return Pair(tuple(ours), tuple(theirs), worst, path)

@@ -113,6 +113,14 @@ def cohorts(name: str, rounds: int) -> Ints:
     return np.concatenate(seen.clients).reshape(rounds, w.cohort)  # large models come in several parts
 
 
+def way(w: Workload, vector: Floats, held: ff.Federated) -> str:
+    """How this process trains the workload: "native", "stacked", "dense end by hand", "graph"."""
+    from fieldfare.assembly import assemble
+
+    work: Any = assemble(job(w, vector, held, 1, lambda _: None)).works["train"]
+    return str(work.net.describe()["path"])
+
+
 def train(orders: Orders) -> None:
     """Two runs of one job: the check rounds, whose model is kept, then as many rounds as are timed."""
     w, held = orders.workload, federated(orders.workload)
@@ -123,7 +131,7 @@ def train(orders: Orders) -> None:
     checked = job(w, orders.start, held, orders.check, lambda _: firsts.append(time.time()), **simulated).run(
         runs=None, progress=False
     )
-    meter = Meter(orders, lambda: checked.model.vector, first_at=firsts[0])
+    meter = Meter(orders, lambda: checked.model.vector, first_at=firsts[0], path=way(w, orders.start, held))
 
     def timed(_: Mapping[str, Any]) -> None:
         if meter.end():

@@ -15,10 +15,41 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
 
-from measure import OURS, PEERS, Arm, ArmFailed, call, prepare, probe, run_arm, run_pair
+from measure import LOOP, OURS, PEERS, WITHOUT_CORE, Arm, ArmFailed, call, prepare, probe, run_arm, run_pair
 from workloads import WORKLOADS
 
 CHECK_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Way:
+    """A row of training: a workload, how our arm does it, the peers beside it, and the aim against the best of them."""
+
+    workload: str
+    arm: Arm = OURS
+    peers: tuple[Arm, ...] = PEERS
+    required: tuple[str, ...] = tuple(peer.name for peer in PEERS if peer.required)  # without these it does not count
+    aim: float | None = None
+
+
+_STRONGEST = tuple(peer for peer in PEERS if peer.required)
+
+
+def _with_core(name: str) -> Way:
+    if not (against := WORKLOADS[name].against):
+        return Way(name)
+    return Way(name, peers=tuple(peer for peer in PEERS if peer.name in against), required=against)
+
+
+WAYS: dict[str, Way] = {
+    **{name: _with_core(name) for name in WORKLOADS if name != "W0"},
+    **{f"{name}-nocore": Way(name, WITHOUT_CORE, _STRONGEST, aim=aim) for name, aim in (("W1", 2.5), ("W2", 1.7))},
+    **{
+        f"{name}-loop": Way(name, LOOP, _STRONGEST, aim=aim)
+        for name, aim in (("W1", 1.3), ("W2", 1.4), ("W3", 1.2), ("W4", 1.1))
+    },
+}
+"""By row: the workloads by default, without the compiled core, and by the stripped loop that any torch module takes."""
 
 
 @dataclass
@@ -60,12 +91,11 @@ class Row:
 
     @property
     def incomplete(self) -> str:
-        """Why a workload's row does not count, or nothing."""
-        if self.name not in WORKLOADS:
+        """Why a row of training does not count, or nothing."""
+        if self.name not in WAYS:
             return ""
         needed = [OURS.name] * (self.ours is None)
-        asked = WORKLOADS[self.name].against
-        needed += [p.name for p in PEERS if p.name not in self.peers and (p.name in asked if asked else p.required)]
+        needed += [name for name in WAYS[self.name].required if name not in self.peers]
         return f"{self.name} lacks {', '.join(needed)}" if needed else ""
 
     def plain(self) -> dict[str, Any]:
@@ -117,28 +147,30 @@ def _peak_flops() -> float:
 
 
 def workload(name: str, effort: Effort) -> Row:
-    """Clients per second, ours against every peer, pair by pair; only equal models count."""
-    w = WORKLOADS[name]
+    """Clients per second, ours in one way against every peer, pair by pair; only equal models count."""
+    way = WAYS[name]
+    w = WORKLOADS[way.workload]
     row = Row(name, "clients/s", "more")
     peak = _try(row, "limit", _peak_flops)
     row.limit = peak / w.flops_per_client if peak else None
     row.detail |= {"title": w.title, "flops_per_client": w.flops_per_client, "tolerance": w.tolerance}
+    row.detail |= {"arm": way.arm.name, "variables": dict(way.arm.variables), "aim": way.aim}
     row.detail["pairs"] = pairs = {}
-    begin, mine = prepare(name), list[float]()
-    for peer in PEERS:
-        if w.against and peer.name not in w.against:
-            continue
+    begin, mine = prepare(w.name), list[float]()
+    for peer in way.peers:
         if reason := peer.unready():
             row.missing[peer.name] = reason
             continue
         try:
-            pair = run_pair(peer, name, begin, check=CHECK_ROUNDS, min_s=effort.min_s, repeats=effort.repeats)
+            pair = run_pair(
+                way.arm, peer, w.name, begin, check=CHECK_ROUNDS, min_s=effort.min_s, repeats=effort.repeats
+            )
         except ArmFailed as error:
             row.missing[peer.name] = str(error)
             continue
         mine.extend(pair.ours)
         pairs[peer.name] = {
-            "setting": peer.setting(name), "ours": pair.ours, "peer": pair.peer,
+            "setting": peer.setting(w.name), "ours": pair.ours, "peer": pair.peer, "path": pair.path,
             "model_differs_by": pair.apart, "ratio": pair.ratio,
         }  # fmt: skip
         if pair.apart <= w.tolerance:
@@ -411,7 +443,7 @@ def memory(name: str, cohort: int, effort: Effort) -> Row:
 
 
 ROWS: dict[str, Callable[[Effort], Row]] = {
-    **{name: (lambda effort, name=name: workload(name, effort)) for name in WORKLOADS if name != "W0"},
+    **{name: (lambda effort, name=name: workload(name, effort)) for name in WAYS},
     "driver-10000": lambda effort: driver(10_000, effort),
     "driver-100": lambda effort: driver(100, effort),
     "events-1M": lambda effort: events(1_000_000, "phones", effort),

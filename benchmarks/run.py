@@ -1,11 +1,11 @@
 """Measure Fieldfare against its peers: one program, one JSON, ratios against peers and limits.
 
-    python benchmarks/run.py --json out.json              everything (about an hour and a half on two cores)
+    python benchmarks/run.py --json out.json              everything (about two hours on two cores)
     python benchmarks/run.py --only W1,import --json out.json
     python benchmarks/run.py --quick --json out.json      each pair once and briefly: shows that it works
     python benchmarks/run.py --check                      no timing: do all arms train the same model?
 
-Exit status 1 when a workload's row lacks ours, pfl, fedjax, blazefl or the hand-written torch loop.
+Exit status 1 when a row of W1 to W4 lacks ours, pfl, fedjax, blazefl or the hand-written torch loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from measure import OURS, PEERS, ArmFailed, apart, prepare, run_arm
-from rows import CHECK_ROUNDS, ROWS, Effort, Row
+from rows import CHECK_ROUNDS, ROWS, WAYS, Effort, Row
 from show import agreement, plot, show, table
 from workloads import WORKLOADS
 
@@ -37,18 +37,21 @@ def check(names: Sequence[str]) -> int:
     """Train the check rounds with every arm and compare the models; the number of those that are too far."""
     found: list[tuple[str, str, float | None, str]] = []
     wrong = 0
-    reference, *others = PEERS
+    reference = PEERS[0]
     for name in names:
-        begin, tolerance = prepare(name), WORKLOADS[name].tolerance
+        way = WAYS[name]
+        workload, tolerance = way.workload, WORKLOADS[way.workload].tolerance
+        others = way.peers[1:] if way.arm is OURS else ()  # for the other ways the workload's own row compares them
+        begin = prepare(workload)
         try:
-            expected = run_arm(reference, name, check=CHECK_ROUNDS, min_s=0).end
+            expected = run_arm(reference, workload, check=CHECK_ROUNDS, min_s=0).end
         except ArmFailed as error:
             found.append((name, reference.name, None, str(error)))
             wrong += 1
             continue
-        for arm in (*others, OURS):
+        for arm in (*others, way.arm):
             try:
-                difference = apart(run_arm(arm, name, check=CHECK_ROUNDS, min_s=0).end, expected, begin)
+                difference = apart(run_arm(arm, workload, check=CHECK_ROUNDS, min_s=0).end, expected, begin)
                 far = not difference <= tolerance
                 wrong += far
                 found.append((name, arm.name, difference, f"[red]more than {tolerance:g}[/]" if far else ""))
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="compare the arms' models only")
     options = parser.parse_args(argv)
     if options.check:
-        return min(check([name for name in options.only if name in WORKLOADS]), 1)
+        return min(check([name for name in options.only if name in WAYS]), 1)
     if options.json is None:
         parser.error("--json FILE is needed (or --check)")
     effort, rows = QUICK if options.quick else Effort(), list[Row]()
