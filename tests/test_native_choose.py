@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import fieldfare as ff
@@ -11,6 +12,10 @@ from fieldfare.run import _check_same
 from fieldfare.store.runs import RunFolder
 from fieldfare.work.native import choose, timing
 from fieldfare.work.native.modules import core
+from fieldfare.work.torch_net import torch_net
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
 
 pytestmark = pytest.mark.skipif(core() is None, reason="the compiled core is not built here")
 
@@ -64,12 +69,161 @@ def test_the_faster_way_is_taken_and_remembered_for_the_machine(home, monkeypatc
 
 def test_both_ways_are_really_measured(home):
     net = ff.mlp(64, 7, 10)
-    rates = timing.rates_of(
-        net, net.native.key, ("native", "stacked"), ff.Training(), ff.data.digits(clients=10).block([0, 1])
-    )
+    data = ff.data.digits(clients=10)
+    rates = timing.rates_of(net, net.key, net.ways, ff.Training(), data, np.arange(10))
     assert set(rates) == {"native", "stacked"}
     assert min(rates.values()) > 1
     assert choose.settled(net.native.key) is None
+
+
+class Sine(nn.Module):
+    """A layer that the core does not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.out = nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.out(torch.sin(self.into(x)))
+
+
+def sine(path="auto"):
+    torch.manual_seed(0)
+    data = ff.data.digits(clients=40)
+    return torch_net(Sine(), path=path, example={name: rows[:2] for name, rows in data.columns.items()}), data
+
+
+def timed(monkeypatch, **rates):
+    """Ways take what `rates` says; the ways asked for are noted."""
+    calls = []
+
+    def rate(net, key, way, training, block):
+        calls.append((way, block.n))
+        return rates[way.replace("-", "_")]
+
+    monkeypatch.setattr(timing, "_rate", rate)
+    monkeypatch.setattr(timing.os, "cpu_count", lambda: 2)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("rates", "tried", "path"),
+    [
+        ({"torch": 900.0, "lockstep_4": 149.0}, [4], "torch"),
+        ({"torch": 900.0, "lockstep_4": 151.0, "lockstep_16": 940.0}, [4, 16], "torch"),
+        ({"torch": 900.0, "lockstep_4": 300.0, "lockstep_16": 950.0}, [4, 16], "lockstep-16"),
+        ({"torch": 900.0, "lockstep_4": 950.0, "lockstep_16": 990.0}, [4, 16], "lockstep-16"),
+        ({"torch": 49.0}, [], "torch"),
+    ],
+)
+def test_stacks_grow_while_they_gain_and_the_fastest_is_taken(home, monkeypatch, rates, tried, path):
+    calls = timed(monkeypatch, **rates)
+    net, data = sine()
+    timing.settle_fastest(net, ff.Training(), data, cohort=40)
+    assert calls == [("torch", 2), *((f"lockstep-{size}", size) for size in tried)]
+    assert net.describe()["path"] == path.replace("torch", "graph")
+    assert "measured here" in net.describe()["why"]
+    assert net.threaded is False
+    assert net.together == (16 if path == "lockstep-16" else 1)
+    choose._settled.clear()
+    again, _ = sine()
+    timing.settle_fastest(again, ff.Training(), data, cohort=40)
+    assert len(calls) == 1 + len(tried)
+    assert again.describe()["path"] == net.describe()["path"]
+
+
+@pytest.mark.parametrize(("cohort", "most"), [(7, 0), (8, 4), (31, 4), (32, 16), (None, 16)])
+def test_no_stack_is_larger_than_what_each_core_has_of_a_cohort(home, monkeypatch, cohort, most):
+    calls = timed(monkeypatch, torch=100.0, lockstep_4=200.0, lockstep_16=400.0, lockstep_64=800.0)
+    net, data = sine()
+    timing.settle_fastest(net, ff.Training(), data, cohort=cohort)
+    assert max((size for way, size in calls if way != "torch"), default=0) == most
+
+
+def test_a_wide_stack_is_really_measured_and_trained(home):
+    net, data = sine()
+    rates = timing.rates_of(net, net.key, net.ways, ff.Training(batch_size=10), data, np.arange(40), 4)
+    assert set(rates) == {"torch", "lockstep-4"}
+    assert min(rates.values()) > 1
+
+
+def test_what_is_only_looped_over_is_not_taken_in_stacks(home):
+    torch.manual_seed(0)
+
+    class Odd(Sine):
+        def forward(self, x):
+            return self.out(torch.sin(self.into(x)) * (1.0 if float(x.sum()) > -1e9 else 2.0))
+
+    data = ff.data.digits(clients=40)
+    net = torch_net(Odd(), example={name: rows[:2] for name, rows in data.columns.items()})
+    assert "lockstep" in net.ways
+    rates = timing.rates_of(net, net.key, net.ways, ff.Training(batch_size=10), data, np.arange(40), 4)
+    assert set(rates) == {"torch"}
+    assert net.ways == ("torch",)
+    assert "cannot be stacked" in net.unstacked
+
+
+@pytest.mark.parametrize("stack", [4, 16])
+def test_stacks_on_a_processor_give_the_same_bits_on_any_number_of_workers(home, stack):
+    ends = []
+    for workers in (1, 2, 3):
+        net, data = sine(f"lockstep-{stack}")
+        made = ff.Job(
+            model=net, data=data, algorithm=ff.FedAvg(rounds=2, cohort=23), training=ff.Training(batch_size=10),
+            simulated=ff.Simulated(workers=workers),
+        )  # fmt: skip
+        ends.append(made.run(runs=None, progress=False).model.vector)
+    assert np.array_equal(ends[0], ends[1])
+    assert np.array_equal(ends[0], ends[2])
+    net, data = sine("graph")
+    made = replace(made, model=net)
+    np.testing.assert_allclose(made.run(runs=None, progress=False).model.vector, ends[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_in_stacks_that_is_gone_on_with_keeps_its_stacks(home, monkeypatch, tmp_path):
+    timed(monkeypatch, torch=100.0, lockstep_4=900.0)
+    net, data = sine()
+    made = replace(job(net), data=data, algorithm=ff.FedAvg(rounds=2, cohort=8))
+    whole = made.run(runs=tmp_path / "a", progress=False)
+    assert json.loads((whole.path / "config.json").read_text())["job"]["model"]["path"] == "lockstep-4"
+    choose._settled.clear()
+    net, _ = sine()
+    assert net.lockstep is None
+    folder = RunFolder.open(whole.path)
+    try:
+        _check_same(replace(made, model=net), net, folder)
+    finally:
+        folder.close()
+    assert net.lockstep.stack == 4
+
+
+def test_a_process_elsewhere_goes_the_ways_of_the_one_it_computes_for(home, monkeypatch):
+    net, _ = sine()
+    choose.settle(net.key, choose.Choice("lockstep-4"))
+    told = choose.tell()
+    monkeypatch.setattr(choose, "_settled", {})
+    assert net.lockstep is None
+    choose.hear(told)
+    assert net.lockstep.stack == 4
+
+
+def test_what_was_measured_with_another_core_is_measured_again(home, monkeypatch):
+    before = timing.machine()
+    timing.machine.cache_clear()
+    monkeypatch.setattr(timing, "kind", lambda: "other")
+    try:
+        assert timing.machine() != before
+    finally:
+        timing.machine.cache_clear()
+
+
+@pytest.mark.parametrize("path", ["lockstep-0", "lockstep-", "lockstep-x", "lockstep-٣", "native-4", "fast"])
+def test_a_way_that_is_none_is_refused_in_one_line(home, monkeypatch, path):
+    with pytest.raises(UsageError, match="use one of auto, native"):
+        sine(path)
+    monkeypatch.setenv("FIELDFARE_PATH", path)
+    with pytest.raises(UsageError, match="use one of auto, native"):
+        choose.asked("auto")
 
 
 @pytest.mark.parametrize("spoilt", ["", "{", "[]", '{"x": 3}', '{"M": {"K": {"path": "rm", "rates": {}}}}'])

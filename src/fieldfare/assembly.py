@@ -48,7 +48,8 @@ def _settle(net: Any, job: Job) -> None:
         from fieldfare.work.native.timing import settle_fastest
 
         must_be_native(net)
-        settle_fastest(net, job.training, job.data)
+        cohort = getattr(innermost(job.algorithm), "cohort", None)
+        settle_fastest(net, job.training, job.data, cohort if isinstance(cohort, int) else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,10 +134,13 @@ class Share:
     refused: list[int] = field(default_factory=list[int])
 
 
-def pieces(request: Request, workers: int, chunk: int | None, in_place: bool = False) -> list[tuple[int, int]]:
+def pieces(
+    request: Request, workers: int, chunk: int | None, in_place: bool = False, together: int = 1
+) -> list[tuple[int, int]]:  # fmt: skip
     """Cut a request into runs of clients: bounded in memory, several per worker, never across nothing.
 
-    `in_place`: no row is kept, so that many may go together.
+    `in_place`: no row is kept, so that many may go together. `together`: clients that are trained as one; those who are
+    do not depend on the number of workers.
     """
     leaves = max((len(segment.reduce) for segment in request.segments), default=0)
     kept = 0 if request.state is None else 2 * request.state.shape[1]
@@ -146,8 +149,10 @@ def pieces(request: Request, workers: int, chunk: int | None, in_place: bool = F
         most = max(most, _IN_PLACE)
     if chunk is not None:
         most = min(most, chunk)
+    together = min(together, most)
     if workers > 1:
         most = min(most, max(1, -(-request.n // (workers * 2))))
+    most = max(most // together, 1) * together
     return [(a, min(a + most, request.n)) for a in range(0, request.n, most)]
 
 
@@ -257,6 +262,11 @@ class Tally:
         bad[where] = gather.take(clients, rows, weight[where], bad[where], segment.index, segment.size, factor)
 
 
+def together(work: Any) -> int:
+    """How many clients `work` trains as one."""
+    return int(getattr(work, "together", 1))
+
+
 def folds_in_place(request: Request, work: Any) -> bool:
     """Whether one mean of `delta`, clipped or not, is all that is wanted, and `work` may fold it where it lies."""
     if len(request.segments) != 1 or not getattr(work, "folds", False):
@@ -301,6 +311,6 @@ def _stacked(rows: list[Any]) -> Any:
 def compute_inline(request: Request, works: Mapping[str, Work], data: Any, chunk: int | None) -> list[Share]:
     """The whole request in this process."""
     tally = Tally(request, works, data)
-    for start, stop in pieces(request, 1, chunk, folds_in_place(request, tally.work)):
+    for start, stop in pieces(request, 1, chunk, folds_in_place(request, tally.work), together(tally.work)):
         tally.compute(start, stop)
     return [tally.share]

@@ -24,7 +24,7 @@ import numpy as np
 
 from fieldfare.core.work import Work
 from fieldfare.sim.arena import Arena
-from fieldfare.sim.compute import Request, Share, Store, Tally, pieces
+from fieldfare.sim.compute import Request, Share, Store, Tally, pieces, together
 from fieldfare.work.native.threads import limit as limit_native
 
 
@@ -99,6 +99,7 @@ class Pool:
 
     def __init__(self, works: Mapping[str, Work], data: Any, count: int) -> None:
         context = mp.get_context("fork")
+        self.works = works
         self.count = count
         self.open: list[Begun] = []
         self._lanes = [Lane(context, count) for _ in range(_LANES)]
@@ -153,7 +154,7 @@ class Pool:
                 one if one.index is None else replace(one, index=np.empty(0, np.int64)) for one in request.segments
             ),
         )  # fmt: skip
-        cuts = pieces(request, self.count, chunk)
+        cuts = pieces(request, self.count, chunk, together=together(self.works[request.work]))
         lane.next.value = 0
         begun = Begun(self, lane, len(cuts))
         with _alive():

@@ -29,8 +29,9 @@ from fieldfare import __version__
 from fieldfare.core.errors import UsageError
 from fieldfare.core.work import Work
 from fieldfare.sim.cluster import address_of, join, leave, library, mapped_files, one_line, own_modules
-from fieldfare.sim.compute import Request, Share, Tally, pieces
+from fieldfare.sim.compute import Request, Share, Tally, pieces, together
 from fieldfare.sim.pool import WorkerDied, one_thread
+from fieldfare.work.native.choose import hear, tell
 
 START_S = 120.0
 _SHARE = -1
@@ -50,7 +51,8 @@ class Worker:
         try:
             import ray
 
-            self.works, self.data = ray.get(boxed[0])
+            self.works, self.data, told = ray.get(boxed[0])
+            hear(told)
         except Exception as error:
             self.broken = f"{type(error).__name__}: {error}"
         one_thread()
@@ -102,6 +104,7 @@ class RayPool:
         self, works: Mapping[str, Work], data: Any, workers: int | None = None, on: str = "ray"
     ) -> None:  # fmt: skip
         self._ray = ray = library()
+        self.works = works
         self._members: list[Member] = []
         self._own: list[Any] = []
         self._box: list[Any] = []
@@ -119,7 +122,7 @@ class RayPool:
             for module in self._own:
                 ray.cloudpickle.register_pickle_by_value(module)
             with mapped_files(ray):
-                self._box = [ray.put((dict(works), data))]
+                self._box = [ray.put((dict(works), data, tell()))]
             self._actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(Worker)
             self._members = [self._member() for _ in range(self.count)]
             self._meet()
@@ -135,7 +138,7 @@ class RayPool:
     def compute(self, request: Request, chunk: int | None) -> list[Share]:
         """The shares of all workers; an exception of the work (of the first piece that has one) is raised here."""
         self._serial += 1
-        cuts = pieces(request, self.count, chunk)
+        cuts = pieces(request, self.count, chunk, together=together(self.works[request.work]))
         box = [self._ray.put(_slim(request))]
         todo = list(range(len(cuts)))
         held: dict[Member, list[int]] = {member: [] for member in self._members}

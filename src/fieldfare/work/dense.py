@@ -202,11 +202,21 @@ class DenseNet:
         return of_dense(self)
 
     @property
+    def key(self) -> str:
+        """What a choice between `ways` is remembered for; nothing where there is one."""
+        return "" if isinstance(self.native, str) else self.native.key
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways this net can be trained, the first being taken where nothing was measured."""
+        return ("stacked",) if isinstance(self.native, str) else ("native", "stacked")
+
+    @property
     def on_core(self) -> Native | None:
         """`native`, where it is the way this net is trained here."""
         if asked(self.path) == "stacked" or isinstance(self.native, str):
             return None
-        return self.native if chosen(self.native.key, ("native", "stacked"), self.path) == "native" else None
+        return self.native if chosen(self.native.key, self.ways, self.path) == "native" else None
 
     def _core_for(self, training: Training) -> Native | None:
         from fieldfare.work.native.bind import in_half

@@ -1,13 +1,17 @@
-"""Stacks of clients in lockstep with `torch.func.vmap`: the way on a GPU, where large stacks fill the device.
+"""Stacks of clients in lockstep with `torch.func.vmap`: the way on a GPU, where large stacks fill the device, and on a
+processor for small modules of layers that nothing else here knows.
 
 Here: one stack's steps and updates, and which stacks there are. Not here: one client at a time (`torch_loops`), the
 choice between them. Invariant: a batch has its own rows only (clients of unlike batches step in turns), so row i does
-not depend on its neighbours but for the rounding of products of another size: a tolerance, not the bit.
+not depend on its neighbours but for the rounding of products of another size: a tolerance, not the bit. On a processor
+clients are stacked in the order given, so that calls for whole stacks have the same bits however many there are.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +19,13 @@ from numpy.typing import NDArray
 
 from fieldfare.work.net import Drift, Fit, Plan, Training
 from fieldfare.work.stacked import turns
+from fieldfare.work.torch_resident import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fieldfare.work.torch_loss import Column
+    from fieldfare.work.torch_net import TorchNet
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -27,6 +33,8 @@ I64 = NDArray[np.int64]
 STACK_BYTES = 1 << 30
 """Bytes of weights, gradients and moments that one stack may take on the device."""
 MOST_CLIENTS = 512
+ON_PROCESSOR = 16
+"""Clients in one stack where nothing was measured: few enough to stay in cache."""
 
 
 def device() -> str | None:
@@ -36,8 +44,21 @@ def device() -> str | None:
     return "cuda" if torch.cuda.is_available() else None
 
 
+def key_of(net: TorchNet, module: nn.Module) -> str:
+    """What a choice is remembered by for a module without a plan: its layers, loss and columns. Where two modules share
+    it, the choice of one costs the other time, and nothing else."""
+    shapes = {} if net.example is None else {n: (str(v.dtype), v.shape[1:]) for n, v in sorted(net.example.items())}
+    said = repr((repr(module), net.layout.names, net.layout.shapes, net.loss, net.x, net.y, shapes))
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+
 class Lockstep:
-    """`module` over stacked parameters `[c, P]` on a device; `loss` (output, y) -> mean loss of one client's batch."""
+    """`module` over stacked parameters `[c, P]` on a device; `loss` (output, y) -> mean loss of one client's batch.
+
+    `stack`: how many clients at most go together; None: as many as are worth it.
+    """
+
+    stack: int | None = None
 
     def __init__(self, module: nn.Module, loss: Callable[[Any, Any], Any], on: str) -> None:
         import copy
@@ -60,7 +81,8 @@ class Lockstep:
 
     def clients(self, moments: int) -> int:
         """How many clients go in one stack."""
-        return int(max(1, min(MOST_CLIENTS, STACK_BYTES // max(4 * self.size * (3 + moments), 1))))
+        most = self.stack or (MOST_CLIENTS if self.on.type != "cpu" else min(MOST_CLIENTS, ON_PROCESSOR))
+        return int(max(1, min(most, STACK_BYTES // max(4 * self.size * (3 + moments), 1))))
 
     def views(self, w: Tensor) -> dict[str, Tensor]:
         """The stacked tensors inside `w` `[c, P]`."""
@@ -76,28 +98,32 @@ class Lockstep:
 
 
 def fit(
-    steps: Lockstep, start: F32, row: I64, inputs: list[Column], target: Column, transform: Any, plan: Plan,
-    training: Training, lr: float, drift: Drift, moments: F32 | None = None,
+    steps: Lockstep, start: F32, row: I64, inputs: list[Column], target: Column, plan: Plan, training: Training,
+    lr: float, drift: Drift, moments: F32 | None = None,
 ) -> Fit:  # fmt: skip
     """Train n clients in stacks. Errors: `RuntimeError` where the module has an operation that cannot be stacked."""
     n = len(plan.steps)
-    order = np.lexsort((-plan.steps, -plan.per_epoch)) if n > 1 else np.arange(n)
+    on_processor = steps.on.type == "cpu"
+    order = np.arange(n) if on_processor else _by_size(plan, np.arange(n))
     out, losses = np.empty((n, steps.size), np.float32), np.zeros(n)
     left = None if moments is None else np.empty_like(moments)
-    most = steps.clients(training.moments)
-    for at in range(0, n, most):
-        _stack(
-            steps, start, row, inputs, target, transform, plan, training, lr, drift, moments, order[at : at + most],
-            out, losses, left,
-        )  # fmt: skip
+    most = steps.clients(0 if on_processor else training.moments)
+    with one_thread() if on_processor else nullcontext():
+        for at in range(0, n, most):
+            ids = _by_size(plan, order[at : at + most])
+            _stack(steps, start, row, inputs, target, plan, training, lr, drift, moments, ids, out, losses, left)
     losses /= np.maximum(plan.steps, 1)
     return Fit(out, losses, {}, left)
 
 
+def _by_size(plan: Plan, ids: I64) -> I64:
+    """Clients `ids`, those with the largest passes first, as `turns` wants them."""
+    return ids[np.lexsort((-plan.steps[ids], -plan.per_epoch[ids]))]
+
+
 def _stack(
-    steps: Lockstep, start: F32, row: I64, inputs: list[Column], target: Column, transform: Any, plan: Plan,
-    training: Training, lr: float, drift: Drift, moments: F32 | None, ids: I64, out: F32, losses: NDArray[np.float64],
-    left: F32 | None,
+    steps: Lockstep, start: F32, row: I64, inputs: list[Column], target: Column, plan: Plan, training: Training,
+    lr: float, drift: Drift, moments: F32 | None, ids: I64, out: F32, losses: NDArray[np.float64], left: F32 | None,
 ) -> None:  # fmt: skip
     """Train clients `ids`, ordered by size, together; rows of `out`, `losses` (summed) and `left` are written."""
     import torch
@@ -112,7 +138,6 @@ def _stack(
         at = (turn.first[:, None] + np.arange(turn.rows)).reshape(-1)
         some = plan.rows[at]
         batch = [column.take(some).clone() for column in inputs]
-        batch = [transform(batch[0])] if transform is not None else batch
         shape = (turn.hi - turn.lo, turn.rows)
         x = tuple(one.reshape(*shape, *one.shape[1:]).to(steps.on) for one in batch)
         y = target.take(some).clone()

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
+from fieldfare.work import torch_lockstep
 from fieldfare.work import torch_resident as resident_
-from fieldfare.work.native.choose import PATHS, asked, chosen
+from fieldfare.work.native.choose import PATHS, asked, chosen, known, stack_of, way_of
 from fieldfare.work.net import BadExamples, Drift, Fit, Folding, Plan, Training, measured
 from fieldfare.work.shortage import too_little_memory, wants_memory
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
-Path: TypeAlias = Literal["auto", "native", "stacked", "hand", "graph", "lockstep"]
+Path: TypeAlias = Literal["auto", "native", "stacked", "hand", "graph", "lockstep"] | str
 Transform: TypeAlias = Callable[[Any], Any]
 
 _EVALUATED = 256
@@ -67,8 +68,8 @@ def torch_net(
     accuracy for classifiers. `x`, `y`: columns of the data; several `x` are several arguments. `transform`: for `x`,
     "unit" (uint8 as 0..1), "tokens" (uint8 as int64), or a function on a batch, which may draw from torch's generator.
     `path`: "auto", "native" (the compiled core), "stacked" or "hand" (known layers without autograd), "graph" (every
-    layer left to autograd), or "lockstep" (stacks by vmap; the way where there is a CUDA device). `example`: some rows
-    of the columns, from which FLOPs are counted.
+    layer left to autograd), or "lockstep" (stacks by vmap; the way where there is a CUDA device), "lockstep-16" in
+    stacks of 16. `example`: some rows of the columns, from which FLOPs are counted.
     Errors: `MissingExtra` without torch, `UsageError` for what cannot be averaged (running statistics), is not float32,
     or is not on the CPU.
     """
@@ -89,8 +90,8 @@ class TorchNet:
 
         from fieldfare.work.torch_loss import loss_of, metrics_of
 
-        if path not in PATHS:
-            raise UsageError(f"torch_net(path={path!r}): use one of {', '.join(PATHS)}.")
+        if not known(path):
+            raise UsageError(f"torch_net(path={path!r}): use one of {', '.join(PATHS)}, or lockstep-16.")
         if transform is not None and transform not in ("unit", "tokens") and not callable(transform):
             raise UsageError(f"torch_net(transform={transform!r}): use 'unit', 'tokens' or a function on a batch of x.")
         if transform is not None and len(x) != 1:
@@ -134,7 +135,9 @@ class TorchNet:
         self._factored: dict[int, TorchNet] = {}
         self._within: Within | None = None
         self._native: Native | str | None = None
-        self._lockstep: Lockstep | str | None = None
+        self._lockstep: Lockstep | None = None
+        self._unstacked = self._unstackable()
+        self._key = ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_resident": None, "_lockstep": None, "_smaller": {}, "_changed": {}, "_factored": {}}
@@ -156,37 +159,73 @@ class TorchNet:
         return self._native
 
     @property
+    def key(self) -> str:
+        """What a choice between `ways` is remembered for: the plan, or else the module's layers and columns."""
+        if not isinstance(native := self.native, str):
+            return native.key
+        if not self._key:
+            self._key = torch_lockstep.key_of(self, self._module)
+        return self._key
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways this net can be trained on a processor, the first being taken where nothing was measured."""
+        native = () if isinstance(self.native, str) else ("native",)
+        return (*native, "torch") if self._unstacked else (*native, "torch", "lockstep")
+
+    @property
+    def _way(self) -> str:
+        told = asked(self.path)
+        if told in ("stacked", "hand", "graph"):
+            return "torch"
+        on_device = told == "auto" and not self._unstacked and torch_lockstep.device() is not None
+        return chosen(self.key, ("lockstep", "torch") if on_device else self.ways, self.path)
+
+    @property
     def on_core(self) -> Native | None:
         """`native`, where it is the way this net is trained here."""
-        if asked(self.path) in ("stacked", "hand", "graph", "lockstep") or isinstance(native := self.native, str):
-            return None
-        return native if chosen(native.key, ("native", "torch"), self.path) == "native" else None
+        return native if self._way == "native" and not isinstance(native := self.native, str) else None
 
     @property
     def lockstep(self) -> Lockstep | None:
-        """Stacks in lockstep, where that is the way: on a CUDA device, or asked for."""
-        from fieldfare.work.torch_lockstep import Lockstep, device
-
-        told = asked(self.path)
-        if told not in ("auto", "lockstep") or isinstance(self._lockstep, str) or self._within is not None:
+        """Stacks in lockstep, where that is the way: on a CUDA device, measured to be the fastest, or asked for."""
+        way = self._way
+        if way_of(way) != "lockstep":
             return None
         if self._lockstep is None:
-            on = device() or ("cpu" if told == "lockstep" else None)
-            masked = self.loss == "masked_cross_entropy"
-            if on is None or masked:
-                self._lockstep = "this loss is each client's own" if masked else "there is no CUDA device"
-                return None
-            self._lockstep = Lockstep(self._module, self._loss, on)
+            self._lockstep = torch_lockstep.Lockstep(self._module, self._loss, torch_lockstep.device() or "cpu")
+        self._lockstep.stack = stack_of(way)
         return self._lockstep
+
+    def cannot_stack(self, why: str) -> None:
+        """From now on, not in lockstep."""
+        self._unstacked, self._lockstep = f"it cannot be stacked: {why.splitlines()[0] if why else 'no word why'}", None
+
+    @property
+    def unstacked(self) -> str:
+        """Why it cannot be trained in lockstep, or nothing."""
+        return self._unstacked
+
+    def _unstackable(self) -> str:
+        if self._within is not None:
+            return "what is trained inside is not stacked"
+        if self.loss == "masked_cross_entropy":
+            return "this loss is each client's own"
+        return "its transform is a function of its own" if callable(self._transform) else ""
 
     @property
     def threaded(self) -> bool:
         """Whether it is computed in this process, by its threads or a device, so that more processes gain nothing."""
-        return self.lockstep is not None or self.on_core is not None
+        return self.on_core is not None or ((stack := self.lockstep) is not None and stack.on.type != "cpu")
+
+    @property
+    def together(self) -> int:
+        """How many clients are best trained in one call, or a multiple of it."""
+        return 1 if (stack := self.lockstep) is None or stack.on.type != "cpu" else stack.clients(0)
 
     def folds(self, training: Training) -> bool:
         """Whether `fit` takes a `Folding`."""
-        return self.lockstep is None and self.on_core is not None
+        return self.on_core is not None
 
     def axes(self) -> Axes:
         """The channel groups of the module, found on `example`, once."""
@@ -412,13 +451,12 @@ class TorchNet:
         from fieldfare.work.torch_lockstep import fit
 
         inputs, target = self._columns(data)
-        transform = self._transform if callable(self._transform) else None
         try:
-            return fit(stack, start, row, inputs, target, transform, plan, training, lr, drift, moments)
+            return fit(stack, start, row, inputs, target, plan, training, lr, drift, moments)
         except RuntimeError as error:
             if wants_memory(error):
                 raise too_little_memory(error, "to train a stack of clients in lockstep") from error
-            self._lockstep = f"it cannot be stacked: {str(error).splitlines()[0]}"
+            self.cannot_stack(str(error))
             return None
 
     def _measures(self, labelled: bool) -> bool:

@@ -250,6 +250,11 @@ class Train:
         return compress.trained(self.net, self.net, self.local) is self.net
 
     @property
+    def together(self) -> int:
+        """How many clients, or a multiple of it, are best trained in one call."""
+        return int(getattr(self.net, "together", 1))
+
+    @property
     def folds(self) -> bool:
         """Whether deltas can be summed where they lie: nothing else is made of them, and the net is able to."""
         able = getattr(self.net, "folds", None)

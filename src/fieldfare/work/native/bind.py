@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fieldfare.core.errors import UsageError
-from fieldfare.work.native.choose import asked, settled
+from fieldfare.work.native.choose import asked, settled, way_of
 from fieldfare.work.native.fit import Native
-from fieldfare.work.native.modules import core, why_not
+from fieldfare.work.native.modules import core, kind, why_not
 from fieldfare.work.native.plan import NativePlan, Refusal
 
 if TYPE_CHECKING:
@@ -58,21 +58,20 @@ def in_half(net: DenseNet | TorchNet) -> Native:
 
 def told(net: DenseNet | TorchNet, otherwise: str, why: str) -> dict[str, Any]:
     """How a net is computed here and why, for its description; `otherwise`, `why`: the way without the core."""
+    told, choice = asked(net.path), settled(net.key)
     if (stack := getattr(net, "lockstep", None)) is not None:
-        return {"path": "lockstep", "why": f"stacks of clients on {stack.on}"}
-    if isinstance(no := getattr(net, "_lockstep", None), str) and asked(net.path) == "lockstep":
+        path = "lockstep" if stack.stack is None else f"lockstep-{stack.stack}"
+        chosen_ = told == "auto" and choice is not None
+        return {"path": path, "why": choice.why if chosen_ else f"stacks of clients on {stack.on}"}
+    if way_of(told) == "lockstep" and (no := getattr(net, "unstacked", "")):
         why = f"{why}; not in lockstep: {no}"
     native, on_core = net.native, net.on_core
     if on_core is not None:
-        choice = settled(on_core.key)
-        asked_for = asked(net.path) == "native"
-        because = "asked for" if asked_for else "compiled" if choice is None else choice.why
-        core_ = core()
-        lanes = "" if core_ is None else core_.__name__.rpartition("._")[2]
-        return {"path": "native", "why": because, "core": lanes, "steps": on_core.plan.describe()}
+        because = "asked for" if told == "native" else "compiled" if choice is None else choice.why
+        return {"path": "native", "why": because, "core": kind() or "", "steps": on_core.plan.describe()}
     if isinstance(native, str):
-        return {"path": otherwise, "why": f"{why}; not on the compiled core: {native}"}
-    choice = settled(native.key)
+        why = f"{why}; not on the compiled core: {native}"
+        return {"path": otherwise, "why": why if choice is None or told != "auto" else f"{why}; {choice.why}"}
     return {"path": otherwise, "why": f"{why}; {'asked for' if choice is None else choice.why}"}
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from fieldfare.core.errors import UsageError
 
 PATHS = ("auto", "native", "stacked", "hand", "graph", "lockstep")
-"""What may be asked for, by a net's `path=` or by FIELDFARE_PATH (which binds only nets that can go that way)."""
+"""What may be asked for, by a net's `path=` or by FIELDFARE_PATH (which binds only nets that can go that way);
+"lockstep-16" is "lockstep" in stacks of 16 clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,39 @@ def asked(path: str) -> str:
     if path != "auto":
         return path
     told = os.environ.get("FIELDFARE_PATH", "auto") or "auto"
-    if told not in PATHS:
-        raise UsageError(f"FIELDFARE_PATH={told!r}: use one of {', '.join(PATHS)}.")
+    if not known(told):
+        raise UsageError(f"FIELDFARE_PATH={told!r}: use one of {', '.join(PATHS)}, or lockstep-16.")
     return told
+
+
+def known(path: str) -> bool:
+    """Whether `path` may be asked for.
+
+    >>> known("lockstep-16"), known("lockstep-0"), known("fastest")
+    (True, False, False)
+    """
+    way, dash, stack = path.partition("-")
+    sized = way == "lockstep" and stack.isdecimal() and stack.isascii() and 0 < int(stack) < 1 << 20
+    return sized if dash else path in PATHS
+
+
+def way_of(path: str) -> str:
+    """`path` without the size of its stacks.
+
+    >>> way_of("lockstep-16"), way_of("native")
+    ('lockstep', 'native')
+    """
+    return path.partition("-")[0]
+
+
+def stack_of(path: str) -> int | None:
+    """How many clients go in one stack of `path`; None where that is not said.
+
+    >>> stack_of("lockstep-16"), stack_of("lockstep")
+    (16, None)
+    """
+    told = path.partition("-")[2]
+    return int(told) if told else None
 
 
 def settle(key: str, choice: Choice) -> None:
@@ -57,9 +88,20 @@ def settled(key: str) -> Choice | None:
     return _settled.get(key)
 
 
+def tell() -> tuple[str, dict[str, Choice]]:
+    """What this process has been asked and has settled, for one elsewhere that computes for it."""
+    return os.environ.get("FIELDFARE_PATH", ""), dict(_settled)
+
+
+def hear(told: tuple[str, dict[str, Choice]]) -> None:
+    """Go the ways of the process that `tell` was called in."""
+    os.environ["FIELDFARE_PATH"] = told[0]
+    _settled.update(told[1])
+
+
 @contextmanager
 def without_core() -> Iterator[None]:
-    """Inside, no net goes the first of several ways: what is declared of memory is of the ways without the core."""
+    """Inside, nets train one client at a time: what is declared of memory is of ways without core or stacks."""
     global _without
     before, _without = _without, True
     try:
@@ -83,11 +125,20 @@ def taking(key: str, path: str) -> Iterator[None]:
 
 
 def chosen(key: str, candidates: Sequence[str], path: str = "auto") -> str:
-    """One of `candidates`, the first unless another was asked for or settled."""
+    """One of `candidates` (a "lockstep" may have a size), the first unless another was asked for or settled."""
     if _without:
-        return candidates[-1]
+        return plain(candidates)
     told = asked(path)
-    if told in candidates:
+    if way_of(told) in candidates:
         return told
     found = _settled.get(key)
-    return found.path if found is not None and found.path in candidates else candidates[0]
+    return found.path if found is not None and way_of(found.path) in candidates else candidates[0]
+
+
+def plain(candidates: Sequence[str]) -> str:
+    """The candidate that needs neither the core nor stacks in lockstep.
+
+    >>> plain(("native", "torch", "lockstep"))
+    'torch'
+    """
+    return next(one for one in candidates if one not in ("native", "lockstep"))

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -19,70 +20,134 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fieldfare import __version__
 from fieldfare.core.block import Block
 from fieldfare.work.native import threads
-from fieldfare.work.native.choose import Choice, asked, settle, settled, taking
-from fieldfare.work.native.fit import Native
+from fieldfare.work.native.choose import Choice, asked, known, plain, settle, settled, taking, way_of
+from fieldfare.work.native.modules import kind
 from fieldfare.work.net import Drift, Training
 from fieldfare.work.plan import make_plan
+
+I64 = NDArray[np.int64]
 
 _MOMENT_S = 0.03
 _STEPS = 4
 _CLIENTS = 2
 _MARGIN = 1.05
-"""How much faster another way must be than the compiled one."""
+"""How much faster another way must be than the first."""
+_FIRST_STACK, _LARGEST_STACK, _WIDER = 4, 256, 4
+_WORTH_STACKING_S = 0.02
+"""A client's steps that take longer than this one by one are too large to gain by stacks on a processor."""
+_REACH = 6.0
+"""A stack that is more than so many times slower than the best is not tried wider, nor one that does not gain."""
 
 
-def settle_fastest(net: Any, training: Training, data: Any) -> None:
+def settle_fastest(net: Any, training: Training, data: Any, cohort: int | None = None) -> None:
     """Measure the ways `net` can be trained on a few clients of `data`, unless one was asked for or is known.
 
+    `cohort`: how many clients train together; stacks are no larger than what each core has of them.
     Cost: about a tenth of a second for each way, once a net and machine. A run that is gone on with settles its own
     way before (`keep_to`).
     """
-    native = getattr(net, "native", None)
-    if not isinstance(native, Native) or asked(net.path) != "auto" or settled(native.key) is not None:
+    ways: tuple[str, ...] = getattr(net, "ways", ())
+    if len(ways) < 2 or asked(net.path) != "auto" or settled(net.key) is not None:
         return
     if training.precision != "float32":  # nothing else computes in it
-        settle(native.key, Choice("native"))
-        return
-    known = _read().get(machine(), {}).get(native.key)
-    if isinstance(known, dict) and _sound(known):
-        settle(native.key, Choice(known["path"], known["rates"]))
+        settle(net.key, Choice("native"))
         return
     sizes = np.asarray(data.sizes)
     some = np.flatnonzero(sizes > 0)
     if not len(some):
         return
-    middle = some[np.argsort(sizes[some], kind="stable")][len(some) // 2 :][:_CLIENTS]
-    other = _other(net)
-    rates = rates_of(net, native.key, ("native", other), training, data.block(np.sort(middle)))
-    faster = rates[other] > _MARGIN * rates["native"]
-    choice = Choice(other if faster else "native", rates)
-    settle(native.key, choice)
-    _keep(native.key, {"path": choice.path, "rates": rates})
+    most = min(cohort or len(some), len(some)) // (os.cpu_count() or 1)
+    stack = max((one for one in _stacks() if one <= most), default=0)
+    ways = tuple(way for way in ways if way != "lockstep" or stack)
+    told = f"{net.key} in stacks of {stack} at most" if "lockstep" in ways else net.key
+    found = _read().get(machine(), {}).get(told)
+    if isinstance(found, dict) and _sound(found, ways):
+        settle(net.key, Choice(found["path"], found["rates"]))
+        return
+    ordered = some[np.argsort(sizes[some], kind="stable")]
+    rates = rates_of(net, net.key, ways, training, data, ordered, stack)
+    best = max(rates, key=lambda way: rates[way])
+    choice = Choice(best if rates[best] > _MARGIN * rates[ways[0]] else ways[0], rates)
+    settle(net.key, choice)
+    _keep(told, {"path": choice.path, "rates": rates})
 
 
-def rates_of(net: Any, key: str, paths: tuple[str, ...], training: Training, block: Block) -> dict[str, float]:
-    """Clients per second on one thread, of a few steps each, by way."""
-    few = replace(training, steps=_STEPS)
-    keys = np.arange(block.n, dtype=np.uint64)
-    plan = make_plan(block, keys, few)
-    start, row = net.init(0).vector[None], np.zeros(block.n, np.int64)
+def rates_of(
+    net: Any, key: str, ways: tuple[str, ...], training: Training, data: Any, ordered: I64, stack: int = 0
+) -> dict[str, float]:  # fmt: skip
+    """Clients per second on one thread, of a few steps each, by way; stacks in lockstep of up to `stack` clients.
 
-    def once() -> None:
-        net.fit(start, row, block, plan, keys, few, few.lr, Drift())
-
+    `ordered`: clients by size; those in the middle are trained.
+    """
     rates: dict[str, float] = {}
     back = threads.limit(1)
     try:
-        for path in paths:
-            with taking(key, path):
-                rates[path] = round(block.n / _seconds(once), 1)
+        for way in ways:
+            if way != "lockstep":
+                rates[way] = _rate(net, key, way, training, _middle(data, ordered, _CLIENTS))
+        if "lockstep" in ways and 1 / rates[plain(ways)] < _WORTH_STACKING_S:
+            rates |= _rates_stacked(net, key, training, data, ordered, stack, max(rates.values()))
     finally:
         back()
     return rates
+
+
+def _rates_stacked(
+    net: Any, key: str, training: Training, data: Any, ordered: I64, stack: int, best: float
+) -> dict[str, float]:  # fmt: skip
+    """Of wider and wider stacks, while they gain and come near the `best` of the other ways."""
+    rates: dict[str, float] = {}
+    with warnings.catch_warnings():  # of operations that are only looped over
+        warnings.simplefilter("error")
+        for size in _stacks(min(stack, len(ordered))):
+            block = _middle(data, ordered, size)
+            try:
+                if not rates:  # what is imported at first use is not measured
+                    _fit(net, key, f"lockstep-{size}", replace(training, steps=1), block)()
+                rate = _rate(net, key, f"lockstep-{size}", training, block)
+            except Warning as found:
+                net.cannot_stack(str(found))
+            if "lockstep" not in net.ways:  # it was found that it cannot be stacked
+                return {}
+            gains = rate > _MARGIN * max(rates.values(), default=0.0)
+            rates[f"lockstep-{size}"] = rate
+            if not gains or rate * _REACH < best:
+                break
+    return rates
+
+
+def _stacks(most: int = _LARGEST_STACK) -> list[int]:
+    found = [_FIRST_STACK]
+    while found[-1] * _WIDER <= min(most, _LARGEST_STACK):
+        found.append(found[-1] * _WIDER)
+    return found
+
+
+def _middle(data: Any, ordered: I64, count: int) -> Block:
+    """`count` clients of middling size, or all there are."""
+    first = min(len(ordered) // 2, max(0, len(ordered) - count))
+    return data.block(np.sort(ordered[first : first + count]))
+
+
+def _rate(net: Any, key: str, way: str, training: Training, block: Block) -> float:
+    return round(block.n / _seconds(_fit(net, key, way, replace(training, steps=_STEPS), block)), 1)
+
+
+def _fit(net: Any, key: str, way: str, training: Training, block: Block) -> Callable[[], None]:
+    keys = np.arange(block.n, dtype=np.uint64)
+    plan = make_plan(block, keys, training)
+    start, row = net.init(0).vector[None], np.zeros(block.n, np.int64)
+
+    def once() -> None:
+        with taking(key, way):
+            net.fit(start, row, block, plan, keys, training, training.lr, Drift())
+
+    return once
 
 
 def _seconds(once: Callable[[], None]) -> float:
@@ -102,13 +167,9 @@ def _seconds(once: Callable[[], None]) -> float:
 def keep_to(net: Any, path: str) -> None:
     """Go the way a run went (`path` of its description) that is gone on with, whatever is faster now."""
     net = getattr(net, "net", net)  # of a family
-    native = getattr(net, "native", None)
-    if isinstance(native, Native) and asked(net.path) == "auto":
-        settle(native.key, Choice("native" if path == "native" else _other(net)))
-
-
-def _other(net: Any) -> str:
-    return "torch" if hasattr(net, "module") else "stacked"
+    ways: tuple[str, ...] = getattr(net, "ways", ())
+    if len(ways) > 1 and asked(net.path) == "auto":
+        settle(net.key, Choice(path if way_of(path) in ("native", "lockstep") else plain(ways)))
 
 
 @cache
@@ -118,7 +179,8 @@ def machine() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     torch = getattr(sys.modules.get("torch"), "__version__", "")
-    return f"{name}, {os.cpu_count()} cores, fieldfare {__version__}, numpy {np.__version__}, torch {torch}"
+    cores = f"{os.cpu_count()} cores, compiled for {kind() or 'none'}"
+    return f"{name}, {cores}, fieldfare {__version__}, numpy {np.__version__}, torch {torch}"
 
 
 def cache_file() -> Path:
@@ -135,10 +197,12 @@ def _read() -> dict[str, Any]:
     return {}
 
 
-def _sound(known: dict[str, Any]) -> bool:
-    rates = known.get("rates")
+def _sound(found: dict[str, Any], ways: tuple[str, ...]) -> bool:
+    path, rates = found.get("path"), found.get("rates")
     return (
-        known.get("path") in ("native", "torch", "stacked")
+        isinstance(path, str)
+        and way_of(path) in ways
+        and (path == way_of(path) or known(path))
         and isinstance(rates, dict)
         and all(isinstance(name, str) and isinstance(rate, int | float) for name, rate in rates.items())
     )

@@ -78,6 +78,10 @@ class Family:
     def threaded(self) -> bool:
         return getattr(self.net, "threaded", False)
 
+    @property
+    def together(self) -> int:
+        return getattr(self.net, "together", 1)
+
     def folds(self, training: Training) -> bool:
         """Whether the net sums deltas where they lie."""
         able = getattr(self.net, "folds", None)
