@@ -31,7 +31,8 @@ class Choice:
         if not self.rates:
             return "as the run began"
         ordered = sorted(self.rates.items(), key=lambda one: -one[1])
-        return "measured here, clients/s on one thread: " + ", ".join(f"{name} {rate:,.3g}" for name, rate in ordered)
+        told = (f"{name} {rate:,.0f}" if rate >= 100 else f"{name} {rate:.3g}" for name, rate in ordered)
+        return f"measured here, clients/s on one thread: {', '.join(told)}"
 
 
 _settled: dict[str, Choice] = {}
