@@ -1,5 +1,6 @@
 // Ops on each number by itself: activations, sums and products of two values, dropout, copies.
-// Here: their functions and derivatives, the stream of dropout. Not here: what looks at several numbers (ops_norm.h).
+// Here: their functions and derivatives (more of them in ops_bends.h), the stream of dropout. Not here: what looks at
+// several numbers (ops_norm.h), what is the same at all positions (ops_channels.h).
 // Invariant: padded lanes of what is written are 0. A value that does not lie as the output does (inputs of the plan may
 // be narrower than 16 lanes) is copied first; all else is one loop over the whole batch.
 #pragma once
@@ -114,66 +115,84 @@ static FF_INLINE Normal normal(vf x) {
   return {x > 0.f ? 1.f - tail : tail, e * .39894228f};
 }
 
-// Each has f(x, a) and the gradient below given that above (d), x, y = f(x) and the op's constant a.
+// Numbers of an op that are the same for all it is given.
+struct Constants {
+  float a = 0, b = 0, c = 0;
+};
+
+// Each has f(x, k) and the gradient below given that above (d), x, y = f(x) and the op's constants k.
 struct Relu {
-  static constexpr bool READS_X = false, CLEARS = false;
-  static FF_INLINE vf f(vf x, float) { return relu(x); }
-  static FF_INLINE vf back(vf d, vf, vf y, float) { return y <= zero() ? zero() : d; }
+  static constexpr bool READS_X = false;
+  static FF_INLINE vf f(vf x, const Constants&) { return relu(x); }
+  static FF_INLINE vf back(vf d, vf, vf y, const Constants&) { return y <= zero() ? zero() : d; }
 };
 struct Tanh {
-  static constexpr bool READS_X = false, CLEARS = false;
-  static FF_INLINE vf f(vf x, float) { return hyperbolic_tangent(x); }
-  static FF_INLINE vf back(vf d, vf, vf y, float) { return d * (1.f - y * y); }
+  static constexpr bool READS_X = false;
+  static FF_INLINE vf f(vf x, const Constants&) { return hyperbolic_tangent(x); }
+  static FF_INLINE vf back(vf d, vf, vf y, const Constants&) { return d * (1.f - y * y); }
 };
 struct Sigmoid {
-  static constexpr bool READS_X = false, CLEARS = true;
-  static FF_INLINE vf f(vf x, float) { return logistic(x); }
-  static FF_INLINE vf back(vf d, vf, vf y, float) { return d * (y * (1.f - y)); }
+  static constexpr bool READS_X = false;
+  static FF_INLINE vf f(vf x, const Constants&) { return logistic(x); }
+  static FF_INLINE vf back(vf d, vf, vf y, const Constants&) { return d * (y * (1.f - y)); }
 };
 struct Gelu {
-  static constexpr bool READS_X = true, CLEARS = false;
-  static FF_INLINE vf f(vf x, float) { return x * normal(x).below; }
-  static FF_INLINE vf back(vf d, vf x, vf, float) {
+  static constexpr bool READS_X = true;
+  static FF_INLINE vf f(vf x, const Constants&) { return x * normal(x).below; }
+  static FF_INLINE vf back(vf d, vf x, vf, const Constants&) {
     const Normal n = normal(x);
     return d * (n.below + x * n.density);
   }
 };
 struct GeluTanh {  // (1 + tanh t) / 2 = sigmoid(2 t), t = sqrt(2 / pi) (x + 0.044715 x^3)
-  static constexpr bool READS_X = true, CLEARS = false;
+  static constexpr bool READS_X = true;
   static FF_INLINE vf gate(vf x) { return logistic(x * (1.59576912f + .0713548163f * (x * x))); }
-  static FF_INLINE vf f(vf x, float) { return x * gate(x); }
-  static FF_INLINE vf back(vf d, vf x, vf, float) {
+  static FF_INLINE vf f(vf x, const Constants&) { return x * gate(x); }
+  static FF_INLINE vf back(vf d, vf x, vf, const Constants&) {
     const vf s = gate(x);
     return d * (s + (x * s) * (1.f - s) * (1.59576912f + .214064449f * (x * x)));
   }
 };
 struct Silu {
-  static constexpr bool READS_X = true, CLEARS = false;
-  static FF_INLINE vf f(vf x, float) { return x * logistic(x); }
-  static FF_INLINE vf back(vf d, vf x, vf, float) {
+  static constexpr bool READS_X = true;
+  static FF_INLINE vf f(vf x, const Constants&) { return x * logistic(x); }
+  static FF_INLINE vf back(vf d, vf x, vf, const Constants&) {
     const vf s = logistic(x);
     return d * (s + (x * s) * (1.f - s));
   }
 };
 struct LeakyRelu {
-  static constexpr bool READS_X = true, CLEARS = false;
-  static FF_INLINE vf f(vf x, float a) { return x > zero() ? x : a * x; }
-  static FF_INLINE vf back(vf d, vf x, vf, float a) { return x > zero() ? d : a * d; }
+  static constexpr bool READS_X = true;
+  static Constants told(const Spec& s) {
+    must(s.floats.size() == 1 && std::isfinite(s.floats[0]), "leaky_relu: takes one finite slope");
+    return {(float)s.floats[0], 0, 0};
+  }
+  static FF_INLINE vf f(vf x, const Constants& k) { return x > zero() ? x : k.a * x; }
+  static FF_INLINE vf back(vf d, vf x, vf, const Constants& k) { return x > zero() ? d : k.a * d; }
+};
+
+// What the floats of a plan's op say to F: nothing, or else F has its own `told`.
+template <class F, class = void>
+struct Told {
+  static Constants of(const Spec&) { return {}; }
+};
+template <class F>
+struct Told<F, decltype((void)F::told)> {
+  static Constants of(const Spec& s) { return F::told(s); }
 };
 
 template <class F>
 struct Pointwise final : Op {
   Frame frame;
-  float a = 0;
+  Constants k;
+  bool clears = false;  // f(0) is not 0
 
   static std::unique_ptr<Op> make(const Spec& s, const Shapes& at) {
     takes(s, 1, 0, 0);
     auto op = std::make_unique<Pointwise>();
     op->frame = Frame::of(s, at, 0);
-    if (std::is_same<F, LeakyRelu>::value) {
-      must(s.floats.size() == 1 && std::isfinite(s.floats[0]), "leaky_relu: takes one finite slope");
-      op->a = (float)s.floats[0];
-    }
+    op->k = Told<F>::of(s);
+    op->clears = !(sum(vabs(F::f(zero(), op->k))) == 0);
     return op;
   }
   int64_t scratch(int rows) const override { return 2 * frame.room(rows); }
@@ -182,14 +201,14 @@ struct Pointwise final : Op {
     float* z = t.act[out];
     cf x = frame.lie(t.act[in[0]], t.rows, z);
     const int64_t n = t.rows * frame.size();
-    const float k = a;
+    const Constants k = this->k;
     for (int64_t i = 0; i < n; i += VL) store(z + i, F::f(load(x + i), k));
-    if (F::CLEARS) frame.clear_pads(z, t.rows);
+    if (clears) frame.clear_pads(z, t.rows);
   }
   void backward(const Pass& t, float*) const override {
     if (!want[0]) return;
     cf d = t.grad[out], y = t.act[out], x = F::READS_X ? frame.lie(t.act[in[0]], t.rows, t.scratch) : y;
-    const float k = a;
+    const Constants k = this->k;
     give(frame, t.rows, t.grad[in[0]], add[0], t.scratch + frame.room(t.rows),
          [=](int64_t i) FF_LAMBDA { return F::back(load(d + i), load(x + i), load(y + i), k); });
   }

@@ -4,6 +4,8 @@
 
 #include "fusion.h"
 #include "ops_attention.h"
+#include "ops_bends.h"
+#include "ops_channels.h"
 #include "ops_embed.h"
 #include "ops_linear.h"
 #include "ops_norm.h"
@@ -19,7 +21,10 @@ Maker maker(const std::string& kind) {
       {"linear", Linear::make},
       {"relu", Pointwise<Relu>::make}, {"tanh", Pointwise<Tanh>::make}, {"sigmoid", Pointwise<Sigmoid>::make},
       {"gelu", Pointwise<Gelu>::make}, {"gelu_tanh", Pointwise<GeluTanh>::make}, {"silu", Pointwise<Silu>::make},
-      {"leaky_relu", Pointwise<LeakyRelu>::make}, {"add", Add::make}, {"mul", Mul::make}, {"dropout", Dropout::make},
+      {"leaky_relu", Pointwise<LeakyRelu>::make}, {"hardtanh", Pointwise<Hardtanh>::make}, {"clamp", Pointwise<Clamp>::make},
+      {"hardsigmoid", Pointwise<Hardsigmoid>::make}, {"hardswish", Pointwise<Hardswish>::make}, {"elu", Pointwise<Elu>::make},
+      {"softplus", Pointwise<Softplus>::make}, {"mul_channels", Spread<true>::make}, {"add_channels", Spread<false>::make},
+      {"concat", Concat::make}, {"add", Add::make}, {"mul", Mul::make}, {"dropout", Dropout::make},
       {"group_norm", Group_norm::make}, {"batch_norm", Group_norm::make}, {"layer_norm", Layer_norm::make}, {"affine", Affine::make},
       {"conv2d", Conv2d::make}, {"conv2d_max_pool", ConvMaxPool::make}, {"max_pool", MaxPool::make}, {"avg_pool", AvgPool::make},
       {"adaptive_avg_pool", AdaptiveAvgPool::make}, {"mean_positions", MeanPositions::make},

@@ -81,10 +81,29 @@ class Draft:
         )  # fmt: skip
 
 
-SAME = ("relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "leaky_relu", "dropout", "add", "mul")
+FLOATS = {
+    "leaky_relu": [0.1], "hardtanh": [0.0, 6.0], "clamp": [-1.0, 0.5], "elu": [1.0, 1.0, 1.0], "softplus": [1.0, 20.0],
+}  # fmt: skip
+SAME = (
+    "relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu", "hardsigmoid", "hardswish", *FLOATS, "dropout", "add",
+    "mul",
+)  # fmt: skip
 NORMS = ("group_norm", "layer_norm", "batch_norm", "affine")
 POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "mean_positions")
-OTHERS = ("linear", "linear_each", "conv2d", "lstm", "gru", "attention", "offset", "select", "flatten")
+GATES = ("mul_channels", "add_channels")
+OTHERS = (
+    *GATES,
+    "concat",
+    "linear",
+    "linear_each",
+    "conv2d",
+    "lstm",
+    "gru",
+    "attention",
+    "offset",
+    "select",
+    "flatten",
+)
 KINDS = (*SAME, *NORMS, *POOLS, *OTHERS)
 
 
@@ -125,8 +144,18 @@ def step(d: Draft, rng: random.Random, kind: str, at: int) -> int:
         alike = [i for i, v in enumerate(d.values) if v[:3] == [h, w, c] and not v[4]]
         ins = [at, rng.choice(alike)] if kind in ("add", "mul") else [at]
         rng.shuffle(ins)
-        floats = {"leaky_relu": [0.1], "dropout": [rng.choice([0.0, 0.3, 1.0])]}.get(kind, [])
+        floats = [*{**FLOATS, "dropout": [rng.choice([0.0, 0.3, 1.0])]}.get(kind, [])]
         return d.put(kind, ins, d.value(h, w, c), [], [0] if kind == "dropout" else [], floats)
+    if kind in GATES:
+        gates = [i for i, v in enumerate(d.values) if v[:3] == [1, 1, c] and not v[4]]
+        if not gates or rng.random() < 0.3:
+            gates = [d.put("mean_positions", [at], d.value(1, 1, c), [], [], [])]
+        return d.put(kind, [at, rng.choice(gates)], d.value(h, w, c), [], [], [])
+    if kind == "concat":
+        beside = [i for i, v in enumerate(d.values) if v[:2] == [h, w] and not v[4]]
+        ins = [at, *(rng.choice(beside) for _ in range(rng.randint(0, 3)))]
+        rng.shuffle(ins)
+        return d.put(kind, ins, d.value(h, w, sum(d.values[i][2] for i in ins)), [], [], [])
     if kind in NORMS:
         over = rng.randint(1, 2)
         wide = h * w * d.wide(c) if kind == "layer_norm" and over == 2 else d.wide(c)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import native_phones as phones
 import native_reference as reference
 import numpy as np
 import pytest
@@ -211,6 +212,63 @@ def made(name: str) -> tuple[Any, Any]:
                 return s.o((F.max_pool2d(h.relu(), 3) + h.mean((2, 3), keepdim=True) * 0.5).flatten(1))
 
             return Seq(f, a=C(2, 4, 3), o=L(4, 3)), numbers(2, 5, 5)
+        case "phone v2":
+            return phones.V2(3, 16, 4), numbers(3, 9, 10)
+        case "phone v3":
+            return phones.V3(3, 16, 4), numbers(3, 9, 10)
+        case "phone v3 of groups":
+            return phones.V3(3, 16, 4, phones.groups), numbers(3, 9, 10)
+        case "bends":
+            return nn.Sequential(
+                L(6, 20), nn.ReLU6(), L(20, 7), nn.Hardtanh(-0.5, 0.75), L(7, 20), nn.Hardsigmoid(), L(20, 9),
+                nn.Hardswish(), L(9, 20), nn.ELU(0.5), L(20, 9), nn.SELU(), L(9, 20), nn.CELU(2.0), L(20, 9),
+                nn.Softplus(2.0, 5.0), L(9, 3),
+            ), numbers(6)  # fmt: skip
+        case "bends of functions":
+
+            def f(s: Any, x: Any) -> Any:
+                h = F.relu6(s.a(x)) + F.hardtanh(s.b(x), -0.5, 0.5) - F.hardswish(s.c(x), inplace=True)
+                h = F.hardsigmoid(s.d(h)) + F.elu(s.d(h), 0.5) + F.selu(s.d(h)) + torch.celu(s.d(h), 0.5)
+                h = F.softplus(h, 2.0).clamp(0.5, 2.0) + torch.clamp(s.d(h), min=-1.0) + s.d(h).clamp_max(1.0)
+                return s.o(1 - h.clamp_(-3, 3) * 0.5)
+
+            return Seq(f, a=L(6, 20), b=L(6, 20), c=L(6, 20), d=L(20, 20), o=L(20, 3)), numbers(6)
+        case "joined":
+
+            def f(s: Any, x: Any) -> Any:
+                h = s.a(x)
+                h = torch.cat([x, h, s.b(h), h], 1)
+                v = h.mean((2, 3))
+                return s.o(torch.concat((v, s.p(v), F.max_pool2d(h, 5).flatten(1)), dim=-1))
+
+            return Seq(f, a=C(3, 5, 3, padding=1), b=C(5, 18, 1), p=L(31, 7), o=L(69, 3)), numbers(3, 5, 5)
+        case "joined sequences":
+            return Seq(lambda s, x: s.o(torch.cat([s.r(x)[0], x, s.a(x)], 2)[:, -1]), r=nn.GRU(6, 5, batch_first=True),
+                       a=L(6, 17), o=L(28, 3)), numbers(7, 6)  # fmt: skip
+        case "gates of places":
+
+            def f(s: Any, x: Any) -> Any:
+                h = s.a(x)
+                g = s.g(h.mean((2, 3)))[:, :, None, None]
+                h = g.sigmoid() * h + s.b(F.adaptive_avg_pool2d(x, 1))
+                h -= g
+                return s.o(h.flatten(1))
+
+            return Seq(f, a=C(3, 18, 3), g=L(18, 18), b=C(3, 18, 1), o=L(162, 3)), numbers(3, 5, 5)
+        case "lines":
+            return nn.Sequential(
+                nn.Conv1d(3, 17, 5, 2, 4, 2), nn.BatchNorm1d(17, track_running_stats=False), nn.ReLU6(),
+                nn.Conv1d(17, 17, 3, padding=1, groups=17), nn.MaxPool1d(3, 2, 1), nn.Conv1d(17, 6, 1), nn.Hardswish(),
+                nn.AvgPool1d(2, 1), nn.AdaptiveAvgPool1d(2), nn.Flatten(), L(12, 3),
+            ), numbers(3, 21)  # fmt: skip
+        case "gated lines":
+
+            def f(s: Any, x: Any) -> Any:
+                h = F.conv1d(x, s.w, stride=2, padding=1)
+                h = F.max_pool1d(h, 2, 1) * F.hardsigmoid(s.g(F.adaptive_avg_pool1d(h, 1)))
+                return s.o(torch.cat([F.adaptive_max_pool1d(h, 1), F.adaptive_avg_pool1d(h, 1)], 1).flatten(1))
+
+            return Seq(f, w=nn.Parameter(torch.randn(7, 3, 3)), g=nn.Conv1d(7, 7, 1), o=L(14, 3)), numbers(3, 12)
     raise AssertionError(name)
 
 
@@ -220,11 +278,13 @@ NAMES = (
     "view of a vector", "channels last data", "bytes-like pictures", "convolution of a sequence", "depthwise", "gates",
     "scales and shifts", "products with a matrix", "in place", "a layer used twice", "dead ends", "frozen", "subclass",
     "states of zeros", "sums", "layers made on the way", "segmentation", "flattened norm",
-    "pooled maximum", "relu read twice",
+    "pooled maximum", "relu read twice", "phone v2", "phone v3", "phone v3 of groups", "bends", "bends of functions",
+    "joined", "joined sequences", "gates of places", "lines", "gated lines",
 )  # fmt: skip
 LOWERED = (
     "conv1d", "instance", "ln_several", "ln_several_noaffine", "gn_each", "grouped", "depth_mult", "convnext",
-    "permute_flat", "bn_noaffine", "tied_layers", "constant_shape", "ones_mask", "bucket", "lowrank",
+    "permute_flat", "bn_noaffine", "tied_layers", "constant_shape", "ones_mask", "bucket", "lowrank", "se",
+    "mobile", "dense", "inception",
 )  # fmt: skip
 
 

@@ -107,6 +107,19 @@ def _op(op: Any, xs: list[Any], ins: list[Any], out: Any, params: list[Any], tra
             return F.gelu(real, approximate="tanh")
         case "leaky_relu":
             return F.leaky_relu(real, op.floats[0])
+        case "hardtanh":
+            return F.hardtanh(real, *op.floats)
+        case "clamp":
+            return torch.clamp(real, *op.floats)
+        case "hardsigmoid":
+            return F.hardsigmoid(real)
+        case "hardswish":
+            return F.hardswish(real)
+        case "elu":
+            a, b, slope = op.floats
+            return torch.where(real > 0, b * real, a * b * torch.expm1(slope * real.clamp(max=0.0)))
+        case "softplus":
+            return F.softplus(real, *op.floats)
         case "group_norm" | "batch_norm":  # written out: torch's falls over channels that lie last
             of = real.reshape(*real.shape[:3], ints[0] if ints else c, -1)
             over = (1, 2, 4) if op.kind == "group_norm" else (0, 1, 2)
@@ -147,6 +160,11 @@ def _op(op: Any, xs: list[Any], ins: list[Any], out: Any, params: list[Any], tra
             return real + xs[1][..., :c]
         case "mul":
             return real * xs[1][..., :c]
+        case "mul_channels" | "add_channels":
+            assert (ins[1].h, ins[1].w, ins[1].c) == (1, 1, c)
+            return real * xs[1][..., :c] if op.kind == "mul_channels" else real + xs[1][..., :c]
+        case "concat":
+            return torch.cat([one[..., : of.c] for one, of in zip(xs, ins, strict=True)], 3)
         case "flatten":
             return real.reshape(len(x), 1, 1, -1)
     raise AssertionError(op.kind)

@@ -17,21 +17,28 @@ from fieldfare.work.native.declared import dense_plan
 from fieldfare.work.native.kinds import (
     avg_pool2d,
     batch_norm,
+    concat,
     conv2d,
     dropout,
+    elu,
     embedding,
     flatten,
+    gate,
     gelu,
     group_norm,
     gru,
+    hardsigmoid,
+    hardswish,
     last,
     layer_norm,
     leaky_relu,
     lstm,
     max_pool2d,
     mean,
+    relu6,
     residual,
     silu,
+    softplus,
 )  # fmt: skip
 from fieldfare.work.native.modules import core
 from fieldfare.work.native.nets import net
@@ -64,6 +71,21 @@ def blocks() -> Any:
 
 def steps() -> Any:
     return net(lstm(5, 6), last(), tanh(), linear(6, 2), input=(7, 5), loss="mse")
+
+
+def phone() -> Any:
+    """An inverted residual with squeeze-and-excitation, and branches side by side."""
+    squeeze = gate(mean(), linear(12, 3), relu(), linear(3, 12), hardsigmoid())
+    wide = conv2d(4, 12, 1, bias=False), group_norm(4, 12), hardswish(), conv2d(12, 12, 3, 1, 1, 12), relu6(), squeeze
+    return net(
+        conv2d(3, 4, 3, 2, 1), residual(*wide, conv2d(12, 4, 1)),
+        concat((), (conv2d(4, 7, 1), elu(0.5)), conv2d(4, 2, 1)),
+        mean(), concat(linear(13, 5), softplus(2.0)), linear(18, 3), input=(3, 8, 8),
+    )  # fmt: skip
+
+
+def gated_steps() -> Any:
+    return net(gate(mean(), linear(5, 5), sigmoid()), concat((), lstm(5, 6)), last(), linear(11, 3), input=(7, 5))
 
 
 def twins() -> list[tuple[Any, Any, dict[str, Any]]]:
@@ -103,6 +125,43 @@ def twins() -> list[tuple[Any, Any, dict[str, Any]]]:
         C(1, 4, 3, padding=1), nn.ReLU(), Sum(inner, S(C(4, 8, 1, 2, bias=False))), nn.ReLU(),
         Sum(S(C(8, 8, 1), nn.GELU()), nn.Identity()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), L(8, 3),
     )  # fmt: skip
+
+    class Squeeze(nn.Module):
+        def __init__(self, *layers: Any) -> None:
+            super().__init__()
+            self.layers = S(*layers)
+
+        def forward(self, x: Any) -> Any:
+            if x.dim() == 4:
+                return x * self.layers(x.mean((2, 3)))[:, :, None, None]
+            return x * self.layers(x.mean(1))[:, None]
+
+    class Last(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x[:, -1]
+
+    class Join(nn.Module):
+        def __init__(self, *branches: Any, dim: int = 1) -> None:
+            super().__init__()
+            self.branches, self.dim = nn.ModuleList(branches), dim
+
+        def forward(self, x: Any) -> Any:
+            return torch.cat([one(x) for one in self.branches], self.dim)
+
+    wide = S(
+        C(4, 12, 1, bias=False), nn.GroupNorm(4, 12), nn.Hardswish(), C(12, 12, 3, 1, 1, groups=12), nn.ReLU6(),
+        Squeeze(L(12, 3), nn.ReLU(), L(3, 12), nn.Hardsigmoid()), C(12, 4, 1),
+    )  # fmt: skip
+    fifth = S(
+        C(3, 4, 3, 2, 1), Sum(wide, nn.Identity()), Join(nn.Identity(), S(C(4, 7, 1), nn.ELU(0.5)), C(4, 2, 1)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), Join(L(13, 5), nn.Softplus(2.0)), L(18, 3),
+    )  # fmt: skip
+    sixth = S(
+        Squeeze(L(5, 5), nn.Sigmoid()),
+        Join(nn.Identity(), Out(nn.LSTM(5, 6, batch_first=True)), dim=2),
+        Last(),
+        L(11, 3),
+    )
     fourth = S(Out(nn.LSTM(5, 6, batch_first=True), True), nn.Tanh(), L(6, 2))
     bytes_ = r.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
     tokens = r.integers(0, 11, (4, 9))
@@ -110,6 +169,8 @@ def twins() -> list[tuple[Any, Any, dict[str, Any]]]:
         (pictures(), first, {"x": bytes_, "y": np.arange(4)}),
         (symbols(), text, {"x": tokens, "y": tokens}),
         (blocks(), third, {"x": r.standard_normal((4, 1, 6, 6)).astype(np.float32), "y": np.arange(4) % 3}),
+        (phone(), fifth, {"x": r.standard_normal((4, 3, 8, 8)).astype(np.float32), "y": np.arange(4) % 3}),
+        (gated_steps(), sixth, {"x": r.standard_normal((4, 7, 5)).astype(np.float32), "y": np.arange(4) % 3}),
         (steps(), fourth, {"x": r.standard_normal((4, 7, 5)).astype(np.float32), "y": np.zeros((4, 2), np.float32)}),
     ]
 
@@ -217,6 +278,9 @@ def test_without_the_core_a_declared_net_is_described_and_refuses_to_train(monke
         ((linear(5, 4), last(), linear(4, 2)), (5,), "takes a sequence, not"),
         ((group_norm(2, 4), flatten(), linear(128, 2)), (2, 8, 8), "is for 4 channels, not for"),
         ((residual(linear(5, 4)), linear(4, 2)), (5,), "broadcasts"),
+        ((gate(linear(5, 4)), linear(4, 2)), (5,), "layer '0' .gate. broadcasts"),
+        ((concat((), last()), linear(4, 2)), (7, 5), "layer '0' .concat. joins .7, 5. and .5,."),
+        ((concat((), conv2d(1, 1, 3)), flatten()), (1, 8, 8), "joins .2, 1, 8, 8. and others"),
         ((linear(5, 4),), (), "give layers and the shape of an example"),
     ],
 )
@@ -228,6 +292,7 @@ def test_layers_that_do_not_fit_are_refused_when_they_are_declared(layers: Any, 
 def test_settings_of_layers_and_data_that_do_not_fit_are_refused():
     for wrong in (
         lambda: conv2d(3, 4, 3, groups=2), lambda: max_pool2d(2, padding=2), lambda: dropout(1.0), lambda: residual(),
+        lambda: gate(), lambda: concat(relu()), lambda: softplus(0.0),
         lambda: group_norm(3, 4), lambda: lstm(0, 3), lambda: embedding(0, 3), lambda: conv2d(1, 1, 0),
         lambda: net(linear(3, 2), input=(3,), loss="hinge"), lambda: net(linear(3, 2), input=(3,), transform="half"),
     ):  # fmt: skip

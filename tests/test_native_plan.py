@@ -213,7 +213,10 @@ def test_packing_and_back_keeps_the_vector():
         assert np.array_equal(plan.unpack(plan.pack(vector)), vector)
 
 
-BENDS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.LeakyReLU)
+BENDS = (
+    nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.ELU,
+    nn.Softplus,
+)  # fmt: skip
 
 
 @st.composite

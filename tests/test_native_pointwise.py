@@ -67,7 +67,35 @@ ACTIVATIONS: dict[str, Any] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
     "leaky_relu": lambda x: F.leaky_relu(x, 0.125),
+    "hardtanh": lambda x: F.hardtanh(x, -0.5, 6.0),
+    "hardtanh above 0": lambda x: F.hardtanh(x, 0.25, 2.0),
+    "clamp": lambda x: torch.clamp(x, 0.0, 6.0),
+    "clamp from below": lambda x: torch.clamp(x, min=-0.25),
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "elu": lambda x: F.elu(x, 0.75),
+    "elu as selu": F.selu,
+    "elu as celu": lambda x: F.celu(x, 2.0),
+    "softplus": F.softplus,
+    "softplus, sharper": lambda x: F.softplus(x, 4.0, 5.0),
 }
+FLOATS = {
+    "leaky_relu": [0.125],
+    "hardtanh": [-0.5, 6.0],
+    "hardtanh above 0": [0.25, 2.0],
+    "clamp": [0.0, 6.0],
+    "clamp from below": [-0.25, float("inf")],
+    "elu": [0.75, 1.0, 1.0],
+    "elu as selu": [1.6732632423543772, 1.0507009873554805, 1.0],
+    "elu as celu": [2.0, 1.0, 0.5],
+    "softplus": [1.0, 20.0],
+    "softplus, sharper": [4.0, 5.0],
+}
+BOUNDED = ("tanh", "sigmoid", "hardtanh", "hardtanh above 0", "clamp", "hardsigmoid")
+
+
+def op_of(name: str) -> str:
+    return name.replace(",", " ").split(" ")[0]
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -77,8 +105,7 @@ def test_an_activation_and_its_gradient_are_torchs(
     core: ModuleType, kind: str, shape: tuple[int, int, int], seed: int, spread: float, residual: bool
 ) -> None:
     net = Net(*shape)
-    floats = [0.125] if kind == "leaky_relu" else []
-    y = net.op(kind, [1], net.value(*shape[1:]), floats=floats)
+    y = net.op(op_of(kind), [1], net.value(*shape[1:]), floats=FLOATS.get(kind, []))
     if residual:  # the gradient is then added to what the sum wrote
         net.op("add", [1, y], net.value(*shape[1:]))
     function = ACTIVATIONS[kind]
@@ -91,7 +118,7 @@ def test_an_activation_is_right_over_all_of_its_range(core: ModuleType, kind: st
         np.float32
     )
     net = Net(1, 1, len(x))
-    net.op(kind, [1], net.value(1, len(x)), floats=[0.125] if kind == "leaky_relu" else [])
+    net.op(op_of(kind), [1], net.value(1, len(x)), floats=FLOATS.get(kind, []))
     v = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     out = ACTIVATIONS[kind](v)
     plan = net.plan(core)
@@ -104,6 +131,49 @@ def test_an_activation_is_right_over_all_of_its_range(core: ModuleType, kind: st
     out.backward(2 * out.detach() / len(x))
     assert v.grad is not None
     np.testing.assert_allclose(grad * len(x), v.grad.numpy() * len(x), rtol=3e-6, atol=2e-6)
+
+
+EDGES = {
+    "hardtanh": [-0.5, 6.0],
+    "clamp": [0.0, 6.0],
+    "hardsigmoid": [-3.0, 3.0],
+    "hardswish": [-3.0, 3.0],
+    "elu": [0.0],
+    "relu": [0.0],
+}
+
+
+@pytest.mark.parametrize("kind", EDGES)
+def test_the_gradient_at_an_edge_is_torchs(core: ModuleType, kind: str) -> None:
+    x = np.array([*EDGES[kind], -0.0, *np.nextafter(np.float32(EDGES[kind]), np.float32(1.0))], np.float32)
+    net = Net(1, 1, len(x))
+    net.op(kind, [1], net.value(1, len(x)), floats=FLOATS.get(kind, []))
+    v = torch.tensor(x, requires_grad=True)
+    out = ACTIVATIONS[kind](v)
+    y = np.full((1, len(x)), 10.0, np.float32)
+    F.mse_loss(out[None], torch.from_numpy(y)).backward()
+    assert v.grad is not None
+    np.testing.assert_allclose(net.gradient(net.plan(core), x, y)[1], v.grad.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "floats", "said"),
+    [
+        ("hardtanh", [1.0, 0.0], "the lower and the upper one"),
+        ("clamp", [1.0], "the lower and the upper one"),
+        ("elu", [1.0], "takes three finite numbers"),
+        ("elu", [1.0, 1.0, -1.0], "the last not below 0"),
+        ("softplus", [0.0, 20.0], "a finite beta that is not 0"),
+        ("leaky_relu", [float("inf")], "one finite slope"),
+    ],
+)
+def test_numbers_that_an_activation_cannot_have_are_refused(
+    core: ModuleType, kind: str, floats: list[float], said: str
+) -> None:
+    net = Net(1, 1, 3)
+    net.op(kind, [1], net.value(1, 3), floats=floats)
+    with pytest.raises(ValueError, match=said):
+        net.plan(core)
 
 
 @pytest.mark.parametrize("kind", ["add", "mul"])
@@ -266,6 +336,8 @@ def raw(
     [
         ("sigmoid", 0, [], []),
         ("gelu", 0, [], []),
+        ("softplus", 0, [], [1.0, 20.0]),
+        ("hardswish", 0, [], []),
         ("add", 0, [], []),
         ("mul", 0, [], []),
         ("dropout", 0, [0], [0.25]),
@@ -302,7 +374,7 @@ def test_ops_read_columns_of_any_width_as_they_lie(
             theirs = xs * xs
         case "dropout":
             theirs = xs * torch.from_numpy(dropout_factors(0, 0, 0, shape, 0.25)).double()
-        case "sigmoid" | "gelu":
+        case "sigmoid" | "gelu" | "softplus" | "hardswish":
             theirs = ACTIVATIONS[kind](xs)
         case _:
             theirs = normed(kind, net, v, params, ints, 1e-2)
@@ -363,14 +435,14 @@ def test_dropout_drops_as_often_as_it_says_and_differs_by_step_row_op_and_client
 )
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_reaches_the_loss(core: ModuleType, kind: str, bad: float) -> None:
-    if kind in ("tanh", "sigmoid") and bad == np.inf:
-        pytest.skip(f"{kind} of infinity is 1")
+    if kind in BOUNDED and bad == np.inf:
+        pytest.skip(f"{kind} of infinity is a number")
     net = Net(2, 3, 5)
     if kind in ("group_norm", "layer_norm", "batch_norm", "affine"):
         norm(net, kind, 2, [] if kind in ("batch_norm", "affine") else [1])
     else:
-        floats = {"leaky_relu": [0.125], "dropout": [0.5]}.get(kind, [])
-        net.op(kind, [1, 1] if kind in ("add", "mul") else [1], net.value(3, 5), [], [0], floats)
+        floats = {**FLOATS, "dropout": [0.5]}.get(kind, [])
+        net.op(op_of(kind), [1, 1] if kind in ("add", "mul") else [1], net.value(3, 5), [], [0], floats)
     for place in (0, 7, 29):
         vector = numbers(0, net.size)
         vector[place] = bad

@@ -33,8 +33,9 @@ class Program(nn.Module):
 
 
 OPS = (
-    "relu", "relu_", "tanh", "add", "iadd", "mul", "permute", "transpose", "flatten", "view", "unsqueeze", "squeeze",
-    "linear", "linear", "conv", "pool", "mean", "select", "norm", "scale", "shift", "group", "gru", "whole norm",
+    "relu", "relu_", "tanh", "relu6", "clamp_", "hardswish", "softplus", "gate", "cat", "cat", "line", "add", "iadd",
+    "mul", "permute", "transpose", "flatten", "view", "unsqueeze", "squeeze", "linear", "linear", "conv", "pool",
+    "mean", "select", "norm", "scale", "shift", "group", "gru", "whole norm",
 )  # fmt: skip
 
 
@@ -68,6 +69,25 @@ def step_of(draw: Any, program: Program, known: list[Any]) -> Any:
             return lambda p, found: found[at].relu_()
         case "tanh":
             return lambda p, found: torch.tanh(found[at])
+        case "relu6":
+            return lambda p, found: F.relu6(found[at])
+        case "clamp_":
+            return lambda p, found: found[at].clamp_(-0.5, 0.75)
+        case "hardswish":
+            return lambda p, found: F.hardswish(found[at], inplace=True)
+        case "softplus":
+            return lambda p, found: F.softplus(found[at])
+        case "gate" if n > 2:  # by what is the same along some axes
+            dims = draw(st.sampled_from((tuple(range(2, n)), (1,), (n - 1,))))
+            return lambda p, found: found[at] * found[at].mean(dims, keepdim=True).sigmoid()
+        case "cat":
+            where = draw(st.integers(1, n - 1)) if n > 1 else 0
+            rest = [i for i, one in enumerate(known) if len(one) == n and one[:where] == shape[:where]]
+            b = draw(st.sampled_from([i for i in rest if known[i][where + 1 :] == shape[where + 1 :]]))
+            return lambda p, found: torch.cat([found[at], found[b]], where)
+        case "line" if n == 3:
+            i = part(program, nn.Conv1d(shape[1], draw(st.sampled_from((2, 4))), 3, padding=1))
+            return lambda p, found: p.parts[i](found[at])
         case "add" | "mul" | "iadd" as kind:
             others = [i for i, one in enumerate(known) if one == shape]
             b = draw(st.sampled_from(others))

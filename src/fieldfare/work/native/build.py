@@ -308,7 +308,7 @@ class Builder:
         return self._like(x, out)
 
     def pointwise(self, kind: str, x: Tensor, floats: Sequence[float] = ()) -> Tensor:
-        """relu, tanh, sigmoid, gelu, gelu_tanh, silu, leaky_relu."""
+        """relu, tanh, sigmoid, gelu, gelu_tanh, silu, and those with numbers of their own (`kinds.Bend`)."""
         x = self.settled(x)
         v = self.of(x)
         out = self.value(v.h, v.w, v.c)
@@ -324,9 +324,9 @@ class Builder:
         return Tensor(out, x.axes)
 
     def both(self, kind: str, a: Tensor, b: Tensor, what: str) -> Tensor:
-        """add or mul of two tensors of one shape."""
+        """add or mul of two tensors of one shape, or of one and what is the same at all its positions."""
         if a.shape != b.shape:
-            raise NoPlan(what, f"broadcasts {a.shape} and {b.shape}, which has no native form")
+            return self._along_channels(kind, a, b, what)
         if self.is_column(a) != self.is_column(b):
             column, other = (a, b) if self.is_column(a) else (b, a)
             inner = [axis for axis in self.settled(other).axes if letters([axis]) != {"b"}]
@@ -339,6 +339,35 @@ class Builder:
         out = self.value(va.h, va.w, va.c)
         self.op(kind, [a, b], out)
         return Tensor(out, a.axes)
+
+    def _along_channels(self, kind: str, a: Tensor, b: Tensor, what: str) -> Tensor:
+        """add or mul of a tensor of many positions and one of a single position, the others' numbers being equal."""
+        rank = max(len(a.axes), len(b.axes))
+        a, b = (Tensor(one.source, ((),) * (rank - len(one.axes)) + one.axes) for one in map(self.settled, (a, b)))
+        x, one = (a, b) if self.of(b).h * self.of(b).w == 1 else (b, a)
+        wanted = tuple(() if letters([axis]) <= {"h", "w"} else axis for axis in x.axes)
+        if self.of(one).h * self.of(one).w != 1 or self.of(one).c != self.of(x).c or one.axes != wanted:
+            raise NoPlan(what, f"broadcasts {a.shape} and {b.shape}, which has no native form")
+        v = self.of(x)
+        out = self.value(v.h, v.w, v.c)
+        self.op(f"{kind}_channels", [x, one], out)
+        return Tensor(out, x.axes)
+
+    def concat(self, parts: Sequence[Tensor], dim: int, what: str) -> Tensor:
+        """Channels one after the other."""
+        orders = {(2, 1): "c", (3, 1): "ch", (3, 2): "hc", (4, 1): "chw", (4, 3): "hwc"}
+        order = orders.get((len(parts[0].axes), dim))
+        parts = [self.settled(x, order if self.is_column(x) else None) for x in parts]
+        first = parts[0]
+        v, rest = self.of(first), [axis for at, axis in enumerate(first.axes) if at != dim]
+        for x in parts:
+            other, own = self.of(x), [axis for at, axis in enumerate(x.axes) if at != dim]
+            if (other.h, other.w) != (v.h, v.w) or x.axes[dim] != self.axis(x, "c") or own != rest:
+                raise NoPlan(what, f"joins {first.shape} and others along an axis that is not that of channels")
+        out = self.value(v.h, v.w, sum(self.of(x).c for x in parts))
+        self.op("concat", parts, out)
+        made = self.axis(Tensor(out, ()), "c")
+        return Tensor(out, (*first.axes[:dim], made, *first.axes[dim + 1 :]))
 
     def affine(self, x: Tensor, gamma: Weight | None, beta: Weight | None) -> Tensor:
         """x * gamma + beta, `[c]` each; None is 1, or 0."""
@@ -453,9 +482,11 @@ class Builder:
         return Tensor(out, rest)
 
     def mean_positions(self, x: Tensor, dims: Sequence[int], keep: bool, what: str) -> Tensor:
-        if self.is_column(x):
-            raise NoPlan(what, "is the mean of an input, which has no native form")
-        x = self.settled(x)
+        rank, given = len(x.axes), tuple(sorted(at % len(x.axes) for at in dims))
+        orders = {(3, (1,)): "hc", (3, (2,)): "ch", (4, (1, 2)): "hwc", (4, (2, 3)): "chw"}
+        if self.is_column(x) and (rank, given) not in orders:
+            raise NoPlan(what, f"is the mean over axes of {x.shape} that are not all its positions")
+        x = self.settled(x, orders.get((rank, given)))
         v = self.of(x)
         gone = {at % len(x.axes) for at in dims}
         own = [x.axes[at] for at in gone]

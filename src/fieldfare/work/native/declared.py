@@ -13,9 +13,11 @@ from fieldfare.work.dense import Activation, DenseNet, Flatten, Linear
 from fieldfare.work.native.build import Builder, Tensor, Weight
 from fieldfare.work.native.kinds import (
     Bend,
+    Concat,
     Conv2d,
     Dropout,
     Embedding,
+    Gate,
     Kind,
     Last,
     Mean,
@@ -88,8 +90,8 @@ def _layer(built: Builder, h: Tensor, layer: Kind, weights: dict[str, Weight], n
             return built.linear(h, weight, bias, what)
         case Activation(kind):
             return built.pointwise(kind, h)
-        case Bend(kind, slope):
-            return built.pointwise(kind, h, (slope,) if kind == "leaky_relu" else ())
+        case Bend(kind, numbers):
+            return built.pointwise(kind, h, numbers)
         case Flatten():
             return built.viewed(h, (h.shape[0], int(np.prod(h.shape[1:], dtype=np.int64))), what)
         case Conv2d(_, _, kernel, stride, padding, groups, _):
@@ -126,14 +128,28 @@ def _layer(built: Builder, h: Tensor, layer: Kind, weights: dict[str, Weight], n
         case Dropout(p):
             return built.dropout(h, p) if p else h
         case Residual(inner, shortcut):
-            if built.is_column(h):
-                h = built.settled(h)
-            inside = beside = h
-            for at, one in enumerate(inner):
-                inside = _layer(built, inside, one, weights, f"{name}.layers.{at}")
-            for at, one in enumerate(shortcut):
-                beside = _layer(built, beside, one, weights, f"{name}.shortcut.{at}")
-            return built.both("add", inside, beside, what)
+            h = built.settled(h)
+            inside = _chain(built, h, inner, weights, f"{name}.layers")
+            return built.both("add", inside, _chain(built, h, shortcut, weights, f"{name}.shortcut"), what)
+        case Gate(inner):
+            h = built.settled(h)
+            by = _chain(built, h, inner, weights, f"{name}.layers")
+            if len(by.axes) == 2 and len(h.axes) > 2:  # the channels of pictures are axis 1, of sequences the last
+                b, c = by.axes
+                by = Tensor(by.source, (b, c, (), ()) if len(h.axes) == 4 else (b, (), c))
+            return built.both("mul", h, by, what)
+        case Concat(branches):
+            h = built.settled(h)
+            ends = [_chain(built, h, one, weights, f"{name}.branches.{at}") for at, one in enumerate(branches)]
+            if len({len(one.axes) for one in ends}) > 1:
+                raise NoPlan(what, f"joins {' and '.join(str(one.shape[1:]) for one in ends)}")
+            return built.concat(ends, 1 if len(ends[0].axes) in (2, 4) else 2, what)
+
+
+def _chain(built: Builder, h: Tensor, layers: tuple[Kind, ...], weights: dict[str, Weight], name: str) -> Tensor:
+    for at, one in enumerate(layers):
+        h = _layer(built, h, one, weights, f"{name}.{at}")
+    return h
 
 
 def _norm(

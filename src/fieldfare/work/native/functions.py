@@ -6,6 +6,7 @@ node is read with all its arguments, or refused; what was changed in place is no
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,17 @@ class Reading:
     def pointwise(self, kind: str, x: Any, in_place: bool = False, floats: tuple[float, ...] = ()) -> Tensor:
         x = self.tensor(x)
         return self.over(x, in_place, self.built.pointwise(kind, x, floats))
+
+    def clamp(self, x: Any, min: Any = None, max: Any = None, in_place: bool = False) -> Tensor:
+        low, high = (-inf if min is None else min), (inf if max is None else max)
+        if not isinstance(low, int | float) or not isinstance(high, int | float) or not low <= high:
+            self.refuse("has a native form between numbers, the lower one first, alone")
+        return self.pointwise("clamp", x, in_place, (low, high))
+
+    def concat(self, tensors: Any, dim: int = 0, axis: int | None = None) -> Tensor:
+        parts = [self.tensor(one) for one in tensors]
+        at = (dim if axis is None else axis) % len(parts[0].axes)
+        return parts[0] if len(parts) == 1 else self.built.concat(parts, at, self.what)
 
     def dropout(self, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         x = self.tensor(x)

@@ -15,8 +15,9 @@ from fieldfare.core.errors import UsageError
 from fieldfare.work.dense import Activation, Flatten, Linear, flatten, linear, relu, sigmoid, tanh
 
 __all__ = [
-    "avg_pool2d", "batch_norm", "conv2d", "dropout", "embedding", "flatten", "gelu", "group_norm", "gru", "last",
-    "layer_norm", "leaky_relu", "linear", "lstm", "max_pool2d", "mean", "relu", "residual", "sigmoid", "silu", "tanh",
+    "avg_pool2d", "batch_norm", "concat", "conv2d", "dropout", "elu", "embedding", "flatten", "gate", "gelu",
+    "group_norm", "gru", "hardsigmoid", "hardswish", "last", "layer_norm", "leaky_relu", "linear", "lstm", "max_pool2d",
+    "mean", "relu", "relu6", "residual", "sigmoid", "silu", "softplus", "tanh",
 ]  # fmt: skip
 
 Pair: TypeAlias = tuple[int, int]
@@ -86,10 +87,10 @@ class Recurrent:
 
 @dataclass(frozen=True, slots=True)
 class Bend:
-    """An elementwise function that dense nets do not have."""
+    """An elementwise function that dense nets do not have; `numbers` are the core's."""
 
-    kind: Literal["gelu", "silu", "leaky_relu"]
-    slope: float = 0.0
+    kind: Literal["gelu", "silu", "leaky_relu", "hardtanh", "hardsigmoid", "hardswish", "elu", "softplus"]
+    numbers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,20 @@ class Residual:
     shortcut: tuple[Kind, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """h times layers(h), which may be one number for each channel."""
+
+    layers: tuple[Kind, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Concat:
+    """The channels of every branch of h, one after the other."""
+
+    branches: tuple[tuple[Kind, ...], ...]
+
+
 Kind: TypeAlias = (
     Linear
     | Activation
@@ -121,6 +136,8 @@ Kind: TypeAlias = (
     | Bend
     | Dropout
     | Residual
+    | Gate
+    | Concat
 )
 
 
@@ -223,7 +240,34 @@ def silu() -> Bend:
 
 def leaky_relu(slope: float = 0.01) -> Bend:
     """h, or `slope` times h below 0."""
-    return Bend("leaky_relu", slope)
+    return Bend("leaky_relu", (slope,))
+
+
+def relu6() -> Bend:
+    """h between 0 and 6."""
+    return Bend("hardtanh", (0.0, 6.0))
+
+
+def hardsigmoid() -> Bend:
+    """(h + 3) / 6 between 0 and 1 (Howard et al. 2019)."""
+    return Bend("hardsigmoid")
+
+
+def hardswish() -> Bend:
+    """h times its `hardsigmoid` (Howard et al. 2019)."""
+    return Bend("hardswish")
+
+
+def elu(alpha: float = 1.0) -> Bend:
+    """h, or `alpha` times (exp(h) - 1) below 0."""
+    return Bend("elu", (alpha, 1.0, 1.0))
+
+
+def softplus(beta: float = 1.0) -> Bend:
+    """log(1 + exp(beta h)) / beta."""
+    if not beta > 0:
+        raise UsageError(f"softplus({beta}): use a number above 0.")
+    return Bend("softplus", (beta, 20.0))
 
 
 def dropout(p: float) -> Dropout:
@@ -238,6 +282,23 @@ def residual(*layers: Kind, shortcut: tuple[Kind, ...] | Kind = ()) -> Residual:
     if not layers:
         raise UsageError("residual() needs layers beside its input, such as residual(linear(8, 8), relu()).")
     return Residual(layers, shortcut if isinstance(shortcut, tuple) else (shortcut,))
+
+
+def gate(*layers: Kind) -> Gate:
+    """The product of `layers` and of their input; behind a `mean()` they give one number for each channel.
+
+    Squeeze-and-excitation of c channels: `gate(mean(), linear(c, 8), relu(), linear(8, c), hardsigmoid())`.
+    """
+    if not layers:
+        raise UsageError("gate() needs layers beside its input, such as gate(mean(), linear(8, 8), sigmoid()).")
+    return Gate(layers)
+
+
+def concat(*branches: tuple[Kind, ...] | Kind) -> Concat:
+    """The channels of every branch side by side; a branch is a layer, a tuple of layers, or `()`: the input itself."""
+    if len(branches) < 2:
+        raise UsageError("concat(...) needs two branches or more, such as concat((), linear(8, 4)).")
+    return Concat(tuple(one if isinstance(one, tuple) else (one,) for one in branches))
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +335,13 @@ def parts_of(layer: Kind, prefix: str) -> Iterator[tuple[str, Part]]:
                 yield from parts_of(one, f"{prefix}.layers.{at}")
             for at, one in enumerate(shortcut):
                 yield from parts_of(one, f"{prefix}.shortcut.{at}")
+        case Gate(layers):
+            for at, one in enumerate(layers):
+                yield from parts_of(one, f"{prefix}.layers.{at}")
+        case Concat(branches):
+            for of, branch in enumerate(branches):
+                for at, one in enumerate(branch):
+                    yield from parts_of(one, f"{prefix}.branches.{of}.{at}")
         case _:
             pass
 

@@ -47,6 +47,30 @@ def _leaky(r: Reading, x: Any, negative_slope: float = 0.01, inplace: bool = Fal
     return r.pointwise("leaky_relu", x, inplace, (negative_slope,))
 
 
+def _hardtanh(r: Reading, x: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    return r.pointwise("hardtanh", x, inplace, (min_val, max_val))
+
+
+def _relu6(r: Reading, x: Any, inplace: bool = False) -> Tensor:
+    return _hardtanh(r, x, 0.0, 6.0, inplace)
+
+
+def _elu(r: Reading, x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    return r.pointwise("elu", x, inplace, (alpha, 1.0, 1.0))
+
+
+def _selu(r: Reading, x: Any, inplace: bool = False) -> Tensor:
+    return r.pointwise("elu", x, inplace, (1.6732632423543772, 1.0507009873554805, 1.0))
+
+
+def _celu(r: Reading, x: Any, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    return r.pointwise("elu", x, inplace, (alpha, 1.0, 1.0 / alpha))
+
+
+def _softplus(r: Reading, x: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    return r.pointwise("softplus", x, False, (beta, threshold))
+
+
 def _conv_layer(flat: bool) -> Callable[..., Tensor]:
     def read(r: Reading, p: Any, x: Any) -> Tensor:
         if p.padding_mode != "zeros":
@@ -88,6 +112,14 @@ LAYERS: dict[type, Callable[..., Any]] = {
     nn.Sigmoid: lambda r, p, x: r.pointwise("sigmoid", x),
     nn.GELU: lambda r, p, x: _gelu(r, x, p.approximate),
     nn.SiLU: lambda r, p, x: r.pointwise("silu", x, p.inplace),
+    nn.ReLU6: lambda r, p, x: _relu6(r, x, p.inplace),
+    nn.Hardtanh: lambda r, p, x: _hardtanh(r, x, p.min_val, p.max_val, p.inplace),
+    nn.Hardswish: lambda r, p, x: r.pointwise("hardswish", x, p.inplace),
+    nn.Hardsigmoid: lambda r, p, x: r.pointwise("hardsigmoid", x, p.inplace),
+    nn.ELU: lambda r, p, x: _elu(r, x, p.alpha, p.inplace),
+    nn.SELU: lambda r, p, x: _selu(r, x, p.inplace),
+    nn.CELU: lambda r, p, x: _celu(r, x, p.alpha, p.inplace),
+    nn.Softplus: lambda r, p, x: _softplus(r, x, p.beta, p.threshold),
     nn.LeakyReLU: lambda r, p, x: _leaky(r, x, p.negative_slope, p.inplace),
     nn.Dropout: lambda r, p, x: r.dropout(x, p.p, r.train, p.inplace),
     nn.Flatten: lambda r, p, x: r.flatten(x, p.start_dim, p.end_dim),
@@ -112,7 +144,13 @@ METHODS: dict[str, Callable[..., Any]] = {
     "tanh": _bend("tanh"), "tanh_": lambda r, x: r.pointwise("tanh", x, True),
     "sigmoid": _bend("sigmoid"), "sigmoid_": lambda r, x: r.pointwise("sigmoid", x, True),
     "silu": _bend("silu"), "gelu": _gelu, "leaky_relu": _leaky, "dropout": Reading.dropout,
-    "log_softmax": Reading.log_softmax,
+    "relu6": _relu6, "hardtanh": _hardtanh, "hardtanh_": lambda r, *a: _hardtanh(r, *a, inplace=True),
+    "hardswish": _bend("hardswish"), "hardsigmoid": _bend("hardsigmoid"), "elu": _elu, "selu": _selu, "celu": _celu,
+    "elu_": lambda r, x, alpha=1.0: _elu(r, x, alpha, True), "softplus": _softplus,
+    "clamp": Reading.clamp, "clamp_": lambda r, *a, **k: r.clamp(*a, **k, in_place=True),
+    "clip": Reading.clamp, "clip_": lambda r, *a, **k: r.clamp(*a, **k, in_place=True),
+    "clamp_min": lambda r, x, min: r.clamp(x, min), "clamp_max": lambda r, x, max: r.clamp(x, None, max),
+    "cat": Reading.concat, "log_softmax": Reading.log_softmax,
     "add": Reading.add, "add_": _in_place(Reading.add), "iadd": _in_place(Reading.add),
     "sub": Reading.sub, "sub_": _in_place(Reading.sub), "isub": _in_place(Reading.sub), "rsub": Reading.rsub,
     "mul": Reading.mul, "mul_": _in_place(Reading.mul), "imul": _in_place(Reading.mul),
@@ -126,6 +164,9 @@ METHODS: dict[str, Callable[..., Any]] = {
     "adaptive_avg_pool1d": lambda r, x, output_size: r.adaptive(x, output_size, True),
     "adaptive_max_pool2d": lambda r, x, output_size, return_indices=False: (
         r.refuse("has no native form with indices") if return_indices else r.adaptive(x, output_size, False, True)
+    ),
+    "adaptive_max_pool1d": lambda r, x, output_size, return_indices=False: (
+        r.refuse("has no native form with indices") if return_indices else r.adaptive(x, output_size, True, True)
     ),
     "layer_norm": Reading.layer_norm, "group_norm": Reading.group_norm, "embedding": Reading.embedding,
     "view": Reading.view, "reshape": Reading.view, "flatten": Reading.flatten, "unflatten": Reading.unflatten,
@@ -141,6 +182,11 @@ IN_PLACE = {"iadd", "isub", "imul", "itruediv", "setitem"}
 FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu", torch.relu_: "relu_", f.relu: "relu", f.relu_: "relu_", torch.tanh: "tanh", f.tanh: "tanh",
     torch.sigmoid: "sigmoid", f.sigmoid: "sigmoid", f.silu: "silu", f.gelu: "gelu", f.leaky_relu: "leaky_relu",
+    f.relu6: "relu6", f.hardtanh: "hardtanh", f.hardtanh_: "hardtanh_", f.hardswish: "hardswish",
+    f.hardsigmoid: "hardsigmoid", f.elu: "elu", f.elu_: "elu_", f.selu: "selu", torch.selu: "selu", f.celu: "celu",
+    torch.celu: "celu", f.softplus: "softplus", torch.clamp: "clamp", torch.clip: "clamp", torch.clamp_: "clamp_",
+    torch.clip_: "clamp_", torch.clamp_min: "clamp_min", torch.clamp_max: "clamp_max",
+    torch.cat: "cat", torch.concat: "cat", torch.concatenate: "cat",
     f.dropout: "dropout", f.log_softmax: "log_softmax", torch.log_softmax: "log_softmax",
     torch.add: "add", operator.add: "add", operator.iadd: "iadd", torch.sub: "sub",
     torch.subtract: "sub", operator.sub: "sub", operator.isub: "isub", torch.mul: "mul", torch.multiply: "mul",
@@ -153,7 +199,8 @@ FUNCTIONS: dict[Any, str] = {
     torch.max_pool1d: "max_pool1d", f.avg_pool2d: "avg_pool2d", f.avg_pool1d: "avg_pool1d",
     torch.avg_pool1d: "avg_pool1d", f.adaptive_avg_pool2d: "adaptive_avg_pool2d",
     f.adaptive_avg_pool1d: "adaptive_avg_pool1d", torch.adaptive_avg_pool1d: "adaptive_avg_pool1d",
-    f.adaptive_max_pool2d: "adaptive_max_pool2d", f.layer_norm: "layer_norm", torch.layer_norm: "layer_norm",
+    f.adaptive_max_pool2d: "adaptive_max_pool2d", f.adaptive_max_pool1d: "adaptive_max_pool1d",
+    torch.adaptive_max_pool1d: "adaptive_max_pool1d", f.layer_norm: "layer_norm", torch.layer_norm: "layer_norm",
     f.group_norm: "group_norm", f.embedding: "embedding", torch.flatten: "flatten", torch.reshape: "reshape",
     torch.unflatten: "unflatten", torch.squeeze: "squeeze", torch.unsqueeze: "unsqueeze", torch.permute: "permute",
     torch.transpose: "transpose", torch.swapaxes: "transpose", torch.t: "t", getattr: "getattr", torch.mean: "mean",

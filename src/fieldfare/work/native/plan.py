@@ -172,6 +172,10 @@ def _by(*numbers: int) -> str:
     return "x".join(str(n) for n in numbers)
 
 
+def _between(low: float, high: float) -> str:
+    return f"{low:g}..{high:g}"
+
+
 def _line(op: Op, values: tuple[Value, ...]) -> str:
     """Such as "conv2d 3x3 32->64 relu"."""
     x, out, ints, floats = values[op.ins[0]], values[op.out], op.ints, op.floats
@@ -202,6 +206,10 @@ def _line(op: Op, values: tuple[Value, ...]) -> str:
             words.append(f"{'' if op.kind == 'embedding' else f'{x.c}->'}{out.c}")
         case "dropout":
             words.append(f"{floats[0]:g}")
+        case "hardtanh" | "clamp":
+            words = ["relu6"] if (op.kind, floats) == ("hardtanh", (0.0, 6.0)) else [op.kind, _between(*floats)]
+        case "concat":
+            words.append(f"{'+'.join(str(values[i].c) for i in op.ins)}->{out.c}")
         case "select":
             words.append(str(ints[0]))
         case "adaptive_avg_pool":
