@@ -18,6 +18,7 @@ from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.work import torch_resident
 from fieldfare.work.net import Drift, Training
+from fieldfare.work.torch_loops import slopes
 from fieldfare.work.torch_net import torch_net
 
 torch = pytest.importorskip("torch")
@@ -48,6 +49,44 @@ def test_training_equals_a_loop_with_torch_optim(kind: str, path: str) -> None:
         vector, loss = loop(mod, one, i, partial(torch.optim.SGD, lr=0.1))
         np.testing.assert_allclose(fit.params[i], vector, atol=2e-6)
         assert fit.loss[i] == pytest.approx(loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", [True, False])
+def test_a_step_has_the_gradients_that_autograd_gives_and_zeros_for_what_is_not_used(
+    engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not engine:
+        monkeypatch.setattr(torch.autograd, "Variable", object)
+    of = slopes()
+    a, b, idle = (torch.randn(3, 2, requires_grad=True) for _ in range(3))
+    for shape in ((), (1,)):
+        (one, none, two) = of((a * b).exp().sum().reshape(shape), (a, idle, b))
+        want = torch.autograd.grad((a * b).exp().sum(), (a, b))
+        assert torch.equal(one, want[0])
+        assert torch.equal(two, want[1])
+        assert torch.equal(none, torch.zeros(3, 2))
+        assert not one.requires_grad
+    with pytest.raises(RuntimeError, match="only for scalar outputs"):
+        of(a * b, (a,))
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        of(torch.ones(()), (a,))
+
+
+def test_by_graph_a_layer_that_is_not_used_stays_as_it_is_with_every_optimiser() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.idle = nn.Linear(12, 5), nn.Linear(12, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x.flatten(1))
+
+    net = torch_net(Half(), path="graph")
+    start = net.init(0).vector[None]
+    for training in (Training(lr=0.1), Training(lr=0.1, momentum=0.9), Training(lr=0.1, optimizer="adam")):
+        ends = case("mlp", training).fit(net, start).params
+        assert (ends[:, 65:] == start[:, 65:]).all()
+        assert (ends[:, :65] != start[:, :65]).any()
 
 
 @pytest.mark.parametrize("kind", ["mlp", "dropout", "cnn", "group_norm"])

@@ -67,6 +67,33 @@ def seeds(key: np.uint64, steps: int) -> list[int]:
     return rng.bits(rng.mix(np.array([key ^ _CHANCE])), np.arange(steps)).tolist()
 
 
+def slopes() -> Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]:
+    """What gives the gradients of a loss by parameters, zeros by those that it does not depend on.
+
+    `torch.autograd.grad` looks at its arguments for a tenth of a small model's step: the engine behind it is asked at
+    once, where torch has it under this name. What is no float32 scalar goes the public way, which may refuse it.
+    """
+    import torch
+
+    def public(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
+        return torch.autograd.grad(loss, params, materialize_grads=True)
+
+    run = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
+    if run is None:
+        return public
+    one = (torch.ones(()),)
+
+    def at_once(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
+        if loss.shape or loss.dtype != torch.float32:
+            return public(loss, params)
+        found = run((loss,), one, False, False, tuple(params), True, accumulate_grad=False)
+        if any(slope is None for slope in found):
+            return [torch.zeros_like(p) if slope is None else slope for p, slope in zip(params, found, strict=True)]
+        return found
+
+    return at_once
+
+
 class Graph:
     """Gradients by autograd of any module and loss."""
 
@@ -76,10 +103,13 @@ class Graph:
     ) -> None:  # fmt: skip
         self.resident, self.batches, self.loss = resident, batches, loss
         self.lr, self.update, self.reseed = lr, update, reseed
+        self.slopes = slopes()
         resident.module.train()
 
     def client(self, i: int, key: np.uint64) -> float:
         """Train client i on the model that is loaded; the mean loss over its steps."""
+        import torch
+
         batches, reseed = self.batches, self.reseed
         chance = seeds(key, int(batches.plan.steps[i]))
         plan, own = batches.plan, getattr(self.loss, "of", None)
@@ -87,12 +117,13 @@ class Graph:
         if own is not None:
             loss_of = own(batches.target.array[plan.rows[plan.start[i] : plan.start[i + 1]]])
         total, k = 0.0, 0
-        for _, bounds, inputs, target in batches.groups(i):
-            for at in range(len(bounds) - 1):
-                pick = slice(bounds[at], bounds[at + 1])
-                reseed(chance[k])
-                k += 1
-                total += self._step([column[pick] for column in inputs], target[pick], loss_of, k)
+        with torch.enable_grad():  # once: what a step writes to are plain tensors, no leaves of a graph
+            for _, bounds, inputs, target in batches.groups(i):
+                for at in range(len(bounds) - 1):
+                    pick = slice(bounds[at], bounds[at + 1])
+                    reseed(chance[k])
+                    k += 1
+                    total += self._step([column[pick] for column in inputs], target[pick], loss_of, k)
         return total / max(k, 1)
 
     def _step(self, batch: list[Tensor], y: Tensor, loss_of: Loss, taken: int) -> float:
@@ -100,11 +131,10 @@ class Graph:
         import torch
 
         resident, update, transform = self.resident, self.update, self.batches.transform
-        with torch.enable_grad():
-            if transform is not None:
-                batch = [transform(batch[0])]
-            loss = loss_of(resident.module(*batch), y)
-            grads = torch.autograd.grad(loss, resident.params, materialize_grads=True)
+        if transform is not None:
+            batch = [transform(batch[0])]
+        loss = loss_of(resident.module(*batch), y)
+        grads = self.slopes(loss, resident.params)
         if update is None:
             torch._foreach_add_(resident.values, grads, alpha=-self.lr)
         else:
