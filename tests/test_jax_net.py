@@ -15,8 +15,9 @@ import fieldfare as ff
 from fieldfare.core.errors import MissingExtra, UsageError
 from fieldfare.core.local import ControlVariate, Fair, Normalised, Personal, Proximal
 from fieldfare.sim.batch import Executor
-from fieldfare.work import jax_step
+from fieldfare.work import jax_net, jax_step
 from fieldfare.work.dense import mlp
+from fieldfare.work.native import threads
 from fieldfare.work.net import Drift, Training
 from fieldfare.work.plan import make_plan
 from fieldfare.work.train import Train
@@ -226,6 +227,35 @@ def job(**simulated):
 def test_neither_chunks_nor_workers_change_a_bit_of_a_run():
     first = job(workers=1, chunk=1).run(None, progress=False).model.vector.tobytes()
     assert job(workers=2, chunk=100).run(None, progress=False).model.vector.tobytes() == first
+
+
+def test_threads_change_no_bit_and_of_several_errors_the_first_clients_is_told(monkeypatch):
+    net, whole = NETS["each"], cohort(DENSE, SIZES, versions=2)
+    found = []
+    monkeypatch.setattr(threads, "worth", lambda clients, flops: found[-1])
+    for count in (1, 3):
+        found.append(count)
+        fit = ends(net, whole, replace(PLAIN, momentum=0.9))
+        found.append((fit.params.tobytes(), fit.loss.tobytes()))
+    assert found[1] == found[3]
+
+    def fails(i):
+        if i in (3, 7):
+            raise ValueError(f"client {i}")
+
+    for most in (1, 4):
+        with pytest.raises(ValueError, match="client 3"):
+            jax_net._spread(fails, 9, most)
+
+
+def test_steps_of_any_number_are_cut_into_runs_of_powers_of_four():
+    data = block([100])
+    net = ff.jax_net(start(), each, predict)
+    plan = make_plan(data, np.zeros(1, np.uint64), Training(batch_size=4, steps=23))
+    runs = list(net._groups(data, plan, 0))
+    assert [len(y) for _, _, y in runs] == [16, 4, 1, 1, 1]
+    seen = np.concatenate([y.reshape(-1) for _, _, y in runs])
+    assert seen.tolist() == data.columns["y"][plan.rows[: len(seen)]].tolist()
 
 
 def test_a_process_with_jax_is_never_forked():

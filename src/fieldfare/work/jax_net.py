@@ -8,6 +8,7 @@ and whatever is compiled or padded is so for shapes of that client.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.core.params import Layout, Params
 from fieldfare.work.jax_step import Loss, Recipe, Shape, loop, measure, need_jax
+from fieldfare.work.native import threads
 from fieldfare.work.net import Drift, Fit, Plan, Training
 
 F32 = NDArray[np.float32]
@@ -53,9 +55,9 @@ def jax_net(
     the data; of several `x` the functions get a tuple. `flops`: of one training step on one example; 6 per parameter
     unless given.
 
-    JAX holds threads, so the simulator computes in its own process. Compiling takes about 0.3 s: with a number per
-    example a few times in all, since short batches are filled up; with a mean once for every size of a batch. Errors:
-    `MissingExtra` without jax, `UsageError` for other leaves.
+    JAX holds threads, so the simulator computes in its own process, one client a thread. Compiling takes about 0.3 s:
+    with a number per example a few times in all, since short batches are filled up; with a mean as often for every size
+    of a batch. Errors: `MissingExtra` without jax, `UsageError` for other leaves.
     """
     need_jax()
     return JaxNet(init, loss, predict, optimizer, (x,) if isinstance(x, str) else tuple(x), y, flops)
@@ -119,40 +121,53 @@ class JaxNet:
         self, start: F32, row: I64, data: Block, plan: Plan, keys: NDArray[np.uint64], training: Training, lr: float,
         drift: Drift, moments: F32 | None = None,
     ) -> Fit:  # fmt: skip
-        """Train n clients one after the other, each from `start[row]`."""
+        """Train n clients, each from `start[row]`: one after the other, on as many threads as this process may use."""
         n = len(plan.steps)
-        size = self.layout.size
-        out, losses = np.empty((n, size), np.float32), np.zeros(n)
+        out, losses = np.empty((n, self.layout.size), np.float32), np.zeros(n)
         left = None if moments is None else moments.copy()
-        begin, steps = self._loop(training, drift)
+        loop = self._loop(training, drift)
         rate, ref = np.float32(lr), start if drift.ref is None else drift.ref
         mask = None if drift.mask is None else np.asarray(drift.mask)
-        for i in range(n):
+        self._each(data)
+
+        def client(i: int) -> None:
             w: Any = start[row[i]]
             if plan.steps[i]:
                 pull = (ref[row[i]] if len(ref) > 1 else ref[0]) if drift.mu else None
                 correction = (None if drift.a is None else np.asarray(drift.a[i]), pull, mask)
-                words = _words(keys[i], int(plan.steps[i])) if self._loss.keyed else None
-                slots, at, before, told = begin(w, rate), 0, 0, []
-                if left is not None:
-                    slots = tuple(left[i, k * size : (k + 1) * size] for k in range(training.moments))
-                    before = int(left[i, -1]) if training.moments == 2 else 0
-                for count, sizes, xs, ys in self._groups(data, plan, i):
-                    chance = None if words is None else _padded(words[at : at + count], len(ys))
-                    with _Noted(self, xs, ys):
-                        w, slots, part = steps(
-                            w, slots, np.int32(before + at), np.int32(count), sizes, xs, ys, chance, rate, correction
-                        )
-                    told.append((part, count))
-                    at += count
-                losses[i] = sum(np.asarray(part)[:count].sum(dtype=np.float64) for part, count in told) / at
-                if left is not None:
-                    for k, slot in enumerate(slots):
-                        left[i, k * size : (k + 1) * size] = slot
-                    if training.moments == 2:
-                        left[i, -1] = before + at
+                w, losses[i] = self._client(
+                    i, w, data, plan, keys[i], training, rate, correction, loop, None if left is None else left[i]
+                )
             out[i] = w
+
+        _spread(client, n, threads.worth(n, self.flops() * len(plan.rows)))
         return Fit(out, losses, {}, left)
+
+    def _client(
+        self, i: int, w: Any, data: Block, plan: Plan, key: np.uint64, training: Training, rate: np.float32,
+        correction: tuple[Any, ...], loop: tuple[Any, Any], left: F32 | None,
+    ) -> tuple[Any, float]:  # fmt: skip
+        """The vector client i comes to and its mean loss; its moments `left` are taken up, and replaced."""
+        begin, steps = loop
+        words = _words(key, int(plan.steps[i])) if self._loss.keyed else None
+        slots, at, before, told = (() if begin is None else begin(w, rate)), 0, 0, []
+        size = self.layout.size
+        if left is not None:
+            slots = tuple(left[k * size : (k + 1) * size] for k in range(training.moments))
+            before = int(left[-1]) if training.moments == 2 else 0
+        for sizes, xs, ys in self._groups(data, plan, i):
+            count = len(ys)
+            chance = None if words is None else words[at : at + count]
+            with _Noted(self, xs, ys):
+                w, slots, part = steps(w, slots, np.int32(before + at), sizes, xs, ys, chance, rate, correction)
+            told.append(part)
+            at += count
+        if left is not None:
+            for k, slot in enumerate(slots):
+                left[k * size : (k + 1) * size] = slot
+            if training.moments == 2:
+                left[-1] = before + at
+        return w, sum(np.asarray(part).sum(dtype=np.float64) for part in told) / at
 
     def evaluate(self, models: F32, row: I64, data: Block) -> Mapping[str, F64]:
         """`loss` and, with `predict`, `accuracy` or `mse`, `[n]`; 0 for a client without examples.
@@ -192,11 +207,11 @@ class JaxNet:
             "predict": None if self._predict is None else _name(self._predict),
             "optimizer": None if self._optimizer is None else _name(self._optimizer),
             "x": self.x[0] if len(self.x) == 1 else list(self.x), "y": self.y, "size": self.layout.size,
-            "path": "compiled loop, one client after the other",
+            "path": "compiled loop, one client a thread",
         }  # fmt: skip
 
     def _loop(self, training: Training, drift: Drift) -> tuple[Any, Any]:
-        """Compiled functions: the optimiser's first state, and the steps."""
+        """Compiled functions: the optimiser's first state (None where it has none), and the steps."""
         if self.own_optimizer and (training.optimizer != "sgd" or training.momentum or training.weight_decay):
             raise UsageError(
                 "jax_net has an optimizer of its own and Training(...) names one, momentum or weight_decay too: say it "
@@ -207,7 +222,8 @@ class JaxNet:
         if recipe not in self._loops:
             from fieldfare.work.jax_step import compiled
 
-            first = compiled(lambda w, lr: recipe.slots(self._shape, w, lr))
+            kept = self.own_optimizer or training.moments
+            first = compiled(lambda w, lr: recipe.slots(self._shape, w, lr)) if kept else None
             self._loops[recipe] = first, loop(recipe, self._shape, self._loss)
         return self._loops[recipe]
 
@@ -219,8 +235,8 @@ class JaxNet:
                 self._told_each = self._loss.each(self._shape.unravel(np.zeros(self.layout.size, np.float32)), x, y)
         return self._told_each
 
-    def _groups(self, data: Block, plan: Plan, i: int) -> Iterator[tuple[int, Any, Any, NDArray[Any]]]:
-        """(count, sizes, xs, ys) of client i: runs of steps `[K, B, ...]`, K a power of four >= count.
+    def _groups(self, data: Block, plan: Plan, i: int) -> Iterator[tuple[Any, Any, NDArray[Any]]]:
+        """(sizes, xs, ys) of client i: runs of steps `[K, B, ...]`, K a power of four.
 
         Of a loss with a number per example all batches are filled up to one B, by repeating the last example; else a
         run has batches of one size.
@@ -233,24 +249,20 @@ class JaxNet:
         cuts = [0, len(sizes)] if each else [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(sizes)]
         for a, b in pairwise(cuts):
             batch = whole if each else int(sizes[a])
-            most = _four(max(_GATHERED // max(batch * row_bytes, 1), 1))
-            for first in range(a, b, most):
-                pick = slice(first, min(first + most, b))
-                count = pick.stop - first
-                length = _four(count)
+            most = max(_GATHERED // max(batch * row_bytes, 1), 1)
+            while a < b:
+                pick = slice(a, a + _four(min(b - a, most)))
                 column = np.minimum(np.arange(batch), sizes[pick, None] - 1)
-                xs, ys = self._batch(data, plan.rows[bounds[:-1][pick, None] + column], length)
-                yield count, _padded(sizes[pick].astype(np.int32), length) if each else None, xs, ys
+                xs, ys = self._batch(data, plan.rows[bounds[:-1][pick, None] + column])
+                yield sizes[pick].astype(np.int32) if each else None, xs, ys
+                a = pick.stop
 
-    def _batch(self, data: Block, rows: I64, length: int | None = None) -> tuple[Any, NDArray[Any]]:
-        """The columns at `rows`, in JAX's own dtypes, the first axis filled up to `length`."""
+    def _batch(self, data: Block, rows: I64) -> tuple[Any, NDArray[Any]]:
+        """The columns at `rows`, in JAX's own dtypes."""
         import jax
 
         inputs, target = self._columns(data)
-        taken: list[NDArray[Any]] = []
-        for column in (*inputs, target):
-            part = column[rows].astype(jax.dtypes.canonicalize_dtype(column.dtype), copy=False)
-            taken.append(part if length is None else _padded(part, length))
+        taken = [c[rows].astype(jax.dtypes.canonicalize_dtype(c.dtype), copy=False) for c in (*inputs, target)]
         xs = tuple(taken[:-1])
         return (xs[0] if len(xs) == 1 else xs), taken[-1]
 
@@ -322,18 +334,28 @@ def _words(key: np.uint64, steps: int) -> NDArray[np.uint32]:
     return rng.bits(rng.mix(np.array([key ^ _CHANCE])), np.arange(steps)).view(np.uint32).reshape(steps, 2)
 
 
-def _padded(part: NDArray[Any], length: int) -> NDArray[Any]:
-    """`part` followed by zeros up to `length`; never read by the loop."""
-    if len(part) == length:
-        return part
-    out = np.zeros((length, *part.shape[1:]), part.dtype)
-    out[: len(part)] = part
-    return out
+def _spread(call: Callable[[int], None], n: int, most: int) -> None:
+    """`call` of 0 to n - 1 on `most` threads that end with it; of several errors that of the least number is raised."""
+    if most == 1:
+        for i in range(n):
+            call(i)
+        return
+    with ThreadPoolExecutor(most) as pool:
+        try:
+            for _ in pool.map(call, range(n)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _four(count: int) -> int:
-    """The power of four, from 4, that is at least `count`."""
-    return max(4, 1 << 2 * -(-(count - 1).bit_length() // 2))
+def _four(most: int) -> int:
+    """The largest power of four that is no more than `most` >= 1.
+
+    >>> [_four(n) for n in (1, 3, 4, 15, 16, 100)]
+    [1, 1, 4, 4, 16, 64]
+    """
+    return 1 << 2 * ((most.bit_length() - 1) // 2)
 
 
 def _blocks(size: int, fill: bool) -> Iterator[tuple[int, int]]:

@@ -114,7 +114,7 @@ class Recipe:
     optax: Any = None
 
     def slots(self, shape: Shape, flat: Array, lr: Array) -> Any:
-        """The optimiser's state at the start of a client's work."""
+        """The optimiser's state at the start of a client's work: of optax its own, else vectors `[P]`."""
         import jax.numpy as jnp
 
         if self.optax is not None:
@@ -122,42 +122,49 @@ class Recipe:
         count = 2 if self.training.optimizer == "adam" else int(self.training.momentum > 0)
         return tuple(jnp.zeros_like(flat) for _ in range(count))
 
-    def step(self, shape: Shape, w: Array, g: Array, slots: Any, taken: Array, lr: Array, drift: Any) -> Any:
-        """(vector, slots) after step number `taken`, from 1; `drift` is (a, ref, mask)."""
+    def step(self, w: Tree, g: Tree, slots: Any, taken: Array, lr: Array, drift: Any) -> Any:
+        """(parameters, slots) after step number `taken`, from 1; `drift` is (a, ref, mask); all as pytrees."""
+        import jax
         import jax.numpy as jnp
 
+        each = jax.tree_util.tree_map
         training, (a, ref, mask) = self.training, drift
         if self.mask:
-            g = jnp.where(mask, g, 0)
+            g = each(lambda g, on: jnp.where(on, g, 0), g, mask)
         if training.clip_norm is not None:
-            g = g * jnp.minimum(training.clip_norm / (jnp.linalg.norm(g) + 1e-6), 1.0)
+            squares = sum(jnp.sum(leaf * leaf) for leaf in jax.tree_util.tree_leaves(g))
+            by = jnp.minimum(training.clip_norm / (jnp.sqrt(squares) + 1e-6), 1.0)
+            g = each(lambda g: g * by, g)
         if training.weight_decay:
-            g = g + training.weight_decay * w
+            g = each(lambda g, w: g + training.weight_decay * w, g, w)
         if self.add:
-            g = g + a
+            g = each(lambda g, a: g + a, g, a)
         if self.mu:
-            g = g + self.mu * (w - ref)
+            g = each(lambda g, w, ref: g + self.mu * (w - ref), g, w, ref)
         if self.mask:
-            g = jnp.where(mask, g, 0)
-        new, slots = self._optimised(shape, w, g, slots, taken, lr)
-        return jnp.where(mask, new, w) if self.mask else new, slots
+            g = each(lambda g, on: jnp.where(on, g, 0), g, mask)
+        new, slots = self._optimised(w, g, slots, taken, lr)
+        return each(lambda new, w, on: jnp.where(on, new, w), new, w, mask) if self.mask else new, slots
 
-    def _optimised(self, shape: Shape, w: Array, g: Array, slots: Any, taken: Array, lr: Array) -> Any:
+    def _optimised(self, w: Tree, g: Tree, slots: Any, taken: Array, lr: Array) -> Any:
+        import jax
         import jax.numpy as jnp
 
-        training = self.training
+        each, training = jax.tree_util.tree_map, self.training
         if self.optax is not None:
-            updates, slots = self._transformation(lr).update(shape.unravel(g), slots, shape.unravel(w))
-            return w + shape.ravel(updates), slots
+            updates, slots = self._transformation(lr).update(g, slots, w)
+            return each(lambda w, update: w + update, w, updates), slots
         if training.optimizer == "adam":
             (b1, b2), (m, s) = training.betas, slots
-            m, s = b1 * m + (1 - b1) * g, b2 * s + (1 - b2) * g * g
-            root = jnp.sqrt(s / (1 - b2**taken)) + training.eps
-            return w - lr / (1 - b1**taken) * m / root, (m, s)
+            m = each(lambda m, g: b1 * m + (1 - b1) * g, m, g)
+            s = each(lambda s, g: b2 * s + (1 - b2) * g * g, s, g)
+            rate, shrunk = lr / (1 - b1**taken), 1 - b2**taken
+            return each(lambda w, m, s: w - rate * m / (jnp.sqrt(s / shrunk) + training.eps), w, m, s), (m, s)
         if training.momentum:
-            v = training.momentum * slots[0] + g
-            return w - lr * (g + training.momentum * v if training.nesterov else v), (v,)
-        return w - lr * g, ()
+            v = each(lambda v, g: training.momentum * v + g, slots[0], g)
+            along = each(lambda g, v: g + training.momentum * v, g, v) if training.nesterov else v
+            return each(lambda w, v: w - lr * v, w, along), (v,)
+        return each(lambda w, g: w - lr * g, w, g), ()
 
     def _transformation(self, lr: Array) -> Any:
         """optax's transformation: as given, or made by the user's function of the learning rate."""
@@ -165,29 +172,31 @@ class Recipe:
 
 
 def loop(recipe: Recipe, shape: Shape, loss: Loss) -> Callable[..., Any]:
-    """A compiled function of (w, slots, first, count, sizes, xs, ys, words, lr, drift) to (w, slots, losses).
+    """A compiled function of (w, slots, first, sizes, xs, ys, words, lr, drift) to (w, slots, losses).
 
-    Takes steps `first + 1 .. first + count` on the batches `xs[k]`, `ys[k]`, k < count <= K; `losses` float32 `[K]`.
-    `sizes` int32 `[K]`: how many examples of each batch are real; None: all.
+    Takes steps `first + 1 .. first + K` on the K batches `xs[k]`, `ys[k]`; `losses` float32 `[K]`. `sizes` int32 `[K]`:
+    how many examples of each batch are real; None: all. Vectors are cut into the user's leaves once a call, and the
+    number of steps is fixed when it is compiled: XLA's gradient of a slice fills a vector for every leaf, and its loops
+    of a length that is only known when they run compute products tens of times slower.
     """
     import jax
     import jax.numpy as jnp
 
-    def steps(w: Array, slots: Any, first: Array, count: Array, sizes: Any, xs: Any, ys: Array, words: Any, lr: Array,
+    own = recipe.optax is None
+
+    def steps(w: Array, slots: Any, first: Array, sizes: Any, xs: Any, ys: Array, words: Any, lr: Array,
               drift: Any) -> Any:  # fmt: skip
-        def of(w: Array, k: Array) -> Array:
-            x = jax.tree_util.tree_map(lambda column: column[k], xs)
-            chance, size = None if words is None else words[k], None if sizes is None else sizes[k]
-            return loss(shape.unravel(w), x, ys[k], chance, size)
+        cut = tuple(None if one is None else shape.unravel(one) for one in drift)
 
-        def body(k: Array, carry: Any) -> Any:
-            w, slots, losses = carry
-            value, g = jax.value_and_grad(of)(w, k)
+        def body(carry: Any, given: Any) -> Any:
+            (p, slots), (k, size, x, y, chance) = carry, given
+            value, g = jax.value_and_grad(loss)(p, x, y, chance, size)
             taken = (first + k + 1).astype(jnp.float32)
-            w, slots = recipe.step(shape, w, g, slots, taken, lr, drift)
-            return w, slots, losses.at[k].set(value.astype(jnp.float32))
+            return recipe.step(p, g, slots, taken, lr, cut), value.astype(jnp.float32)
 
-        return jax.lax.fori_loop(0, count, body, (w, slots, jnp.zeros(len(ys), jnp.float32)))
+        begin = shape.unravel(w), tuple(shape.unravel(one) for one in slots) if own else slots
+        (p, slots), losses = jax.lax.scan(body, begin, (jnp.arange(len(ys)), sizes, xs, ys, words))
+        return shape.ravel(p), tuple(shape.ravel(one) for one in slots) if own else slots, losses
 
     return compiled(steps)
 
