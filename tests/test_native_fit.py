@@ -17,7 +17,7 @@ from fieldfare.core.errors import UsageError
 from fieldfare.core.folds import Coverage, Mean, Total
 from fieldfare.core.local import ControlVariate, Dynamic, Keep, Normalised, Proximal, Twin
 from fieldfare.core.work import Cohort
-from fieldfare.sim.compute import Request, Segment, compute_inline, folds_in_place
+from fieldfare.sim.compute import Recall, Request, Segment, compute_inline, folds_in_place
 from fieldfare.work.dense import relu, sigmoid, tanh
 from fieldfare.work.native import threads
 from fieldfare.work.native.modules import core
@@ -430,7 +430,12 @@ def test_a_mean_is_never_folded_in_place_at_the_places_of_a_sub_model():
     work = Train(native, Training())
     assert folds_in_place(asked, work)
     at = np.arange(native.layout.size)
-    for change in ({"index": at, "size": len(at)}, {"factor": np.ones(1)}, {"keep": True}):
+    again = Recall(np.zeros(1, np.int64), np.zeros(1, np.int64), None)
+    for change in (
+        {"index": at, "size": len(at)}, {"factor": np.ones(1)}, {"keep": True}, {"serials": np.zeros(1, np.int64)},
+        {"recall": again}, {"reduce": {"delta": Mean(), "dc": Mean()}}, {"reduce": {"dc": Mean()}},
+        {"reduce": {"delta": Mean(before=(clip(1.0), clip(1.0)))}}, {"reduce": {"delta": Mean(before=(abs,))}},
+    ):  # fmt: skip
         assert not folds_in_place(replace(asked, segments=(replace(asked.segments[0], **change),)), work)
     covered = replace(asked.segments[0], reduce={"delta": Coverage()}, index=at, size=len(at))
     assert folds_in_place(replace(asked, segments=(covered,)), work)
