@@ -2,14 +2,18 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import fieldfare as ff
+from fieldfare.assembly import assemble
 from fieldfare.core.errors import UsageError
 from fieldfare.run import _check_same
+from fieldfare.sim.compute import pieces
 from fieldfare.store.runs import RunFolder
+from fieldfare.work import torch_lockstep
 from fieldfare.work.native import choose, timing
 from fieldfare.work.native.modules import core
 from fieldfare.work.torch_net import torch_net
@@ -164,20 +168,50 @@ def test_what_is_only_looped_over_is_not_taken_in_stacks(home):
 
 
 @pytest.mark.parametrize("stack", [4, 16])
-def test_stacks_on_a_processor_give_the_same_bits_on_any_number_of_workers(home, stack):
+def test_stacks_on_a_processor_give_the_same_bits_on_any_number_of_workers_and_in_any_chunks(home, stack):
     ends = []
-    for workers in (1, 2, 3):
+    for simulated in ({"workers": 1}, {"workers": 2}, {"workers": 3, "chunk": 3}, {"workers": 1, "chunk": 1}):
         net, data = sine(f"lockstep-{stack}")
         made = ff.Job(
             model=net, data=data, algorithm=ff.FedAvg(rounds=2, cohort=23), training=ff.Training(batch_size=10),
-            simulated=ff.Simulated(workers=workers),
+            simulated=ff.Simulated(**simulated),
         )  # fmt: skip
         ends.append(made.run(runs=None, progress=False).model.vector)
-    assert np.array_equal(ends[0], ends[1])
-    assert np.array_equal(ends[0], ends[2])
+    for end in ends[1:]:
+        assert np.array_equal(ends[0], end)
     net, data = sine("graph")
     made = replace(made, model=net)
     np.testing.assert_allclose(made.run(runs=None, progress=False).model.vector, ends[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_piece_is_one_stack_whatever_else_is_said():
+    request = SimpleNamespace(n=37, segments=(), state=None, models=np.zeros((1, 10), np.float32))
+    cuts = {tuple(pieces(request, workers, chunk, together=16)) for workers in (1, 2, 5) for chunk in (None, 1, 20)}
+    assert cuts == {((0, 16), (16, 32), (32, 37))}
+    assert pieces(request, 1, 20) == [(0, 20), (20, 37)]
+
+
+@pytest.mark.parametrize("algorithm", [ff.FedBuff(rounds=2, cohort=8, buffer=4), ff.FedAvg(rounds=2, cohort=8)])
+def test_streams_of_asks_are_not_stacked_as_who_is_with_whom_depends_on_workers(home, monkeypatch, algorithm):
+    calls = timed(monkeypatch, torch=100.0, lockstep_4=900.0)
+    net, data = sine()
+    assemble(replace(job(net), data=data, algorithm=algorithm))
+    assert {way for way, _ in calls} == ({"torch"} if isinstance(algorithm, ff.FedBuff) else {"torch", "lockstep-4"})
+    assert net.together == (1 if isinstance(algorithm, ff.FedBuff) else 4)
+
+
+def test_on_a_device_stacks_on_it_are_the_way_and_nothing_is_measured(home, monkeypatch):
+    calls = timed(monkeypatch)
+    monkeypatch.setattr(torch_lockstep, "device", lambda: "cpu")  # as if it were one
+    net, data = sine()
+    timing.settle_fastest(net, ff.Training(), data, cohort=40)
+    assert net.ways == ("lockstep", "torch")
+    assert net.lockstep is not None
+    assert not calls
+    timing.keep_to(net, "graph")  # a run that began without it keeps to its way
+    assert net.lockstep is None
+    monkeypatch.setenv("FIELDFARE_PATH", "graph")
+    assert net.lockstep is None
 
 
 def test_a_run_in_stacks_that_is_gone_on_with_keeps_its_stacks(home, monkeypatch, tmp_path):

@@ -48,8 +48,17 @@ def _settle(net: Any, job: Job) -> None:
         from fieldfare.work.native.timing import settle_fastest
 
         must_be_native(net)
-        cohort = getattr(innermost(job.algorithm), "cohort", None)
-        settle_fastest(net, job.training, job.data, cohort if isinstance(cohort, int) else None)
+        settle_fastest(net, job.training, job.data, _together(job))
+
+
+def _together(job: Job) -> int | None:
+    """How many clients train at once, if that is known; 0 where who is computed with whom depends on workers: in
+    streams of asks, and with several nodes."""
+    algorithm = innermost(job.algorithm)
+    if several(job.algorithm) or getattr(algorithm, "folds_late", False):
+        return 0
+    cohort = getattr(algorithm, "cohort", None)
+    return cohort if isinstance(cohort, int) else None
 
 
 @dataclass(frozen=True, eq=False)

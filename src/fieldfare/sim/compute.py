@@ -139,9 +139,11 @@ def pieces(
 ) -> list[tuple[int, int]]:  # fmt: skip
     """Cut a request into runs of clients: bounded in memory, several per worker, never across nothing.
 
-    `in_place`: no row is kept, so that many may go together. `together`: clients that are trained as one; those who are
-    do not depend on the number of workers.
+    `in_place`: no row is kept, so that many may go together. `together`: that many clients are trained as one, whatever
+    else is said, so that who they are depends neither on `chunk` nor on the number of workers.
     """
+    if together > 1:
+        return [(a, min(a + together, request.n)) for a in range(0, request.n, together)]
     leaves = max((len(segment.reduce) for segment in request.segments), default=0)
     kept = 0 if request.state is None else 2 * request.state.shape[1]
     most = max(1, CHUNK_BYTES // max(4 * (request.models.shape[1] * (1 + leaves) + kept), 1))
@@ -149,10 +151,8 @@ def pieces(
         most = max(most, _IN_PLACE)
     if chunk is not None:
         most = min(most, chunk)
-    together = min(together, most)
     if workers > 1:
         most = min(most, max(1, -(-request.n // (workers * 2))))
-    most = max(most // together, 1) * together
     return [(a, min(a + most, request.n)) for a in range(0, request.n, most)]
 
 

@@ -136,7 +136,7 @@ class TorchNet:
         self._within: Within | None = None
         self._native: Native | str | None = None
         self._lockstep: Lockstep | None = None
-        self._unstacked = self._unstackable()
+        self._refused_stacks = ""
         self._key = ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,17 +169,17 @@ class TorchNet:
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """The ways this net can be trained on a processor, the first being taken where nothing was measured."""
-        native = () if isinstance(self.native, str) else ("native",)
-        return (*native, "torch") if self._unstacked else (*native, "torch", "lockstep")
+        """The ways this net can be trained, the first being taken where nothing was settled: on a CUDA device that."""
+        native, stacks = () if isinstance(self.native, str) else ("native",), () if self.unstacked else ("lockstep",)
+        if stacks and asked(self.path) == "auto" and torch_lockstep.device() is not None:
+            return (*stacks, *native, "torch")
+        return (*native, "torch", *stacks)
 
     @property
     def _way(self) -> str:
-        told = asked(self.path)
-        if told in ("stacked", "hand", "graph"):
+        if asked(self.path) in ("stacked", "hand", "graph"):
             return "torch"
-        on_device = told == "auto" and not self._unstacked and torch_lockstep.device() is not None
-        return chosen(self.key, ("lockstep", "torch") if on_device else self.ways, self.path)
+        return chosen(self.key, self.ways, self.path)
 
     @property
     def on_core(self) -> Native | None:
@@ -199,19 +199,17 @@ class TorchNet:
 
     def cannot_stack(self, why: str) -> None:
         """From now on, not in lockstep."""
-        self._unstacked, self._lockstep = f"it cannot be stacked: {why.splitlines()[0] if why else 'no word why'}", None
+        self._lockstep = None
+        self._refused_stacks = f"it cannot be stacked: {why.splitlines()[0] if why else 'no word why'}"
 
     @property
     def unstacked(self) -> str:
         """Why it cannot be trained in lockstep, or nothing."""
-        return self._unstacked
-
-    def _unstackable(self) -> str:
         if self._within is not None:
-            return "what is trained inside is not stacked"
+            return "its training is changed by a declaration"
         if self.loss == "masked_cross_entropy":
             return "this loss is each client's own"
-        return "its transform is a function of its own" if callable(self._transform) else ""
+        return "its transform is a function of its own" if callable(self._transform) else self._refused_stacks
 
     @property
     def threaded(self) -> bool:

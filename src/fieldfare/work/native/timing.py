@@ -47,12 +47,13 @@ _REACH = 6.0
 def settle_fastest(net: Any, training: Training, data: Any, cohort: int | None = None) -> None:
     """Measure the ways `net` can be trained on a few clients of `data`, unless one was asked for or is known.
 
-    `cohort`: how many clients train together; stacks are no larger than what each core has of them.
+    `cohort`: how many clients train together; stacks are no larger than what each core has of them (None: of all, 0: no
+    stacks). On a CUDA device nothing is measured: stacks on it are the way.
     Cost: about a tenth of a second for each way, once a net and machine. A run that is gone on with settles its own
     way before (`keep_to`).
     """
     ways: tuple[str, ...] = getattr(net, "ways", ())
-    if len(ways) < 2 or asked(net.path) != "auto" or settled(net.key) is not None:
+    if len(ways) < 2 or ways[0] == "lockstep" or asked(net.path) != "auto" or settled(net.key) is not None:
         return
     if training.precision != "float32":  # nothing else computes in it
         settle(net.key, Choice("native"))
@@ -61,7 +62,7 @@ def settle_fastest(net: Any, training: Training, data: Any, cohort: int | None =
     some = np.flatnonzero(sizes > 0)
     if not len(some):
         return
-    most = min(cohort or len(some), len(some)) // (os.cpu_count() or 1)
+    most = min(len(some) if cohort is None else cohort, len(some)) // (os.cpu_count() or 1)
     stack = max((one for one in _stacks() if one <= most), default=0)
     ways = tuple(way for way in ways if way != "lockstep" or stack)
     told = f"{net.key} in stacks of {stack} at most" if "lockstep" in ways else net.key
