@@ -53,7 +53,9 @@ def settle_fastest(net: Any, training: Training, data: Any, cohort: int | None =
     way before (`keep_to`).
     """
     ways: tuple[str, ...] = getattr(net, "ways", ())
-    if len(ways) < 2 or ways[0] == "lockstep" or asked(net.path) != "auto" or settled(net.key) is not None:
+    if len(ways) < 2 or ways[0] == "lockstep" or asked(net.path) != "auto":
+        return
+    if (before := settled(net.key)) is not None and (cohort != 0 or way_of(before.path) != "lockstep"):
         return
     if training.precision != "float32":  # nothing else computes in it
         settle(net.key, Choice("native"))
