@@ -1,4 +1,5 @@
-// Ops that are one when nobody reads what is between them: a convolution and the max-pool behind it.
+// Ops that are one when nobody reads what is between them: a convolution and the max-pool behind it, a norm of groups or of
+// the batch and a cheap activation behind it.
 // Invariant: both are made, and so checked, as they were told before they are joined; the value between them is then unused
 // and keeps no memory.
 #pragma once
@@ -19,6 +20,7 @@ inline std::vector<Spec> joined(const std::vector<Spec>& specs, std::vector<Valu
     count(written, s.out);
     for (int i : s.in) count(read, i);
   }
+  auto is_norm = [](const Spec& s) { return s.kind == "group_norm" || s.kind == "batch_norm"; };
   auto inside = [n, &params](const Spec& s) {
     for (int i : s.in)
       if (i < 0 || i >= n) return false;
@@ -28,22 +30,26 @@ inline std::vector<Spec> joined(const std::vector<Spec>& specs, std::vector<Valu
   };
   std::vector<Spec> out;
   std::vector<char> gone;
-  std::vector<int> writer(n, -1);  // convolutions in `out` that may be joined, by the value they write
+  std::vector<int> writer(n, -1);  // ops in `out` that may be joined with the next, by the value they write
   for (const Spec& s : specs) {
     out.push_back(s);
     gone.push_back(0);
     if (!inside(s)) continue;
-    if (s.kind == "conv2d" && written[s.out] == 1 && read[s.out] == 1) writer[s.out] = (int)out.size() - 1;
-    if (s.kind != "max_pool" || writer[s.in[0]] < 0) continue;
-    Spec& conv = out[writer[s.in[0]]];
+    if ((s.kind == "conv2d" || is_norm(s)) && written[s.out] == 1 && read[s.out] == 1) writer[s.out] = (int)out.size() - 1;
+    if (writer[s.in[0]] < 0) continue;
+    const Spec& first = out[writer[s.in[0]]];
+    const std::string kind = first.kind + "_" + s.kind;
+    if (kind != "conv2d_max_pool" && !(is_norm(first) && maker(kind))) continue;
     const Shapes shapes{values, params};
-    Conv2d::make(conv, shapes), MaxPool::make(s, shapes);
-    if (!ConvMaxPool::fits(conv, s, values[conv.out], values[s.out])) continue;
-    Spec both = conv;
-    both.kind = "conv2d_max_pool";
+    maker(first.kind)(first, shapes), maker(s.kind)(s, shapes);
+    const bool fits = is_norm(first) ? values[first.out].ld == values[s.out].ld : ConvMaxPool::fits(first, s, values[first.out], values[s.out]);
+    if (!fits) continue;
+    Spec both = first;
+    both.kind = kind;
     both.out = s.out;
     both.ints.insert(both.ints.end(), s.ints.begin(), s.ints.end());
-    values[conv.out] = Value{1, 1, 1, PAD, false};
+    both.floats.insert(both.floats.end(), s.floats.begin(), s.floats.end());
+    values[first.out] = Value{1, 1, 1, PAD, false};
     gone[writer[s.in[0]]] = 1;
     out.back() = both;
   }

@@ -34,6 +34,40 @@ static void depthwise_sweep(const Grid& g, int sh, int sw, cf in, int h, int64_t
   }
 }
 
+// G[tap][N] += the products of d and of what T places of the kernel read, over a picture's outputs; of rows beyond the
+// picture the numbers are `none`. Every number of d is loaded once for T sums.
+template <int T>
+static void depthwise_lean(const Geometry& g, const Segment* e, cf x, cf none, cf d, float* G) {
+  const int64_t N = g.N, step = (int64_t)g.sw * N;
+  for (int64_t j = 0; j < N; j += VL) {
+    vf acc[T];
+#pragma GCC unroll 9
+    for (int k = 0; k < T; k++) acc[k] = zero();
+    for (int r = 0; r < g.oh; r++) {
+      cf xs[T], ds = d + r * g.drow() + j;
+      for (int k = 0; k < T; k++) {
+        const int at = r * g.sh + e[k].row;
+        xs[k] = (at < 0 || at >= g.h ? none : x + at * g.row()) + e[k].column * N + j;
+      }
+      for (int q = 0; q < g.ow; q++) {
+        const vf dv = load(ds + q * N);
+#pragma GCC unroll 9
+        for (int k = 0; k < T; k++) acc[k] += load(xs[k] + q * step) * dv;
+      }
+    }
+#pragma GCC unroll 9
+    for (int k = 0; k < T; k++) store(G + e[k].b * N + j, load(G + e[k].b * N + j) + acc[k]);
+  }
+}
+static void depthwise_leans(int taps, const Geometry& g, const Segment* e, cf x, cf none, cf d, float* G) {
+  switch (taps) {
+#define FF_CASE(T) case T: return depthwise_lean<T>(g, e, x, none, d, G);
+    FF_CASE(1) FF_CASE(2) FF_CASE(3) FF_CASE(4) FF_CASE(5) FF_CASE(6) FF_CASE(7) FF_CASE(8) FF_CASE(9)
+#undef FF_CASE
+  }
+  __builtin_trap();
+}
+
 struct Depthwise final : Op {
   Geometry g;         // ld = N, whatever the input's
   Grid ahead;         // a segment is one place of the kernel
@@ -69,7 +103,7 @@ struct Depthwise final : Op {
 
   int64_t picture() const { return padded64(g.h * g.row()); }
   int64_t dpicture() const { return padded64(g.oh * g.drow()); }
-  int64_t scratch(int) const override { return picture() + dpicture() + g.taps() * g.N + g.N; }
+  int64_t scratch(int) const override { return picture() + dpicture() + g.taps() * g.N + g.N + padded64(g.row()); }
 
   void lay_in(cf x, float* at) const {
     if (ldx == g.N) return lay(x, g.h, (int64_t)g.w * g.N, at, g.row());
@@ -90,36 +124,23 @@ struct Depthwise final : Op {
 
   void backward(const Pass& t, float*) const override {
     const int64_t N = g.N, size = (int64_t)g.h * g.w * ldx, osize = (int64_t)g.oh * g.ow * N;
-    float *X = t.scratch, *D = X + picture(), *G = D + dpicture(), *sums = G + g.taps() * N;
+    float *X = t.scratch, *D = X + picture(), *G = D + dpicture(), *sums = G + g.taps() * N, *none = sums + N;
     memset(t.scratch, 0, scratch(t.rows) * sizeof(float));
     float* below = want[0] && ldx == N ? t.grad[in[0]] : nullptr;
     cf x = X + g.left * N;
     float* d = D + g.dleft * N;
     for (int b = 0; b < t.rows; b++) {
-      prepare_gradient(t.grad[out] + b * osize, t.act[out] + b * osize, relu, g.oh, g.ow, N, d, g.drow(), sums);
+      if (relu || params.size() > 1)
+        prepare_gradient(t.grad[out] + b * osize, t.act[out] + b * osize, relu, g.oh, g.ow, N, d, g.drow(), sums);
+      else
+        lay(t.grad[out] + b * osize, g.oh, (int64_t)g.ow * N, d, g.drow());
       if (below)
         for (const Grid& p : back)
           depthwise_sweep(p, 1, 1, d, g.oh, g.drow(), N, t.at(params[0]), nullptr, false, add[0], below + b * size + ((int64_t)p.row0 * g.w + p.col0) * N,
                           (int64_t)p.step_row * g.w * N, (int64_t)p.step_col * N);
       if (!t.trained(params[0])) continue;
       lay_in(t.act[in[0]] + b * size, X + g.left * N);
-      for (int64_t j = 0; j < N; j += VL)
-        for (const Segment& e : ahead.segments) {
-          vf s0 = zero(), s1 = zero();
-          for (int r = 0; r < g.oh; r++) {
-            const int at = r * g.sh + e.row;
-            if (at < 0 || at >= g.h) continue;
-            cf xs = x + at * g.row() + e.column * N + j, ds = d + r * g.drow() + j;
-            int q = 0;
-            for (; q + 2 <= g.ow; q += 2) {
-              s0 += load(xs + (int64_t)q * g.sw * N) * load(ds + q * N);
-              s1 += load(xs + (int64_t)(q + 1) * g.sw * N) * load(ds + (q + 1) * N);
-            }
-            if (q < g.ow) s0 += load(xs + (int64_t)q * g.sw * N) * load(ds + q * N);
-          }
-          float* to = G + e.b * N + j;
-          store(to, load(to) + (s0 + s1));
-        }
+      FF_SPLIT(e0, taps, (int)ahead.segments.size(), 9) depthwise_leans(taps, g, &ahead.segments[e0], x, none + g.left * N, d, G);
     }
     if (t.trained(params[0])) put(t.target(params[0]), G, g.taps() * N);
     if (params.size() > 1 && t.trained(params[1])) put(t.target(params[1]), sums, N);

@@ -1,9 +1,9 @@
 // Ops that make means 0 and variances 1: by groups of channels, by example, by position, by batch; and scale with shift.
 // After: Wu and He 2018 (groups), Ba, Kiros and Hinton 2016 (layers), Ioffe and Szegedy 2015 (batch; ours keeps no running
-// statistics). Invariant: statistics are of the real channels only, the variance is of differences from the mean (two
-// passes), sums are of float32 in blocks and float64 between them.
+// statistics). Invariant: statistics are of the real channels only, the variance is of differences from a mean (that of a
+// block where it is taken in one pass), sums are of float32 in blocks and float64 between them.
 #pragma once
-#include "ops_pointwise.h"
+#include "ops_bends.h"
 
 namespace ff {
 
@@ -36,6 +36,49 @@ static FF_INLINE void column_totals(int64_t n, int64_t ld, double* const* total,
         for (int k = 0; k < S; k++) s[0][k] += v[k];
       }
       for (int k = 0; k < S; k++) add_lanes(total[k] + j, (s[0][k] + s[1][k]) + (s[2][k] + s[3][k]));
+    }
+  }
+}
+
+// Of each column, over m < n rows `ld` apart: total += the sum, around += the sum of squares of differences from the mean
+// of a block of rows, spread += that of the blocks' means' squares. So the sum of squares of differences from any mean is
+// around + spread - 2 mean total + n mean mean. Each number is read from memory once.
+static FF_INLINE void column_moments(cf x, int64_t n, int64_t ld, double* total, double* around, double* spread) {
+  constexpr int64_t BLOCK = 128;
+  constexpr int U = 4;
+  for (int64_t m0 = 0; m0 < n; m0 += BLOCK) {
+    const int64_t count = m0 + BLOCK < n ? BLOCK : n - m0;
+    const float share = 1.f / (float)count;
+    for (int64_t j = 0; j < ld; j += VL) {
+      cf at = x + m0 * ld + j;
+      vf s[U], e[U], q[U];
+      for (int u = 0; u < U; u++) s[u] = e[u] = q[u] = zero();
+      int64_t m = 0;
+      for (; m + U <= count; m += U)
+#pragma GCC unroll 4
+        for (int u = 0; u < U; u++) s[u] += load(at + (m + u) * ld);
+      for (; m < count; m++) s[0] += load(at + m * ld);
+      const vf mean = ((s[0] + s[1]) + (s[2] + s[3])) * share;
+      for (m = 0; m + U <= count; m += U)
+#pragma GCC unroll 4
+        for (int u = 0; u < U; u++) {
+          const vf a = load(at + (m + u) * ld) - mean;
+          e[u] += a;
+          q[u] += a * a;
+        }
+      for (; m < count; m++) {
+        const vf a = load(at + m * ld) - mean;
+        e[0] += a;
+        q[0] += a * a;
+      }
+      float means[VL], rest[VL], squares[VL];
+      store(means, mean), store(rest, (e[0] + e[1]) + (e[2] + e[3])), store(squares, (q[0] + q[1]) + (q[2] + q[3]));
+      for (int i = 0; i < VL; i++) {  // the mean of the block is off by its rounding: rest / count
+        const double left = (double)rest[i] / (double)count, mid = (double)means[i] + left;
+        total[j + i] += mid * (double)count;
+        around[j + i] += (double)squares[i] - left * rest[i];
+        spread[j + i] += mid * mid * (double)count;
+      }
     }
   }
 }
@@ -100,16 +143,32 @@ struct Norm : Op {
   }
 };
 
-// group_norm: of each example the channels in groups; batch_norm: of the whole batch each channel
+struct Straight {  // no activation
+  static FF_INLINE vf f(vf x, const Constants&) { return x; }
+  static FF_INLINE vf back(vf d, vf, vf, const Constants&) { return d; }
+};
+
+// group_norm: of each example the channels in groups; batch_norm: of the whole batch each channel. F is an activation
+// behind it (fusion.h), cheap enough to be computed again going back; its numbers stand behind eps.
+template <class F>
 struct Group_norm final : Norm {
+  static constexpr bool BENT = !std::is_same<F, Straight>::value;
   int groups = 1;
-  bool batch = false;
+  bool batch = false, clears = false;
+  Constants k;
 
   static std::unique_ptr<Op> make(const Spec& s, const Shapes& at) {
     takes(s, 1, 0, 2);
     auto op = std::make_unique<Group_norm>();
-    op->batch = s.kind == "batch_norm";
-    op->read(s, at, at.values[s.out].ld);
+    op->batch = s.kind.compare(0, 10, "batch_norm") == 0;
+    Spec norm = s, bend = s;
+    if (BENT && !s.floats.empty()) {
+      norm.floats.resize(1);
+      bend.floats.erase(bend.floats.begin());
+      op->k = Told<F>::of(bend);
+      op->clears = clears_pads<F>(op->k);
+    }
+    op->read(norm, at, at.values[s.out].ld);
     op->groups = op->batch ? op->frame.c : (int)whole(s, 0, 1, op->frame.c);
     must(op->frame.c % op->groups == 0, "group_norm: the channels are no multiple of the groups");
     return op;
@@ -118,6 +177,13 @@ struct Group_norm final : Norm {
   int64_t length(int rows) const { return batch ? rows * frame.positions : frame.positions; }
   int64_t kept(int rows) const override { return segments(rows) * 2 * frame.ldz; }  // mean, 1 / deviation by channel
   int64_t scratch(int rows) const override { return 12 * (int64_t)frame.ldz + frame.room(rows); }
+
+  // the gradient above the activation, d being that behind it, a and b what the norm multiplies by and adds
+  static FF_INLINE vf before(vf d, vf away, vf a, vf b, const Constants& k) {
+    if (!BENT) return d;
+    const vf h = away * a + b;
+    return F::back(d, h, F::f(h, k), k);
+  }
 
   // by channel: in[k] = the mean over the group of what total has, with weights
   void group_means(const double* total, cf weight, double count, float* mean) const {
@@ -138,35 +204,32 @@ struct Group_norm final : Norm {
     cf all_x = frame.lie(t.act[in[0]], t.rows, z), ga = gamma(t), be = beta(t);
     const int64_t n = length(t.rows), ld = frame.ldz;
     const double count = (double)n * (frame.c / groups);
-    double* total = (double*)t.scratch;
+    double *total = (double*)t.scratch, *around = total + ld, *spread = around + ld;
+    const Constants k = this->k;
     for (int64_t r = 0; r < segments(t.rows); r++) {
       cf x = all_x + r * n * ld;
       float *y = z + r * n * ld, *mean = kept + r * 2 * ld, *rate = mean + ld;
-      memset(total, 0, ld * sizeof(double));
-      column_totals<1>(n, ld, &total, [=](int64_t m, int64_t j, vf* v) FF_LAMBDA { v[0] = load(x + m * ld + j); });
-      group_means(total, nullptr, count, mean);
-      memset(total, 0, ld * sizeof(double));
-      column_totals<1>(n, ld, &total, [=](int64_t m, int64_t j, vf* v) FF_LAMBDA {
-        const vf a = load(x + m * ld + j) - load(mean + j);
-        v[0] = a * a;
-      });
+      memset(total, 0, 3 * ld * sizeof(double));
+      column_moments(x, n, ld, total, around, spread);
       const int c = frame.c / groups;
       for (int g = 0; g < groups; g++) {
-        double s = 0;
-        for (int k = g * c; k < g * c + c; k++) s += total[k];
-        const float rs = inverse(s / count);
-        for (int k = g * c; k < g * c + c; k++) rate[k] = rs;
+        double s = 0, squares = 0;
+        for (int i = g * c; i < g * c + c; i++) s += total[i], squares += around[i] + spread[i];
+        const double middle = s / count, variance = squares / count - middle * middle;
+        const float rs = inverse(variance < 0 ? 0 : variance);
+        for (int i = g * c; i < g * c + c; i++) mean[i] = (float)middle, rate[i] = rs;
       }
-      for (int64_t k = frame.c; k < ld; k++) rate[k] = 0;
+      for (int64_t i = frame.c; i < ld; i++) mean[i] = rate[i] = 0;
       blocks(n, [=](int64_t m0, int64_t m1, int64_t j) FF_LAMBDA {
         const vf mu = load(mean + j), a = ga ? load(rate + j) * load(ga + j) : load(rate + j), b = be ? load(be + j) : zero();
-        for (int64_t m = m0; m < m1; m++) store(y + m * ld + j, (load(x + m * ld + j) - mu) * a + b);
+        for (int64_t m = m0; m < m1; m++) store(y + m * ld + j, F::f((load(x + m * ld + j) - mu) * a + b, k));
       });
     }
+    if (clears) frame.clear_pads(z, t.rows);
   }
 
-  template <class F>
-  FF_INLINE void blocks(int64_t n, F f) const {  // so that a block stays in the first level of cache
+  template <class G>
+  FF_INLINE void blocks(int64_t n, G f) const {  // so that a block stays in the first level of cache
     for (int64_t m0 = 0; m0 < n; m0 += 128)
       for (int64_t j = 0; j < frame.ldz; j += VL) f(m0, m0 + 128 < n ? m0 + 128 : n, j);
   }
@@ -178,7 +241,8 @@ struct Group_norm final : Norm {
     double *total = (double*)t.scratch, *of_gamma = total + 2 * ld, *of_beta = of_gamma + ld;
     float *mean_u = t.scratch + 8 * ld, *mean_uh = mean_u + ld, *room = t.scratch + 12 * ld;
     double* const two[2] = {total, total + ld};
-    cf ga = gamma(t), d0 = t.grad[out];
+    cf ga = gamma(t), be = beta(t), d0 = t.grad[out];
+    const Constants k = this->k;
     memset(of_gamma, 0, 2 * ld * sizeof(double));
     if (frame.even()) room = nullptr;
     cf x0 = frame.lie(t.act[in[0]], t.rows, room);
@@ -187,13 +251,14 @@ struct Group_norm final : Norm {
       cf x = x0 + r * n * ld, d = d0 + r * n * ld, mean = kept + r * 2 * ld, rate = mean + ld;
       memset(total, 0, 2 * ld * sizeof(double));
       column_totals<2>(n, ld, two, [=](int64_t m, int64_t j, vf* v) FF_LAMBDA {
-        v[0] = load(d + m * ld + j);
-        v[1] = v[0] * (load(x + m * ld + j) - load(mean + j));
+        const vf away = load(x + m * ld + j) - load(mean + j);
+        v[0] = before(load(d + m * ld + j), away, ga ? load(rate + j) * load(ga + j) : load(rate + j), be ? load(be + j) : zero(), k);
+        v[1] = v[0] * away;
       });
-      for (int64_t k = 0; k < ld; k++) {
-        total[ld + k] *= rate[k];
-        of_beta[k] += total[k];
-        of_gamma[k] += total[ld + k];
+      for (int64_t i = 0; i < ld; i++) {
+        total[ld + i] *= rate[i];
+        of_beta[i] += total[i];
+        of_gamma[i] += total[ld + i];
       }
       if (!want[0]) continue;
       group_means(total, ga, count, mean_u);
@@ -203,15 +268,18 @@ struct Group_norm final : Norm {
       float* below = even ? t.grad[in[0]] + r * n * ld : room + r * n * ld;
       blocks(n, [=](int64_t m0, int64_t m1, int64_t j) FF_LAMBDA {
         const vf rs = load(rate + j), a = ga ? rs * load(ga + j) : rs, b = rs * rs * load(mean_uh + j), mu = load(mean + j), e = rs * load(mean_u + j);
+        const vf plus = be ? load(be + j) : zero();
         if (even && adds)
           for (int64_t m = m0; m < m1; m++) {
             const int64_t i = m * ld + j;
-            store(below + i, load(below + i) + (load(d + i) * a - e - (load(x + i) - mu) * b));
+            const vf away = load(x + i) - mu;
+            store(below + i, load(below + i) + (before(load(d + i), away, a, plus, k) * a - e - away * b));
           }
         else
           for (int64_t m = m0; m < m1; m++) {
             const int64_t i = m * ld + j;
-            store(below + i, load(d + i) * a - e - (load(x + i) - mu) * b);
+            const vf away = load(x + i) - mu;
+            store(below + i, before(load(d + i), away, a, plus, k) * a - e - away * b);
           }
       });
     }

@@ -182,17 +182,22 @@ struct Told<F, decltype((void)F::told)> {
 };
 
 template <class F>
+static bool clears_pads(const Constants& k) {  // f(0) is not 0
+  return !(sum(vabs(F::f(zero(), k))) == 0);
+}
+
+template <class F>
 struct Pointwise final : Op {
   Frame frame;
   Constants k;
-  bool clears = false;  // f(0) is not 0
+  bool clears = false;
 
   static std::unique_ptr<Op> make(const Spec& s, const Shapes& at) {
     takes(s, 1, 0, 0);
     auto op = std::make_unique<Pointwise>();
     op->frame = Frame::of(s, at, 0);
     op->k = Told<F>::of(s);
-    op->clears = !(sum(vabs(F::f(zero(), op->k))) == 0);
+    op->clears = clears_pads<F>(op->k);
     return op;
   }
   int64_t scratch(int rows) const override { return 2 * frame.room(rows); }

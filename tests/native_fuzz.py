@@ -104,6 +104,7 @@ OTHERS = (
     "select",
     "flatten",
 )
+JOINED = ("conv2d_max_pool", "group_norm_relu", "batch_norm_hardtanh", "group_norm_hardswish")
 KINDS = (*SAME, *NORMS, *POOLS, *OTHERS)
 
 
@@ -162,7 +163,10 @@ def step(d: Draft, rng: random.Random, kind: str, at: int) -> int:
         some = [d.weight(rng, wide, c, d.wide(c)) for _ in range(2 if kind == "affine" else rng.randint(0, 2))]
         groups = rng.choice([g for g in range(1, c + 1) if c % g == 0])
         ints = {"group_norm": [groups], "layer_norm": [over]}.get(kind, [])
-        return d.put(kind, [at], d.value(h, w, c), some, ints, [] if kind == "affine" else [1e-5])
+        at = d.put(kind, [at], d.value(h, w, c), some, ints, [] if kind == "affine" else [1e-5])
+        if rng.random() < 0.3:  # an activation behind it may be joined with it
+            return step(d, rng, rng.choice(["relu", "hardtanh", "hardswish"]), at)
+        return at
     if kind in ("linear", "linear_each"):
         each = int(kind == "linear_each" or h == w == 1)
         n = rng.randint(1, 20)
@@ -272,7 +276,7 @@ def spoil(d: Draft, rng: random.Random) -> None:
         op = rng.choice(d.ops)
         part = rng.randrange(6)
         if part == 0:
-            op[0] = rng.choice([*KINDS, "conv2d_max_pool", "embedding", ""])
+            op[0] = rng.choice([*KINDS, *JOINED, "embedding", ""])
         elif part == 2:
             op[2] = changed(rng, op[2])
         else:

@@ -246,15 +246,18 @@ def test_a_convolution_in_groups_is_torchs(core: ModuleType, drawn: Any) -> None
 
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(2, 40), st.integers(7, 13)),
-    kernel=PAIR, stride=PAIR, padding=PAIR, dilation=PAIR, dense=st.booleans(), seed=SEEDS,
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)), stride=PAIR, padding=PAIR, dilation=PAIR,
+    dense=st.booleans(), bent=st.booleans(), seed=SEEDS,
 )  # fmt: skip
-@settings(max_examples=40)
+@settings(max_examples=60)
 def test_a_depthwise_convolution_is_torchs(
-    core: ModuleType, sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, dense: bool, seed: int
-) -> None:
+    core: ModuleType, sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, dense: bool, bent: bool,
+    seed: int,
+) -> None:  # fmt: skip
     rows, c, size = sizes
+    assume(all(d * (k - 1) < size + 2 * p for d, k, p in zip(dilation, kernel, padding, strict=True)))
     net = Pictures(rows, size, size + 1, c, dense)
-    net.conv(c, kernel, stride, padding, dilation, c, True, True)
+    net.conv(c, kernel, stride, padding, dilation, c, bent, bent)
     agree(core, net, seed)
 
 
