@@ -7,10 +7,12 @@ import fieldfare as ff
 from fieldfare.core import rng
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
+from fieldfare.sim.batch import Executor
 from fieldfare.work.native import choose, timing
 from fieldfare.work.native.modules import core
 from fieldfare.work.net import Drift, Training
 from fieldfare.work.plan import make_plan
+from fieldfare.work.train import Train
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -239,3 +241,29 @@ def test_want_of_memory_on_the_core_is_one_line(monkeypatch):
     monkeypatch.setattr(native, "_made", Poor())
     with pytest.raises(UsageError, match="not enough memory to train on the compiled core"):
         trained(auto, data())
+
+
+@pytest.mark.parametrize("path", ["auto", "native", "stacked", "hand", "graph", "lockstep"])
+def test_processes_are_forked_for_the_ways_without_the_core_alone(path):
+    block = data()
+    net = ff.torch_net(nn.Linear(6, 4), path=path, example={name: rows[:2] for name, rows in block.columns.items()})
+    native = path in ("auto", "native")
+    work = Train(net, Training())
+    assert net.threaded is net.folds(Training()) is work.threaded is work.folds is native
+    with Executor({"train": work}, None, workers=2) as executor:
+        assert executor.forked(1e15, "train") is not native
+    again = Train(ff.torch_net(nn.Linear(6, 4), path=path), Training())
+    with Executor({"train": again}, None, workers=2) as executor:
+        assert executor.forked(1e15, "train")  # without an example there is no plan for the core
+
+
+def test_what_only_torch_computes_is_left_to_processes():
+    class Odd(nn.Linear):
+        def forward(self, x):
+            return super().forward(torch.fft.fft(x).real)
+
+    block = data()
+    net = ff.torch_net(Odd(6, 4), example={name: rows[:2] for name, rows in block.columns.items()})
+    assert isinstance(net.native, str)
+    assert not net.threaded
+    assert not Train(net, Training()).folds
