@@ -76,6 +76,8 @@ OURS = Arm("fieldfare", "ours.py", before=("train",))
 WITHOUT_CORE = replace(OURS, name="fieldfare-nocore", variables={"FIELDFARE_NATIVE": "off", "FIELDFARE_PATH": "auto"})
 # and the stripped loop that any torch module takes: every layer left to autograd
 LOOP = replace(OURS, name="fieldfare-loop", variables={"FIELDFARE_NATIVE": "off", "FIELDFARE_PATH": "graph"})
+# JAX functions of one's own, in their compiled loop
+OURS_JAX = replace(OURS, name="fieldfare-jax", variables={"FIELDFARE_BENCH_JAX": "1"})
 PEERS = (
     Arm("torch-loop", "peers/train_torch.py", settings={"": "p2"}, required=True),
     Arm("pfl", "peers/train_pfl.py", "pfl", {"": "p2"}, _torchrun, required=True),

@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,29 @@ def federated(w: Workload) -> ff.Federated:
     )
 
 
+JAX = "FIELDFARE_BENCH_JAX"
+"""Set: the model is that of `peers/jax_models.py`, and the data in its layout."""
+
+
+def model_of(w: Workload, vector: Floats) -> Any:
+    """The model as a user gives it: an ``nn.Module``, or JAX functions."""
+    if JAX not in os.environ:
+        return torch_model_at(w.name, vector)
+    sys.path.insert(0, str(Path(__file__).parent / "peers"))
+    from jax_models import from_vector, loss
+
+    return ff.jax_net(from_vector(w.name, vector), loss(w.name))
+
+
+def in_torch_order(w: Workload, vector: Floats) -> Floats:
+    """A trained model as every arm hands it over."""
+    if JAX not in os.environ:
+        return vector
+    from jax_models import to_vector
+
+    return to_vector(w.name, model_of(w, vector).params(vector))
+
+
 def job(
     w: Workload,
     vector: Floats,
@@ -66,8 +91,8 @@ def job(
 ) -> ff.Job:
     """FedAvg on a plain ``nn.Module``, one epoch of plain SGD, batches in stored order."""
     return ff.Job(
-        model=torch_model_at(w.name, vector),
-        loss="cross_entropy",
+        model=model_of(w, vector),
+        loss=None if JAX in os.environ else "cross_entropy",
         data=held,
         algorithm=ff.FedAvg(rounds=rounds, cohort=w.cohort),
         training=ff.Training(lr=w.rate, batch_size=w.batch, epochs=1, shuffle=False),
@@ -131,7 +156,9 @@ def train(orders: Orders) -> None:
     checked = job(w, orders.start, held, orders.check, lambda _: firsts.append(time.time()), **simulated).run(
         runs=None, progress=False
     )
-    meter = Meter(orders, lambda: checked.model.vector, first_at=firsts[0], path=way(w, orders.start, held))
+    meter = Meter(
+        orders, lambda: in_torch_order(w, checked.model.vector), first_at=firsts[0], path=way(w, orders.start, held)
+    )
 
     def timed(_: Mapping[str, Any]) -> None:
         if meter.end():

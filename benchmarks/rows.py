@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal
 
-from measure import LOOP, OURS, PEERS, WITHOUT_CORE, Arm, ArmFailed, call, prepare, probe, run_arm, run_pair
+from measure import LOOP, OURS, OURS_JAX, PEERS, WITHOUT_CORE, Arm, ArmFailed, call, prepare, probe, run_arm, run_pair
 from workloads import WORKLOADS
 
 CHECK_ROUNDS = 2
@@ -32,6 +32,7 @@ class Way:
     aim: float | None = None
 
 
+_JAX = tuple(peer for peer in PEERS if peer.name == "fedjax")
 _STRONGEST = tuple(peer for peer in PEERS if peer.required)
 
 
@@ -48,8 +49,10 @@ WAYS: dict[str, Way] = {
         f"{name}-loop": Way(name, LOOP, _STRONGEST, aim=aim)
         for name, aim in (("W1", 1.3), ("W2", 1.4), ("W3", 1.2), ("W4", 1.1))
     },
+    **{f"{name}-jax": Way(name, OURS_JAX, _JAX, ("fedjax",)) for name in ("W1", "W2", "W4")},
 }
-"""By row: the workloads by default, without the compiled core, and by the stripped loop that any torch module takes."""
+"""By row: the workloads by default, without the compiled core, by the stripped loop that any torch module takes, and of
+JAX functions."""
 
 
 @dataclass
