@@ -15,7 +15,10 @@ from fieldfare.core.folds import Coverage, Mean, Total
 from fieldfare.core.local import LowRank
 from fieldfare.sim.batch import Executor
 from fieldfare.sim.compute import compute_inline
+from fieldfare.work.dense import DenseNet, linear
+from fieldfare.work.native import kinds
 from fieldfare.work.native.modules import core
+from fieldfare.work.native.nets import net as declared
 from fieldfare.work.net import Drift, Training
 from fieldfare.work.plan import make_plan
 from fieldfare.work.train import Train
@@ -36,6 +39,26 @@ def test_threads_of_this_process_train_what_is_on_the_core_and_processes_what_is
             assert executor.forked(1e15, "train") is (path != "native")
     with Executor({"train": Train(net, PLAIN, (LowRank(2),))}, None, workers=2) as executor:
         assert executor.forked(1e15, "train")  # factors are trained by NumPy or torch
+
+
+def test_a_net_that_is_declared_for_the_core_is_trained_by_threads_and_folds() -> None:
+    work = Train(declared(kinds.linear(6, 4), input=(6,)), PLAIN)
+    with Executor({"train": work}, None, workers=2) as executor:
+        assert not executor.forked(1e15, "train")
+    assert work.folds
+
+
+def test_a_net_with_a_fit_of_its_own_is_given_no_sum_to_make_and_is_trained_by_processes() -> None:
+    class Noisy(DenseNet):
+        def fit(self, start, row, data, plan, keys, training, lr, drift, moments=None):
+            return super().fit(start, row, data, plan, keys, training, lr, drift, moments)
+
+    work = Train(Noisy((linear(6, 4),), path="native"), PLAIN)
+    assert work.net.threaded
+    assert not work.threaded
+    assert not work.folds
+    out = work(replace(cohort(work.net, [5, 9]), fold=Mean(), asked=2))
+    assert out.leaves["delta"].shape == (2, work.net.layout.size)
 
 
 @pytest.mark.parametrize("path", ["native", "stacked"])

@@ -1,5 +1,7 @@
 """Torch nets on the compiled core where they could go wrong unseen: own metrics, changed data, other shapes, losses."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from fieldfare.work.plan import make_plan
 from fieldfare.work.train import Train
 
 torch = pytest.importorskip("torch")
-nn = torch.nn
+nn, F = torch.nn, torch.nn.functional
 pytestmark = pytest.mark.skipif(core() is None, reason="the compiled core is not built here")
 
 
@@ -267,3 +269,41 @@ def test_what_only_torch_computes_is_left_to_processes():
     assert isinstance(net.native, str)
     assert not net.threaded
     assert not Train(net, Training()).folds
+
+
+@pytest.mark.parametrize(
+    ("loss", "native"),
+    [
+        (nn.MSELoss(), True), (nn.L1Loss(), True), (nn.BCEWithLogitsLoss(), True), (nn.MSELoss(reduction="sum"), False),
+        (nn.L1Loss(reduction="sum"), False), (nn.BCEWithLogitsLoss(pos_weight=torch.full((4,), 3.0)), False),
+        (nn.BCEWithLogitsLoss(weight=torch.full((4,), 3.0)), False), (partial(F.mse_loss, reduction="sum"), False),
+        (nn.HuberLoss(), False),
+    ],
+)  # fmt: skip
+def test_a_loss_of_torchs_with_options_of_its_own_is_left_to_torch(loss, native):
+    block = data(numbers=True)
+    block.columns["y"] = np.abs(np.stack([block.columns["y"]] * 4, axis=1)).clip(0, 1)
+    auto, graph = both(nn.Linear(6, 4), block, loss=loss)
+    assert isinstance(auto.native, str) is not native
+    near(trained(auto, block, lr=0.02).params, trained(graph, block, lr=0.02).params)
+
+
+def test_weights_and_left_out_labels_of_nll_are_left_to_torch():
+    for loss, native in (
+        (nn.NLLLoss(), True),
+        (nn.NLLLoss(weight=torch.rand(4)), False),
+        (nn.NLLLoss(ignore_index=2), False),
+    ):
+        block = data()
+        auto, graph = both(nn.Sequential(nn.Linear(6, 4), nn.LogSoftmax(1)), block, loss=loss)
+        assert isinstance(auto.native, str) is not native
+        near(trained(auto, block).params, trained(graph, block).params)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])
+def test_bytes_alone_become_units_on_the_core(kind):
+    block = data()
+    block.columns["x"] = np.arange(72).reshape(12, 6).astype(kind)
+    auto, graph = both(nn.Linear(6, 4), block, transform="unit")
+    assert isinstance(auto.native, str) is (kind is not np.uint8)
+    near(trained(auto, block).params, trained(graph, block).params)
