@@ -1,6 +1,6 @@
-// Ops along channels: a number for each channel times, or plus, all positions; values side by side.
-// Here: the product and the sum of a picture and a vector (the gates of squeeze-and-excitation), concat. Not here: values
-// of one shape (ops_pointwise.h), scales that are parameters (ops_norm.h). Invariant: padded lanes of what is written are 0.
+// Ops along channels: a number for each channel times, or plus, all positions; values side by side; some channels.
+// Here: the product and the sum of a picture and a vector (the gates of squeeze-and-excitation), concat, channels (a part
+// of them, or all in another order). Not here: values of one shape (ops_pointwise.h), scales that are parameters (ops_norm.h). Invariant: padded lanes of what is written are 0.
 #pragma once
 #include "ops_pointwise.h"
 
@@ -95,6 +95,55 @@ struct Concat final : Op {
     int64_t first = 0;
     for (size_t i = 0; i < c.size(); first += c[i], i++)
       if (want[i]) Frame{positions, c[i], ld[i], ldz}.hand_back(t.grad[out] + first, t.rows, t.grad[in[i]], add[i]);
+  }
+};
+
+// The channels of a value that the ints name, in their order.
+struct Channels final : Op {
+  struct Run {
+    int from, to, n;  // neighbours that stay neighbours
+  };
+  std::vector<Run> runs;
+  int64_t positions = 0;
+  int ldx = 0, ldz = 0, cz = 0;
+
+  static std::unique_ptr<Op> make(const Spec& s, const Shapes& at) {
+    takes(s, 1, 0, 0);
+    auto op = std::make_unique<Channels>();
+    const Value &x = at.values[s.in[0]], &z = at.values[s.out];
+    must(!x.tokens && !z.tokens && x.h == z.h && x.w == z.w, "channels: the input and the output are not of one height and width");
+    must((int64_t)s.ints.size() == z.c && z.ld >= z.c && x.ld >= x.c, "channels: takes a number for each channel of the output");
+    for (int i = 0; i < z.c; i++) {
+      const int from = (int)whole(s, i, 0, x.c - 1);
+      if (!op->runs.empty() && op->runs.back().from + op->runs.back().n == from)
+        op->runs.back().n++;
+      else
+        op->runs.push_back({from, i, 1});
+    }
+    op->positions = z.positions(), op->ldx = x.ld, op->ldz = z.ld, op->cz = z.c;
+    return op;
+  }
+
+  void forward(const Pass& t, float*) const override {
+    cf x = t.act[in[0]];
+    float* z = t.act[out];
+    for (int64_t m = 0; m < t.rows * positions; m++, x += ldx, z += ldz) {
+      for (const Run& r : runs)
+        if (r.n == 1)
+          z[r.to] = x[r.from];
+        else
+          memcpy(z + r.to, x + r.from, r.n * sizeof(float));
+      memset(z + cz, 0, (ldz - cz) * sizeof(float));
+    }
+  }
+  void backward(const Pass& t, float*) const override {
+    if (!want[0]) return;
+    cf d = t.grad[out];
+    float* below = t.grad[in[0]];
+    if (!add[0]) memset(below, 0, t.rows * positions * ldx * sizeof(float));
+    for (int64_t m = 0; m < t.rows * positions; m++, d += ldz, below += ldx)
+      for (const Run& r : runs)
+        for (int i = 0; i < r.n; i++) below[r.from + i] += d[r.to + i];
   }
 };
 

@@ -24,7 +24,7 @@ Maker maker(const std::string& kind) {
       {"leaky_relu", Pointwise<LeakyRelu>::make}, {"hardtanh", Pointwise<Hardtanh>::make}, {"clamp", Pointwise<Clamp>::make},
       {"hardsigmoid", Pointwise<Hardsigmoid>::make}, {"hardswish", Pointwise<Hardswish>::make}, {"elu", Pointwise<Elu>::make},
       {"softplus", Pointwise<Softplus>::make}, {"mul_channels", Spread<true>::make}, {"add_channels", Spread<false>::make},
-      {"concat", Concat::make}, {"add", Add::make}, {"mul", Mul::make}, {"dropout", Dropout::make},
+      {"concat", Concat::make}, {"channels", Channels::make}, {"add", Add::make}, {"mul", Mul::make}, {"dropout", Dropout::make},
       {"group_norm", Group_norm<Straight>::make}, {"batch_norm", Group_norm<Straight>::make},
       {"group_norm_relu", Group_norm<Relu>::make}, {"batch_norm_relu", Group_norm<Relu>::make},
       {"group_norm_hardtanh", Group_norm<Hardtanh>::make}, {"batch_norm_hardtanh", Group_norm<Hardtanh>::make},

@@ -94,6 +94,7 @@ GATES = ("mul_channels", "add_channels")
 OTHERS = (
     *GATES,
     "concat",
+    "channels",
     "linear",
     "linear_each",
     "conv2d",
@@ -157,6 +158,12 @@ def step(d: Draft, rng: random.Random, kind: str, at: int) -> int:
         ins = [at, *(rng.choice(beside) for _ in range(rng.randint(0, 3)))]
         rng.shuffle(ins)
         return d.put(kind, ins, d.value(h, w, sum(d.values[i][2] for i in ins)), [], [], [])
+    if kind == "channels":
+        first, step_ = rng.randrange(c), rng.choice([1, 1, 1, 2])
+        some = (
+            [*range(first, c, step_)] if rng.random() < 0.6 else [rng.randrange(c) for _ in range(rng.randint(1, 20))]
+        )
+        return d.put(kind, [at], d.value(h, w, len(some)), [], some, [])
     if kind in NORMS:
         over = rng.randint(1, 2)
         wide = h * w * d.wide(c) if kind == "layer_norm" and over == 2 else d.wide(c)

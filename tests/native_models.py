@@ -242,6 +242,21 @@ def made(name: str) -> tuple[Any, Any]:
                 return s.o(torch.concat((v, s.p(v), F.max_pool2d(h, 5).flatten(1)), dim=-1))
 
             return Seq(f, a=C(3, 5, 3, padding=1), b=C(5, 18, 1), p=L(31, 7), o=L(69, 3)), numbers(3, 5, 5)
+        case "halves":
+
+            def f(s: Any, x: Any) -> Any:
+                a, b = s.a(x).chunk(2, 1)
+                p, q, r = torch.split(s.b(b), [4, 8, 5], dim=1)
+                h = torch.cat([a[:, 3:], F.channel_shuffle(q, 4), r[:, ::2], p.narrow(1, 1, 2)], 1)
+                return s.o(F.glu(h[:, -14:], 1).mean((2, 3)))
+
+            return Seq(f, a=C(3, 18, 3), b=C(9, 17, 1), o=L(7, 3)), numbers(3, 6, 5)
+        case "halves of inputs":
+            return Seq(lambda s, x: s.o(torch.cat([s.a(x[:, :, :4]), x[..., 2:]], 2)[:, -1]), a=L(4, 9), o=L(13, 3)), (
+                numbers(7, 6)
+            )
+        case "phone of shuffles":
+            return phones.Shuffle(3, 16, 4), numbers(3, 9, 10)
         case "joined sequences":
             return Seq(lambda s, x: s.o(torch.cat([s.r(x)[0], x, s.a(x)], 2)[:, -1]), r=nn.GRU(6, 5, batch_first=True),
                        a=L(6, 17), o=L(28, 3)), numbers(7, 6)  # fmt: skip
@@ -279,12 +294,14 @@ NAMES = (
     "scales and shifts", "products with a matrix", "in place", "a layer used twice", "dead ends", "frozen", "subclass",
     "states of zeros", "sums", "layers made on the way", "segmentation", "flattened norm",
     "pooled maximum", "relu read twice", "phone v2", "phone v3", "phone v3 of groups", "bends", "bends of functions",
-    "joined", "joined sequences", "gates of places", "lines", "gated lines",
+    "halves", "halves of inputs", "phone of shuffles", "joined", "joined sequences", "gates of places", "lines",
+    "gated lines",
 )  # fmt: skip
 LOWERED = (
     "conv1d", "instance", "ln_several", "ln_several_noaffine", "gn_each", "grouped", "depth_mult", "convnext",
     "permute_flat", "bn_noaffine", "tied_layers", "constant_shape", "ones_mask", "bucket", "lowrank", "se",
-    "mobile", "dense", "inception",
+    "mobile", "dense", "inception", "csp", "channelshuffle", "shuffle", "shuffle_bare", "res2net", "glu", "chunk_gate",
+    "slice_skip", "every_other", "wavenet",
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Small networks of the blocks that networks for phones are made of, for the native planner and the core.
 
 Here: inverted residuals after Sandler et al. 2018 (MobileNetV2) and Howard et al. 2019 (MobileNetV3: squeeze-and-
-excitation, Hardswish). Not here: any test.
+excitation, Hardswish), units after Ma et al. 2018 (ShuffleNetV2). Not here: any test.
 """
 
 from __future__ import annotations
@@ -100,3 +100,34 @@ class V3(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.out(torch.flatten(self.features(x), 1))
+
+
+class Unit(nn.Module):
+    """One half of the channels through three convolutions, the other as it is, then both interleaved."""
+
+    def __init__(self, c: int, norm: Norm) -> None:
+        super().__init__()
+        half = c // 2
+        self.layers = nn.Sequential(
+            layer(half, half, 1, 1, 1, norm, nn.ReLU), layer(half, half, 3, 1, half, norm, None),
+            layer(half, half, 1, 1, 1, norm, nn.ReLU),
+        )  # fmt: skip
+
+    def forward(self, x: Any) -> Any:
+        left, right = x.chunk(2, dim=1)
+        h = torch.cat((left, self.layers(right)), dim=1)
+        b, c, height, width = h.shape
+        return h.view(b, 2, c // 2, height, width).transpose(1, 2).contiguous().view(b, c, height, width)
+
+
+class Shuffle(nn.Module):
+    """Units one after the other."""
+
+    def __init__(self, inputs: int, width: int, classes: int, norm: Norm = batch, units: int = 3) -> None:
+        super().__init__()
+        self.first = layer(inputs, width, 3, 2, 1, norm, nn.ReLU)
+        self.units = nn.Sequential(*(Unit(width, norm) for _ in range(units)))
+        self.last, self.out = layer(width, 40, 1, 1, 1, norm, nn.ReLU), nn.Linear(40, classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.out(self.last(self.units(self.first(x))).mean([2, 3]))

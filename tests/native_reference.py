@@ -163,6 +163,8 @@ def _op(op: Any, xs: list[Any], ins: list[Any], out: Any, params: list[Any], tra
         case "mul_channels" | "add_channels":
             assert (ins[1].h, ins[1].w, ins[1].c) == (1, 1, c)
             return real * xs[1][..., :c] if op.kind == "mul_channels" else real + xs[1][..., :c]
+        case "channels":
+            return real[..., list(ints)]
         case "concat":
             return torch.cat([one[..., : of.c] for one, of in zip(xs, ins, strict=True)], 3)
         case "flatten":

@@ -138,6 +138,37 @@ def test_columns_side_by_side_are_the_columns(core: ModuleType, rows: int, posit
     assert np.array_equal(out.reshape(rows, positions, -1), np.concatenate(columns, 2))
 
 
+@settings(max_examples=40, deadline=None)
+@given(shape=SHAPES, seed=SEEDS, residual=st.booleans(), data=st.data())
+def test_some_channels_in_any_order_and_their_gradients_are_torchs(
+    core: ModuleType, shape: tuple[int, int, int], seed: int, residual: bool, data: st.DataObject
+) -> None:
+    """A part of them, every other one, or any, some of them twice."""
+    _, positions, c = shape
+    first = data.draw(st.integers(0, c - 1))
+    parts = st.integers(first + 1, c).map(lambda end: [*range(first, end)])
+    some = data.draw(parts | st.lists(st.integers(0, c - 1), min_size=1, max_size=20))
+    net = Net(*shape)
+    y = net.op("channels", [1], net.value(positions, len(some)), [], some)
+    if residual:  # another reader of the same
+        net.op("channels", [1], net.value(positions, len(some)), [], some[::-1])
+        net.op("mul", [y, y + 1], net.value(positions, len(some)))
+
+    def reference(v: Any) -> Any:
+        x = v.reshape(shape)
+        return x[..., some] * x[..., some[::-1]] if residual else x[..., some]
+
+    agree(core, net, numbers(seed, net.size), reference, seed)
+
+
+@pytest.mark.parametrize("some", [[0, 5], [-1, 0], [0], [0, 1, 2]])
+def test_channels_that_are_not_there_are_refused(core: ModuleType, some: list[int]) -> None:
+    net = Net(1, 2, 5)
+    net.op("channels", [1], net.value(2, 2), [], some)
+    with pytest.raises(ValueError, match=r"op channels: number . is missing or out of range|a number for each channel"):
+        net.plan(core)
+
+
 @pytest.mark.parametrize(
     ("kind", "ins", "out", "said"),
     [

@@ -33,9 +33,9 @@ class Program(nn.Module):
 
 
 OPS = (
-    "relu", "relu_", "tanh", "relu6", "clamp_", "hardswish", "softplus", "gate", "cat", "cat", "line", "add", "iadd",
-    "mul", "permute", "transpose", "flatten", "view", "unsqueeze", "squeeze", "linear", "linear", "conv", "pool",
-    "mean", "select", "norm", "scale", "shift", "group", "gru", "whole norm",
+    "relu", "relu_", "tanh", "relu6", "clamp_", "hardswish", "softplus", "gate", "cat", "cat", "part", "chunk",
+    "shuffle", "line", "add", "iadd", "mul", "permute", "transpose", "flatten", "view", "unsqueeze", "squeeze",
+    "linear", "linear", "conv", "pool", "mean", "select", "norm", "scale", "shift", "group", "gru", "whole norm",
 )  # fmt: skip
 
 
@@ -85,6 +85,16 @@ def step_of(draw: Any, program: Program, known: list[Any]) -> Any:
             rest = [i for i, one in enumerate(known) if len(one) == n and one[:where] == shape[:where]]
             b = draw(st.sampled_from([i for i in rest if known[i][where + 1 :] == shape[where + 1 :]]))
             return lambda p, found: torch.cat([found[at], found[b]], where)
+        case "part":
+            where = draw(st.integers(1, n - 1)) if n > 1 else 0
+            first, step = draw(st.integers(0, shape[where] - 1)), draw(st.integers(1, 2))
+            at_ = (slice(None),) * where + (slice(first, None, step),)
+            return lambda p, found: found[at][at_]
+        case "chunk" if n > 1 and shape[1] % 2 == 0:
+            i = draw(st.integers(0, 1))
+            return lambda p, found: found[at].chunk(2, 1)[i]
+        case "shuffle" if n > 2 and shape[1] % 2 == 0:
+            return lambda p, found: F.channel_shuffle(found[at], 2) if n > 2 else found[at]
         case "line" if n == 3:
             i = part(program, nn.Conv1d(shape[1], draw(st.sampled_from((2, 4))), 3, padding=1))
             return lambda p, found: p.parts[i](found[at])

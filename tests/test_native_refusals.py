@@ -80,6 +80,19 @@ def cells(s: Any, x: Any) -> Any:
     return s.a(s.r(x)[1][1][-1])
 
 
+def part_of_changed(s: Any, x: Any) -> Any:
+    h = s.a(x)
+    g = h[:, 1:]
+    h.relu_()
+    return s.o(g)
+
+
+def step_of_changed(s: Any, x: Any) -> Any:
+    h = s.a(x[:, None])
+    g = h[:, :, 1]
+    return h.relu_().mean(2) + g
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
     "bilinear": (lambda: Seq(lambda s, x: s.mix(s.a(x), s.a(x)), a=L(6, 3), mix=nn.Bilinear(3, 3, 3)),
                  "nn.Bilinear 'mix' has no native form"),
@@ -88,6 +101,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
                         "torch.cat joins (2, 3) and others along an axis that is not that of channels"),
     "a constant joined": (lambda: Seq(lambda s, x: s.o(torch.cat([s.a(x), torch.ones(len(x), 1)], 1)),
                                       a=L(6, 3), o=L(4, 3)), "torch.cat computes with parameters or constants alone"),
+    "a part changed in place": (lambda: Seq(lambda s, x: s.o(s.a(x)[:, :2].relu_()), a=L(6, 3), o=L(2, 3)),
+                                "Tensor.relu_ changes a part of a tensor in place"),
+    "a part of what is changed": (lambda: Seq(part_of_changed, a=L(6, 3), o=L(2, 3)),
+                                  "nn.Linear 'o' reads what Tensor.relu_ has changed in place"),
+    "a step of what is changed": (lambda: Seq(step_of_changed, a=nn.Conv1d(1, 3, 1)),
+                                  "operator.add reads what Tensor.relu_ has changed in place"),
+    "a part of the positions": (lambda: Seq(lambda s, x: s.b(x[:, None])[:, :, 1:].mean(2), b=nn.Conv1d(1, 3, 1)),
+                                "operator.getitem of a part of an axis has a native form"),
     "bounds": (lambda: Seq(lambda s, x: s.a(x).clamp(1.0, 0.0), a=L(6, 3)),
                "Tensor.clamp has a native form between numbers"),
     "outer product": (lambda: Seq(lambda s, x: s.o((s.a(x)[:, :, None] * s.a(x)[:, None]).flatten(1)),

@@ -202,10 +202,32 @@ class Builder:
         inner = order.replace("b", "") if self.is_column(x) else None
         if len(x.axes) != len(order):
             raise NoPlan(what, f"takes a tensor of {len(order)} axes in a plan, not of shape {x.shape}")
-        x = self.settled(x, inner)
+        x = self.straight(self.settled(x, inner))
         wanted = tuple(self.axis(x, letter) for letter in order)
         if x.axes != wanted or self._rest(x, order):
             raise NoPlan(what, f"reads {x.shape} in an order of axes that has no native form")
+        return x
+
+    def order_of_channels(self, x: Tensor, at: int) -> I64 | None:
+        """Which channel each index along an axis is, where the axis is all of them."""
+        axis, c = x.axes[at], self.of(x).c
+        if letters([axis]) != {"c"} or shape([axis]) != (c,):
+            return None
+        return locations(axis, Value(1, 1, c, c))
+
+    def channels(self, x: Tensor, at: int, index: I64) -> Tensor:
+        """The channels that `index` names along axis `at`, which is all of them."""
+        v = self.of(x)
+        out = self.value(v.h, v.w, len(index))
+        self.op("channels", [x], out, ints=index)
+        made = self.axis(Tensor(out, ()), "c")
+        return Tensor(out, (*x.axes[:at], made, *x.axes[at + 1 :]))
+
+    def straight(self, x: Tensor) -> Tensor:
+        """`x`, its channels in the order of the axis that is all of them."""
+        for at, axis in enumerate(x.axes):
+            if axis != self.axis(x, "c") and (order := self.order_of_channels(x, at)) is not None:
+                return self.channels(x, at, order)
         return x
 
     def axis(self, x: Tensor, letter: str) -> Axis:
@@ -353,11 +375,14 @@ class Builder:
         self.op(f"{kind}_channels", [x, one], out)
         return Tensor(out, x.axes)
 
+    def along(self, x: Tensor, dim: int) -> Tensor:
+        """`x` settled; a column so that axis `dim` is that of its channels."""
+        orders = {(2, 1): "c", (3, 1): "ch", (3, 2): "hc", (4, 1): "chw", (4, 3): "hwc"}
+        return self.settled(x, orders.get((len(x.axes), dim)) if self.is_column(x) else None)
+
     def concat(self, parts: Sequence[Tensor], dim: int, what: str) -> Tensor:
         """Channels one after the other."""
-        orders = {(2, 1): "c", (3, 1): "ch", (3, 2): "hc", (4, 1): "chw", (4, 3): "hwc"}
-        order = orders.get((len(parts[0].axes), dim))
-        parts = [self.settled(x, order if self.is_column(x) else None) for x in parts]
+        parts = [self.straight(self.along(x, dim)) for x in parts]
         first = parts[0]
         v, rest = self.of(first), [axis for at, axis in enumerate(first.axes) if at != dim]
         for x in parts:
@@ -396,7 +421,7 @@ class Builder:
             raise NoPlan(what, f"cannot take {x.shape}")
         if self.is_column(x):
             x = self.settled(x, {2: "c", 3: "ch", 4: "chw"}.get(len(x.axes)))
-        x = self.settled(x)
+        x = self.straight(self.settled(x))
         v = self.of(x)
         if x.axes[0] != self.axis(x, "b") or x.axes[1] != self.axis(x, "c"):
             raise NoPlan(what, f"normalises {x.shape} along an axis that is not that of channels")
@@ -474,7 +499,9 @@ class Builder:
         if self.is_column(x):
             raise NoPlan(what, "takes a part of an input, which has no native form")
         x = self.settled(x)
-        v = self.of(x)
+        rest, v = x.axes[:axis] + x.axes[axis + 1 :], self.of(x)
+        if v.c > 1 and (order := self.order_of_channels(x, axis)) is not None:
+            return Tensor(self.channels(x, axis, order[[position]]).source, rest)
         if v.w != 1 or x.axes[axis] != self.axis(x, "h"):
             raise NoPlan(what, f"takes a part of {x.shape} that is not one step of a sequence")
         out = self.value(1, 1, v.c)

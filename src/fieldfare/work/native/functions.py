@@ -6,7 +6,6 @@ node is read with all its arguments, or refused; what was changed in place is no
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -58,6 +57,10 @@ def _line(value: Any) -> tuple[int, int]:
 def _dims(dims: tuple[Any, ...]) -> list[int]:
     first = dims[0] if dims else ()
     return [*first] if isinstance(first, tuple | list) else [*dims]
+
+
+_PARTS = ("select", "channels")
+"""Ops whose outputs share their memory with their input in torch."""
 
 
 class Reading:
@@ -163,11 +166,13 @@ class Reading:
     def over(self, x: Tensor, in_place: bool, out: Tensor) -> Tensor:
         """`out`, after which `x` is no more if it was changed in place."""
         if in_place and out.source != x.source:
-            if any(op.kind == "select" and op.out == x.source for op in self.built.ops):
-                self.refuse("changes a part of a sequence in place")
-            self._gone[x.source] = self.what
-            if x.source < 0:
-                self._gone[self.built.settled(x).source] = self.what
+            if any(op.kind in _PARTS and op.out == x.source for op in self.built.ops):
+                self.refuse("changes a part of a tensor in place")
+            gone = {x.source, self.built.settled(x).source}
+            for op in self.built.ops:  # parts of it are changed, too
+                if op.kind in _PARTS and op.ins[0] in gone:
+                    gone.add(op.out)
+            self._gone.update(dict.fromkeys(gone - {out.source}, self.what))
         return out
 
     def weight(self, one: Any) -> Weight:
@@ -196,17 +201,6 @@ class Reading:
     def pointwise(self, kind: str, x: Any, in_place: bool = False, floats: tuple[float, ...] = ()) -> Tensor:
         x = self.tensor(x)
         return self.over(x, in_place, self.built.pointwise(kind, x, floats))
-
-    def clamp(self, x: Any, min: Any = None, max: Any = None, in_place: bool = False) -> Tensor:
-        low, high = (-inf if min is None else min), (inf if max is None else max)
-        if not isinstance(low, int | float) or not isinstance(high, int | float) or not low <= high:
-            self.refuse("has a native form between numbers, the lower one first, alone")
-        return self.pointwise("clamp", x, in_place, (low, high))
-
-    def concat(self, tensors: Any, dim: int = 0, axis: int | None = None) -> Tensor:
-        parts = [self.tensor(one) for one in tensors]
-        at = (dim if axis is None else axis) % len(parts[0].axes)
-        return parts[0] if len(parts) == 1 else self.built.concat(parts, at, self.what)
 
     def dropout(self, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         x = self.tensor(x)
@@ -533,6 +527,8 @@ class Reading:
             self.refuse("of the cell states has no native form")
         if isinstance(x, States):
             return self._state(x, at) if isinstance(at, int) else self.refuse("of states has no native form")
+        from fieldfare.work.native import channels
+
         x = self.tensor(x)
         parts = [*at] if isinstance(at, tuple) else [at]
         if any(not (p is None or p is Ellipsis or isinstance(p, int | slice)) or isinstance(p, bool) for p in parts):
@@ -548,7 +544,7 @@ class Reading:
                 axis += 1
             elif isinstance(part, slice):
                 if part.indices(x.shape[axis]) != (0, x.shape[axis], 1):
-                    self.refuse("of a part of an axis has no native form")
+                    x = channels.part(self, x, axis, part)
                 axis += 1
             else:
                 if "b" in letters([x.axes[axis]]):

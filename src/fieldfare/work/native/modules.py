@@ -20,7 +20,7 @@ VARIABLE = "FIELDFARE_NATIVE"
 KINDS = ("avx512", "avx2", "plain")
 """The cores, one extension module each, the fastest first; beside x86-64 there is "plain" alone."""
 
-INTERFACE = 3
+INTERFACE = 4
 """To be counted up when a core is called otherwise than before; CMakeLists.txt compiles it into the cores."""
 
 _WITHOUT = (

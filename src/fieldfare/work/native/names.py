@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as f
 
-from fieldfare.work.native import attention
+from fieldfare.work.native import attention, channels
 from fieldfare.work.native.build import Tensor
 from fieldfare.work.native.functions import Reading
 
@@ -120,6 +120,8 @@ LAYERS: dict[type, Callable[..., Any]] = {
     nn.SELU: lambda r, p, x: _selu(r, x, p.inplace),
     nn.CELU: lambda r, p, x: _celu(r, x, p.alpha, p.inplace),
     nn.Softplus: lambda r, p, x: _softplus(r, x, p.beta, p.threshold),
+    nn.GLU: lambda r, p, x: channels.glu(r, x, p.dim),
+    nn.ChannelShuffle: lambda r, p, x: channels.shuffle(r, x, p.groups),
     nn.LeakyReLU: lambda r, p, x: _leaky(r, x, p.negative_slope, p.inplace),
     nn.Dropout: lambda r, p, x: r.dropout(x, p.p, r.train, p.inplace),
     nn.Flatten: lambda r, p, x: r.flatten(x, p.start_dim, p.end_dim),
@@ -147,10 +149,12 @@ METHODS: dict[str, Callable[..., Any]] = {
     "relu6": _relu6, "hardtanh": _hardtanh, "hardtanh_": lambda r, *a: _hardtanh(r, *a, inplace=True),
     "hardswish": _bend("hardswish"), "hardsigmoid": _bend("hardsigmoid"), "elu": _elu, "selu": _selu, "celu": _celu,
     "elu_": lambda r, x, alpha=1.0: _elu(r, x, alpha, True), "softplus": _softplus,
-    "clamp": Reading.clamp, "clamp_": lambda r, *a, **k: r.clamp(*a, **k, in_place=True),
-    "clip": Reading.clamp, "clip_": lambda r, *a, **k: r.clamp(*a, **k, in_place=True),
-    "clamp_min": lambda r, x, min: r.clamp(x, min), "clamp_max": lambda r, x, max: r.clamp(x, None, max),
-    "cat": Reading.concat, "log_softmax": Reading.log_softmax,
+    "clamp": channels.clamp, "clamp_": lambda r, *a, **k: channels.clamp(r, *a, **k, in_place=True),
+    "clip": channels.clamp, "clip_": lambda r, *a, **k: channels.clamp(r, *a, **k, in_place=True),
+    "clamp_min": lambda r, x, min: channels.clamp(r, x, min),
+    "clamp_max": lambda r, x, max: channels.clamp(r, x, None, max),
+    "cat": channels.concat, "split": channels.split, "chunk": channels.chunk, "narrow": channels.narrow,
+    "glu": channels.glu, "channel_shuffle": channels.shuffle, "log_softmax": Reading.log_softmax,
     "add": Reading.add, "add_": _in_place(Reading.add), "iadd": _in_place(Reading.add),
     "sub": Reading.sub, "sub_": _in_place(Reading.sub), "isub": _in_place(Reading.sub), "rsub": Reading.rsub,
     "mul": Reading.mul, "mul_": _in_place(Reading.mul), "imul": _in_place(Reading.mul),
@@ -187,6 +191,8 @@ FUNCTIONS: dict[Any, str] = {
     torch.celu: "celu", f.softplus: "softplus", torch.clamp: "clamp", torch.clip: "clamp", torch.clamp_: "clamp_",
     torch.clip_: "clamp_", torch.clamp_min: "clamp_min", torch.clamp_max: "clamp_max",
     torch.cat: "cat", torch.concat: "cat", torch.concatenate: "cat",
+    torch.split: "split", torch.chunk: "chunk", torch.narrow: "narrow", f.glu: "glu",
+    torch.channel_shuffle: "channel_shuffle",
     f.dropout: "dropout", f.log_softmax: "log_softmax", torch.log_softmax: "log_softmax",
     torch.add: "add", operator.add: "add", operator.iadd: "iadd", torch.sub: "sub",
     torch.subtract: "sub", operator.sub: "sub", operator.isub: "isub", torch.mul: "mul", torch.multiply: "mul",

@@ -208,6 +208,8 @@ def _line(op: Op, values: tuple[Value, ...]) -> str:
             words.append(f"{floats[0]:g}")
         case "hardtanh" | "clamp":
             words = ["relu6"] if (op.kind, floats) == ("hardtanh", (0.0, 6.0)) else [op.kind, _between(*floats)]
+        case "channels":
+            words.append(f"{out.c} of {x.c}")
         case "concat":
             words.append(f"{'+'.join(str(values[i].c) for i in op.ins)}->{out.c}")
         case "select":
