@@ -441,3 +441,13 @@ def test_a_mean_is_never_folded_in_place_at_the_places_of_a_sub_model():
     covered = replace(asked.segments[0], reduce={"delta": Coverage()}, index=at, size=len(at))
     assert folds_in_place(replace(asked, segments=(covered,)), work)
     assert not folds_in_place(replace(asked, segments=(asked.segments[0], covered)), work)
+
+
+def test_of_outputs_that_are_equal_the_first_is_the_answer():
+    data = block([20, 31])
+    for net in nets(6, 9, 4):
+        found = net.evaluate(np.zeros((1, net.layout.size), np.float32), np.zeros(2, np.int64), data)["accuracy"]
+        for i in range(2):
+            labels = data.columns["y"][data.rows[data.offsets[i] : data.offsets[i + 1]]]
+            assert found[i] == pytest.approx(np.mean(labels == 0))
+            assert 0 < found[i] < 1
