@@ -8,15 +8,22 @@ import numpy as np
 import pytest
 
 import fieldfare as ff
-from fieldfare.assembly import assemble
+from fieldfare.assembly import Still, assemble
+from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
-from fieldfare.run import _check_same
+from fieldfare.run import _check_same, kept_way
 from fieldfare.sim.compute import pieces
 from fieldfare.store.runs import RunFolder
 from fieldfare.work import torch_lockstep
+from fieldfare.work.evaluate import FineTune
+from fieldfare.work.masked import Masked
 from fieldfare.work.native import choose, timing
 from fieldfare.work.native.modules import core
+from fieldfare.work.net import BadExamples, Drift
+from fieldfare.work.plan import make_plan
+from fieldfare.work.submodel.family import Family
 from fieldfare.work.torch_net import torch_net
+from fieldfare.work.train import Train
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -30,6 +37,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("FIELDFARE_PATH", "auto")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(choose, "_settled", {})
+    monkeypatch.setattr(timing, "_known", {})
     return tmp_path
 
 
@@ -64,8 +72,11 @@ def test_the_faster_way_is_taken_and_remembered_for_the_machine(home, monkeypatc
     assert "measured here" in told["why"]
     assert len(calls) == 1
     kept = json.loads((home / "fieldfare" / "paths.json").read_text())
-    assert kept[timing.machine()][net.native.key]["path"] == path
+    ((told, found),) = kept[timing.machine()].items()
+    assert told == f"{net.key}, batches of 20, sgd"
+    assert found["path"] == path
     choose._settled.clear()
+    timing._known.clear()
     timing.settle_fastest(ff.mlp(64, 7, 10), ff.Training(), ff.data.digits(clients=10))
     assert len(calls) == 1
     assert choose.settled(net.native.key).path == path
@@ -106,7 +117,7 @@ def timed(monkeypatch, **rates):
         return rates[way.replace("-", "_")]
 
     monkeypatch.setattr(timing, "_rate", rate)
-    monkeypatch.setattr(timing.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(timing.threads, "allowed", lambda: 2)
     return calls
 
 
@@ -130,6 +141,7 @@ def test_stacks_grow_while_they_gain_and_the_fastest_is_taken(home, monkeypatch,
     assert net.threaded is False
     assert net.together == (16 if path == "lockstep-16" else 1)
     choose._settled.clear()
+    timing._known.clear()
     again, _ = sine()
     timing.settle_fastest(again, ff.Training(), data, cohort=40)
     assert len(calls) == 1 + len(tried)
@@ -202,6 +214,122 @@ def test_streams_of_asks_are_not_stacked_as_who_is_with_whom_depends_on_workers(
     assert net.together == (1 if isinstance(algorithm, ff.FedBuff) else 4)
 
 
+def test_another_cohort_batch_or_optimiser_is_measured_again_and_what_is_known_is_not(home, monkeypatch):
+    calls = timed(monkeypatch, torch=100.0, lockstep_4=200.0, lockstep_16=400.0)
+    net, data = sine()
+    for cohort, training, stack in (
+        (8, ff.Training(), 4), (40, ff.Training(), 16), (8, ff.Training(), 4), (40, ff.Training(batch_size=5), 16),
+        (40, ff.Training(optimizer="adam"), 16), (40, ff.Training(), 16),
+    ):  # fmt: skip
+        timing.settle_fastest(net, training, data, cohort)
+        assert net.lockstep.stack == stack
+    assert [way for way, _ in calls].count("torch") == 4
+
+
+def test_processes_side_by_side_measure_nothing_but_know_what_is_known(home, monkeypatch):
+    calls = timed(monkeypatch, torch=100.0, lockstep_4=200.0)
+    net, data = sine()
+    timing.settle_fastest(net, ff.Training(), data, 8)
+    monkeypatch.setattr(timing, "_measuring", False)
+    before = len(calls)
+    timing.settle_fastest(net, ff.Training(batch_size=3), data, 8)
+    assert net.lockstep is None
+    timing.settle_fastest(net, ff.Training(), data, 8)
+    assert net.lockstep.stack == 4
+    assert len(calls) == before
+
+
+class Tossed(Sine):
+    def forward(self, x):
+        return self.out(torch.sin(nn.functional.dropout(self.into(x), 0.5, self.training)))
+
+
+def test_what_cannot_be_stacked_is_known_before_anything_is_described(home):
+    data = ff.data.digits(clients=10)
+    torch.manual_seed(0)
+    net = torch_net(Tossed(), path="lockstep", example={name: rows[:2] for name, rows in data.columns.items()})
+    told = assemble(job(net)).net.describe()
+    assert told["path"] == "graph"
+    assert "not in lockstep: it cannot be stacked" in told["why"]
+
+
+@pytest.mark.parametrize("column", ["x", "y"])
+def test_a_clients_bad_examples_are_told_as_elsewhere_and_stacks_stay(home, column):
+    class Symbols(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.o = nn.Embedding(9, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.o(torch.sin(self.e(x)).mean(1))
+
+    columns = {"x": np.zeros((12, 4), np.int64), "y": np.zeros(12, np.int64)}
+    torch.manual_seed(0)
+    net = torch_net(Symbols(), path="lockstep-4", example=columns)
+    spoilt = {**columns, column: columns[column].copy()}
+    spoilt[column][7] = 50
+    data = Block(spoilt, np.arange(12), np.array([0, 3, 6, 9, 12]))
+    training = ff.Training(batch_size=3)
+    plan = make_plan(data, np.arange(4, dtype=np.uint64), training)
+    start, row = net.init(0).vector[None], np.zeros(4, np.int64)
+    with pytest.raises(BadExamples, match=f"column '{column}' has a") as found:
+        net.fit(start, row, data, plan, np.arange(4, dtype=np.uint64), training, 0.1, Drift())
+    assert found.value.place == 2
+    assert net.lockstep is not None
+
+
+def test_frozen_parameters_and_buffers_are_held_in_stacks(home):
+    class Held(Sine):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("shift", torch.full((8,), 0.5))
+            self.into.weight.requires_grad_(False)
+
+        def forward(self, x):
+            return self.out(torch.sin(self.into(x) + self.shift))
+
+    ends = []
+    data = ff.data.digits(clients=10)
+    for path in ("graph", "lockstep-4"):
+        torch.manual_seed(0)
+        net = torch_net(Held(), path=path, example={name: rows[:2] for name, rows in data.columns.items()})
+        ends.append(job(net).run(runs=None, progress=False).model.vector)
+        assert (net.lockstep is not None) == (path != "graph")
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("said", [{"loss": "masked_cross_entropy"}, {"transform": lambda x: x * 2.0}])
+def test_a_loss_or_transform_of_each_clients_own_is_not_stacked(home, said):
+    torch.manual_seed(0)
+    net = torch_net(Sine(), path="lockstep-4", **said)
+    assert net.lockstep is None
+    assert net.unstacked
+
+
+def test_layers_that_print_an_address_are_known_again():
+    class Odd(Sine):
+        def extra_repr(self):
+            return f"{object()}"
+
+    torch.manual_seed(0)
+    assert torch_net(Odd()).key == torch_net(Odd()).key
+    assert torch_net(Odd()).key != torch_net(Sine()).key
+
+
+def test_secure_sums_have_the_same_bits_in_stacks_on_any_number_of_workers(home):
+    ends = []
+    for workers in (1, 2):
+        net, data = sine("lockstep-4")
+        made = replace(job(net), data=data, algorithm=ff.SecureSum(ff.FedAvg(rounds=2, cohort=9)))
+        ends.append(replace(made, simulated=ff.Simulated(workers=workers)).run(runs=None, progress=False).model.vector)
+    assert np.array_equal(*ends)
+
+
+@pytest.mark.parametrize("kind", [Masked, FineTune, Still, Train, Family])
+def test_whoever_trains_says_how_many_are_trained_as_one(kind):
+    assert isinstance(kind.together, property)
+
+
 def test_on_a_device_stacks_on_it_are_the_way_and_nothing_is_measured(home, monkeypatch):
     calls = timed(monkeypatch)
     monkeypatch.setattr(torch_lockstep, "device", lambda: "cpu")  # as if it were one
@@ -227,10 +355,15 @@ def test_a_run_in_stacks_that_is_gone_on_with_keeps_its_stacks(home, monkeypatch
     assert net.lockstep is None
     folder = RunFolder.open(whole.path)
     try:
+        assemble(replace(made, model=net), kept_way(folder))
         _check_same(replace(made, model=net), net, folder)
     finally:
         folder.close()
     assert net.lockstep.stack == 4
+    monkeypatch.setenv("FIELDFARE_PATH", "graph")
+    folder = RunFolder.open(whole.path)
+    with pytest.raises(UsageError, match=r"model.path was 'lockstep-4'.*FIELDFARE_PATH and FIELDFARE_NAT"):
+        _check_same(replace(made, model=net), net, folder)
 
 
 def test_a_process_elsewhere_goes_the_ways_of_the_one_it_computes_for(home, monkeypatch):
@@ -245,12 +378,8 @@ def test_a_process_elsewhere_goes_the_ways_of_the_one_it_computes_for(home, monk
 
 def test_what_was_measured_with_another_core_is_measured_again(home, monkeypatch):
     before = timing.machine()
-    timing.machine.cache_clear()
     monkeypatch.setattr(timing, "kind", lambda: "other")
-    try:
-        assert timing.machine() != before
-    finally:
-        timing.machine.cache_clear()
+    assert timing.machine() != before
 
 
 @pytest.mark.parametrize("path", ["lockstep-0", "lockstep-", "lockstep-x", "lockstep-٣", "native-4", "fast"])
@@ -262,12 +391,20 @@ def test_a_way_that_is_none_is_refused_in_one_line(home, monkeypatch, path):
         choose.asked("auto")
 
 
-@pytest.mark.parametrize("spoilt", ["", "{", "[]", '{"x": 3}', '{"M": {"K": {"path": "rm", "rates": {}}}}'])
+SPOILT = [
+    "", "{", "[]", '{"x": 3}', '{"M": {"K": 3}}', '{"M": {"K": {"path": "rm", "rates": {}}}}',
+    '{"M": {"K": {"path": "stacked-4", "rates": {}}}}', '{"M": {"K": {"path": "stacked", "rates": {"x": "y"}}}}',
+    '{"M": {"K": {"path": "stacked", "rates": {"x": NaN}}}}', '{"M": {"K": {"path": "lockstep-x", "rates": {}}}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
 def test_a_spoilt_memory_only_costs_the_measurement(home, monkeypatch, spoilt):
     net = ff.mlp(64, 7, 10)
     file = home / "fieldfare" / "paths.json"
     file.parent.mkdir()
-    file.write_text(spoilt.replace("M", json.dumps(timing.machine())[1:-1]).replace("K", net.native.key))
+    told = f"{net.key}, batches of 20, sgd"
+    file.write_text(spoilt.replace("M", json.dumps(timing.machine())[1:-1]).replace("K", told))
     calls = measured(monkeypatch, native=2.0, stacked=1.0)
     timing.settle_fastest(net, ff.Training(), ff.data.digits(clients=10))
     assert len(calls) == 1
@@ -293,17 +430,24 @@ def test_a_run_that_is_gone_on_with_goes_the_way_it_began(home, monkeypatch, tmp
     whole = job(ff.mlp(64, 7, 10)).run(runs=tmp_path / "a", progress=False)
     assert json.loads((whole.path / "config.json").read_text())["job"]["model"]["path"] == "stacked"
     choose._settled.clear()
+    timing._known.clear()
     (home / "fieldfare" / "paths.json").unlink()
     measured(monkeypatch, native=2.0, stacked=1.0)
     net = ff.mlp(64, 7, 10)
     timing.settle_fastest(net, ff.Training(), ff.data.digits(clients=10))
     assert net.on_core is not None
+    calls = measured(monkeypatch, native=2.0, stacked=1.0)
     folder = RunFolder.open(whole.path)
     try:
+        assemble(job(net), kept_way(folder))
         _check_same(job(net), net, folder)
     finally:
         folder.close()
+    assert not calls
     assert net.on_core is None
+    assert net.describe()["why"].endswith("as the run began")
+    assemble(job(net))  # a new run is measured
+    assert net.on_core is not None
 
 
 def test_a_net_that_cannot_train_on_the_core_is_refused_where_that_was_asked_for(home):

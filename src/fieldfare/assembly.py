@@ -40,15 +40,20 @@ if TYPE_CHECKING:
     from fieldfare.work.submodel.fitting import Fitted
 
 
-def _settle(net: Any, job: Job) -> None:
-    """Choose the way `net` is trained here, before anything is."""
+def _settle(net: Any, job: Job, way: str | None) -> None:
+    """Choose how `net` is trained here, before anything is: the `way` of a run that is gone on with, or the fastest."""
     net = getattr(net, "net", net)  # of a family
-    if getattr(net, "path", "") in ("auto", "native"):
+    if isinstance(getattr(net, "path", None), str):
         from fieldfare.work.native.bind import must_be_native
-        from fieldfare.work.native.timing import settle_fastest
+        from fieldfare.work.native.timing import keep_to, settle_fastest, try_stacks
 
         must_be_native(net)
-        settle_fastest(net, job.training, job.data, _together(job))
+        if way is not None:
+            keep_to(net, way)
+        elif job.simulated.train:
+            settle_fastest(net, job.training, job.data, _together(job))
+        if job.simulated.train:
+            try_stacks(net, job.training, job.data)
 
 
 def _together(job: Job) -> int | None:
@@ -84,8 +89,11 @@ class Assembly:
         return bool(self.world.placement)
 
 
-def assemble(job: Job) -> Assembly:
-    """Bind the job's names; every refusal that can be known before the start is raised here."""
+def assemble(job: Job, way: str | None = None) -> Assembly:
+    """Bind the job's names; every refusal that can be known before the start is raised here.
+
+    `way`: how the model of a run that is gone on with was trained.
+    """
     split = isinstance(job.algorithm, FedFly)
     if split:
         from fieldfare.offload import net_of, offload
@@ -157,7 +165,7 @@ def assemble(job: Job) -> Assembly:
         slots |= work.slots(model.layout)
     measure = evaluations["test"][0] if placement and evaluations else None
     if job.simulated.train:
-        _settle(net, job)
+        _settle(net, job, way)
     return Assembly(world, works, net, slots, measure, population.data, given, planned)
 
 
@@ -260,6 +268,10 @@ class Still:
     """A training that costs what `work` costs and gives back the model it was sent, for `Simulated(train=False)`."""
 
     work: Train
+
+    @property
+    def together(self) -> int:
+        return self.work.together
 
     def __call__(self, cohort: Cohort) -> Output:
         return Output({"model": cohort.models[cohort.row]}, cohort.data.sizes.astype(np.float64))

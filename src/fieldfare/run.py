@@ -93,17 +93,21 @@ def kept_file(source: str | Path | None, job: object) -> str | Path | None:
     return source
 
 
+def kept_way(folder: RunFolder) -> str | None:
+    """How the model of a run was trained, by its description."""
+    model: Any = folder.read_json("config.json").get("job", {}).get("model")
+    path = model.get("path") if isinstance(model, dict) else None
+    return path if isinstance(path, str) else None
+
+
 def _check_same(job: Job, net: Any, folder: RunFolder) -> None:
     """Refuse to go on in a run folder with a job of other settings than its own."""
     kept = folder.read_json("config.json").get("job", {})
-    model: Any = kept.get("model")
-    if isinstance(model, dict) and isinstance(model.get("path"), str):
-        from fieldfare.work.native.timing import keep_to
-
-        keep_to(net, model["path"])
     differs = first_difference(kept, json.loads(dumps(describe_job(job, net)["job"])))
     if differs is not None:
         folder.close()
+        if differs.startswith("model.path"):
+            differs += " (FIELDFARE_PATH and FIELDFARE_NATIVE may not be as they were)"
         raise UsageError(
             f"the run {folder.id} was begun with another job: {differs}. Resume with the job it was begun with, "
             "or start a new run."
@@ -130,13 +134,14 @@ def run(
     wrongly, `PeerError` with `bad_updates="stop"`.
     """
     refuse_while_loading("job")
-    assembly = assemble(job)
-    name = job.name or getattr(innermost(job.algorithm), "name", "run")
     resuming = folder is not None and not fresh
+    begun = folder if resuming and folder is not None and (folder.path / "config.json").exists() else None
+    assembly = assemble(job, None if begun is None else kept_way(begun))
+    name = job.name or getattr(innermost(job.algorithm), "name", "run")
     source = kept_file(source, job)
     if folder is None and runs is not None:
         folder = RunFolder.create(runs, name)
-    if folder is not None and not (resuming and (folder.path / "config.json").exists()):
+    if folder is not None and begun is None:
         if source is not None:
             folder.copy_source(source)
         config = describe_job(job, assembly.net)

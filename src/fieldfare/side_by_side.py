@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from fieldfare.core.errors import UsageError
 from fieldfare.sim.pool import WorkerDied
 from fieldfare.store.text import dumps
+from fieldfare.work.native.timing import measure_no_more
 
 T = TypeVar("T")
 
@@ -75,6 +76,7 @@ def _serve(work: Callable[[Any], Any], todo: Sequence[Any], turn: Any, pipe: Any
     """Take pieces until there are none, or nobody listens; an interrupt is for the process that listens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    measure_no_more()
     with contextlib.suppress(BrokenPipeError):
         while os.getppid() == listener:
             with turn.get_lock():

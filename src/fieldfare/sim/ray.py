@@ -32,6 +32,7 @@ from fieldfare.sim.cluster import address_of, join, leave, library, mapped_files
 from fieldfare.sim.compute import Request, Share, Tally, pieces, together
 from fieldfare.sim.pool import WorkerDied, one_thread
 from fieldfare.work.native.choose import hear, tell
+from fieldfare.work.native.modules import kind
 
 START_S = 120.0
 _SHARE = -1
@@ -246,9 +247,8 @@ class RayPool:
 def versions() -> dict[str, str]:
     """What must be the same on all machines for equal bits: the libraries that compute, where they are loaded."""
     loaded = {name: sys.modules.get(name) for name in ("numpy", "torch", "jax")}
-    return {"fieldfare": __version__} | {
-        name: str(getattr(module, "__version__", "")) for name, module in loaded.items() if module is not None
-    }
+    found = {name: str(getattr(module, "__version__", "")) for name, module in loaded.items() if module is not None}
+    return {"fieldfare": __version__, "the compiled core": kind() or "none"} | found
 
 
 def _slim(request: Request) -> Request:

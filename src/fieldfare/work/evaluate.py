@@ -105,6 +105,11 @@ class FineTune:
     local: tuple[Local, ...] = ()
     needs_held: bool = field(default=True, init=False)
 
+    @property
+    def together(self) -> int:
+        """How many clients are best trained in one call."""
+        return int(getattr(self.net, "together", 1))
+
     def __call__(self, cohort: Cohort) -> Output:
         """Train, then measure, every client of `cohort`."""
         held = _examined(cohort, True)

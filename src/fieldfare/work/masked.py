@@ -42,6 +42,11 @@ class Masked:
         """What is trained."""
         return self.train.net
 
+    @property
+    def together(self) -> int:
+        """How many clients are best trained in one call."""
+        return int(getattr(self.train, "together", 1))
+
     def __call__(self, cohort: Cohort) -> Output:
         match cohort.config.get("secure"):
             case None:

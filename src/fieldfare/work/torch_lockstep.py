@@ -10,6 +10,8 @@ clients are stacked in the order given, so that calls for whole stacks have the 
 from __future__ import annotations
 
 import hashlib
+import re
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -46,9 +48,10 @@ def device() -> str | None:
 
 def key_of(net: TorchNet, module: nn.Module) -> str:
     """What a choice is remembered by for a module without a plan: its layers, loss and columns. Where two modules share
-    it, the choice of one costs the other time, and nothing else."""
+    it, the choice of one is that of the other, which is at most a slower way."""
     shapes = {} if net.example is None else {n: (str(v.dtype), v.shape[1:]) for n, v in sorted(net.example.items())}
-    said = repr((repr(module), net.layout.names, net.layout.shapes, net.loss, net.x, net.y, shapes))
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(module))
+    said = repr((layers, net.layout.names, net.layout.shapes, net.loss, net.x, net.y, shapes))
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
@@ -108,7 +111,8 @@ def fit(
     out, losses = np.empty((n, steps.size), np.float32), np.zeros(n)
     left = None if moments is None else np.empty_like(moments)
     most = steps.clients(0 if on_processor else training.moments)
-    with one_thread() if on_processor else nullcontext():
+    with one_thread() if on_processor else nullcontext(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*batching rule", category=UserWarning)  # such are looped over
         for at in range(0, n, most):
             ids = _by_size(plan, order[at : at + most])
             _stack(steps, start, row, inputs, target, plan, training, lr, drift, moments, ids, out, losses, left)

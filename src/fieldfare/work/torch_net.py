@@ -171,9 +171,19 @@ class TorchNet:
     def ways(self) -> tuple[str, ...]:
         """The ways this net can be trained, the first being taken where nothing was settled: on a CUDA device that."""
         native, stacks = () if isinstance(self.native, str) else ("native",), () if self.unstacked else ("lockstep",)
-        if stacks and asked(self.path) == "auto" and torch_lockstep.device() is not None:
+        if stacks and self.on_device:
             return (*stacks, *native, "torch")
         return (*native, "torch", *stacks)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a CUDA device is to be used where it can be."""
+        return asked(self.path) == "auto" and torch_lockstep.device() is not None
+
+    @property
+    def forks(self) -> bool:
+        """Whether a process that has computed with this net may be forked: autograd on a CUDA device has threads."""
+        return torch_lockstep.device() is None
 
     @property
     def _way(self) -> str:
@@ -354,7 +364,7 @@ class TorchNet:
                     update.begin(i, int(row[i]))
                 try:
                     losses[i] = loop.client(i, keys[i])
-                except (RuntimeError, IndexError) as error:
+                except (RuntimeError, IndexError, ValueError) as error:
                     if wants_memory(error):
                         raise too_little_memory(error, "to train a client of this module") from error
                     if self._without_channels_last(resident):
@@ -451,11 +461,13 @@ class TorchNet:
         inputs, target = self._columns(data)
         try:
             return fit(stack, start, row, inputs, target, plan, training, lr, drift, moments)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, ValueError, TypeError, AttributeError, LookupError) as error:
             if wants_memory(error):
                 raise too_little_memory(error, "to train a stack of clients in lockstep") from error
-            self.cannot_stack(str(error))
-            return None
+            said = str(error)
+            if not isinstance(error, IndexError) and "out of bounds" not in said and "out of range" not in said:
+                self.cannot_stack(said)
+            return None  # of a client's bad examples the loop over clients says whose they are
 
     def _measures(self, labelled: bool) -> bool:
         """Whether the metrics are the core's: accuracy of labels, else none but the loss."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fieldfare.core.errors import UsageError
-from fieldfare.work.native.choose import asked, settled, way_of
+from fieldfare.work.native.choose import asked, plain, settled, way_of
 from fieldfare.work.native.fit import Native
 from fieldfare.work.native.modules import core, kind, why_not
 from fieldfare.work.native.plan import NativePlan, Refusal
@@ -59,20 +59,25 @@ def in_half(net: DenseNet | TorchNet) -> Native:
 def told(net: DenseNet | TorchNet, otherwise: str, why: str) -> dict[str, Any]:
     """How a net is computed here and why, for its description; `otherwise`, `why`: the way without the core."""
     told, choice = asked(net.path), settled(net.key)
-    if (stack := getattr(net, "lockstep", None)) is not None:
-        path = "lockstep" if stack.stack is None else f"lockstep-{stack.stack}"
+    lockstep, on_core = getattr(net, "lockstep", None), net.on_core
+    taken = "lockstep" if lockstep is not None else "native" if on_core is not None else plain(net.ways)
+    if choice is not None and way_of(choice.path) != taken:  # it is not here, or cannot any more
+        choice = None
+    if lockstep is not None:
+        path = "lockstep" if lockstep.stack is None else f"lockstep-{lockstep.stack}"
         chosen_ = told == "auto" and choice is not None
-        return {"path": path, "why": choice.why if chosen_ else f"stacks of clients on {stack.on}"}
+        return {"path": path, "why": choice.why if chosen_ else f"stacks of clients on {lockstep.on}"}
     if way_of(told) == "lockstep" and (no := getattr(net, "unstacked", "")):
         why = f"{why}; not in lockstep: {no}"
-    native, on_core = net.native, net.on_core
+    native = net.native
     if on_core is not None:
         because = "asked for" if told == "native" else "compiled" if choice is None else choice.why
         return {"path": "native", "why": because, "core": kind() or "", "steps": on_core.plan.describe()}
     if isinstance(native, str):
         why = f"{why}; not on the compiled core: {native}"
         return {"path": otherwise, "why": why if choice is None or told != "auto" else f"{why}; {choice.why}"}
-    return {"path": otherwise, "why": f"{why}; {'asked for' if choice is None else choice.why}"}
+    because = choice.why if choice is not None and told == "auto" else "asked for"
+    return {"path": otherwise, "why": f"{why}; {because}"}
 
 
 def _bound(made: NativePlan | Refusal, x: tuple[str, ...], y: str, flops: float, left_out: bool = True) -> Native | str:

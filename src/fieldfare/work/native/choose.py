@@ -1,7 +1,7 @@
 """Which way a net is trained here: what was asked for, what was measured on this machine, or what is there first.
 
 Here: the choices of this process. Not here: measuring (`timing`). Invariant: with no choice made the first candidate
-is taken, so that a process that never measures gives the same bits as another.
+is taken, so that a process that never measures goes the way of another that does not.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ PATHS = ("auto", "native", "stacked", "hand", "graph", "lockstep")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The way a net takes; `rates`: clients per second on one thread of each way that was measured."""
+    """The way a net takes; `rates`: clients per second on one thread of each way that was measured.
+
+    `of`: what it was measured for: net, batches, optimiser, largest stack; "" of one that was not measured.
+    """
 
     path: str
     rates: Mapping[str, float] = field(default_factory=dict[str, float])
+    of: str = ""
 
     @property
     def why(self) -> str:
@@ -84,19 +88,27 @@ def settle(key: str, choice: Choice) -> None:
     _settled[key] = choice
 
 
+def unsettle(key: str) -> None:
+    """From now on, nets of this `key` go the first way there is."""
+    _settled.pop(key, None)
+
+
 def settled(key: str) -> Choice | None:
     """The choice that was made for nets of this `key`."""
     return _settled.get(key)
 
 
-def tell() -> tuple[str, dict[str, Choice]]:
+_TOLD = ("FIELDFARE_PATH", "FIELDFARE_NATIVE")
+
+
+def tell() -> tuple[dict[str, str], dict[str, Choice]]:
     """What this process has been asked and has settled, for one elsewhere that computes for it."""
-    return os.environ.get("FIELDFARE_PATH", ""), dict(_settled)
+    return {name: os.environ.get(name, "") for name in _TOLD}, dict(_settled)
 
 
-def hear(told: tuple[str, dict[str, Choice]]) -> None:
+def hear(told: tuple[dict[str, str], dict[str, Choice]]) -> None:
     """Go the ways of the process that `tell` was called in."""
-    os.environ["FIELDFARE_PATH"] = told[0]
+    os.environ.update(told[0])
     _settled.update(told[1])
 
 

@@ -1,7 +1,8 @@
 """The fastest way to train a net on this machine, measured for a moment at its first use and remembered.
 
 Here: the measurement and the file it is kept in. Not here: who asks (`assembly`), what a choice means (`choose`).
-Invariant: what is measured changes no number of a run; a file that cannot be read or written only costs the moment.
+Invariant: whichever way is taken, the numbers of a run are the same within rounding; a file that cannot be read or
+written only costs the moment.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ import contextlib
 import json
 import os
 import platform
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fieldfare import __version__
 from fieldfare.core.block import Block
 from fieldfare.work.native import threads
-from fieldfare.work.native.choose import Choice, asked, known, plain, settle, settled, taking, way_of
+from fieldfare.work.native.choose import Choice, asked, known, plain, settle, settled, taking, unsettle, way_of
 from fieldfare.work.native.modules import kind
 from fieldfare.work.net import Drift, Training
 from fieldfare.work.plan import make_plan
@@ -35,6 +35,8 @@ I64 = NDArray[np.int64]
 _MOMENT_S = 0.03
 _STEPS = 4
 _CLIENTS = 2
+_LONG_S, _VERY_LONG_S = 0.1, 0.5
+"""A step that takes so long is measured alone; one that takes very long, once."""
 _MARGIN = 1.05
 """How much faster another way must be than the first."""
 _FIRST_STACK, _LARGEST_STACK, _WIDER = 4, 256, 4
@@ -48,36 +50,48 @@ def settle_fastest(net: Any, training: Training, data: Any, cohort: int | None =
     """Measure the ways `net` can be trained on a few clients of `data`, unless one was asked for or is known.
 
     `cohort`: how many clients train together; stacks are no larger than what each core has of them (None: of all, 0: no
-    stacks). On a CUDA device nothing is measured: stacks on it are the way.
-    Cost: about a tenth of a second for each way, once a net and machine. A run that is gone on with settles its own
-    way before (`keep_to`).
+    stacks). On a CUDA device nothing is measured: stacks on it are the way. Cost: about a tenth of a second a way, of
+    large models two steps of two clients; once a net, batch, optimiser and machine.
     """
     ways: tuple[str, ...] = getattr(net, "ways", ())
-    if len(ways) < 2 or ways[0] == "lockstep" or asked(net.path) != "auto":
-        return
-    if (before := settled(net.key)) is not None and (cohort != 0 or way_of(before.path) != "lockstep"):
+    if len(ways) < 2 or asked(net.path) != "auto" or getattr(net, "on_device", False):
         return
     if training.precision != "float32":  # nothing else computes in it
-        settle(net.key, Choice("native"))
+        settle(net.key, Choice("native", of=training.precision))
         return
     sizes = np.asarray(data.sizes)
     some = np.flatnonzero(sizes > 0)
     if not len(some):
         return
-    most = min(len(some) if cohort is None else cohort, len(some)) // (os.cpu_count() or 1)
+    most = min(len(some) if cohort is None else cohort, len(some)) // threads.allowed()
     stack = max((one for one in _stacks() if one <= most), default=0)
     ways = tuple(way for way in ways if way != "lockstep" or stack)
-    told = f"{net.key} in stacks of {stack} at most" if "lockstep" in ways else net.key
-    found = _read().get(machine(), {}).get(told)
-    if isinstance(found, dict) and _sound(found, ways):
-        settle(net.key, Choice(found["path"], found["rates"]))
+    told = f"{net.key}, batches of {training.batch_size}, {training.optimizer}"
+    told += f", stacks of {stack} at most" if "lockstep" in ways else ""
+    if (before := settled(net.key)) is not None and before.of == told:
         return
-    ordered = some[np.argsort(sizes[some], kind="stable")]
-    rates = rates_of(net, net.key, ways, training, data, ordered, stack)
-    best = max(rates, key=lambda way: rates[way])
-    choice = Choice(best if rates[best] > _MARGIN * rates[ways[0]] else ways[0], rates)
+    choice = _known.get(told) or _read_choice(told, ways)
+    if choice is None and _measuring:
+        ordered = some[np.argsort(sizes[some], kind="stable")]
+        rates = rates_of(net, net.key, ways, training, data, ordered, stack)
+        best = max(rates, key=lambda way: rates[way])
+        choice = Choice(best if rates[best] > _MARGIN * rates[ways[0]] else ways[0], rates, told)
+        _keep(told, {"path": choice.path, "rates": rates})
+    if choice is None:
+        unsettle(net.key)
+        return
+    _known[told] = choice
     settle(net.key, choice)
-    _keep(told, {"path": choice.path, "rates": rates})
+
+
+_known: dict[str, Choice] = {}
+_measuring = True
+
+
+def measure_no_more() -> None:
+    """From now on this process measures nothing: others like it run beside it, and would tell each other apart."""
+    global _measuring
+    _measuring = False
 
 
 def rates_of(
@@ -105,23 +119,23 @@ def _rates_stacked(
 ) -> dict[str, float]:  # fmt: skip
     """Of wider and wider stacks, while they gain and come near the `best` of the other ways."""
     rates: dict[str, float] = {}
-    with warnings.catch_warnings():  # of operations that are only looped over
-        warnings.simplefilter("error")
-        for size in _stacks(min(stack, len(ordered))):
-            block = _middle(data, ordered, size)
-            try:
-                if not rates:  # what is imported at first use is not measured
-                    _fit(net, key, f"lockstep-{size}", replace(training, steps=1), block)()
-                rate = _rate(net, key, f"lockstep-{size}", training, block)
-            except Warning as found:
-                net.cannot_stack(str(found))
-            if "lockstep" not in net.ways:  # it was found that it cannot be stacked
-                return {}
-            gains = rate > _MARGIN * max(rates.values(), default=0.0)
-            rates[f"lockstep-{size}"] = rate
-            if not gains or rate * _REACH < best:
-                break
+    for size in _stacks(min(stack, len(ordered))):
+        rate = _rate(net, key, f"lockstep-{size}", training, _middle(data, ordered, size))
+        if "lockstep" not in net.ways:  # it was found that it cannot be stacked
+            return {}
+        gains = rate > _MARGIN * max(rates.values(), default=0.0)
+        rates[f"lockstep-{size}"] = rate
+        if not gains or rate * _REACH < best:
+            break
     return rates
+
+
+def try_stacks(net: Any, training: Training, data: Any) -> None:
+    """One step of two clients in lockstep, where that is the way of `net`, to find whether it can be stacked."""
+    some = np.flatnonzero(np.asarray(data.sizes) > 0)[:_CLIENTS]
+    if len(some) and training.precision == "float32" and (stack := getattr(net, "lockstep", None)) is not None:
+        way = "lockstep" if stack.stack is None else f"lockstep-{stack.stack}"
+        _fit(net, net.key, way, replace(training, steps=1), data.block(some))()
 
 
 def _stacks(most: int = _LARGEST_STACK) -> list[int]:
@@ -138,7 +152,11 @@ def _middle(data: Any, ordered: I64, count: int) -> Block:
 
 
 def _rate(net: Any, key: str, way: str, training: Training, block: Block) -> float:
-    return round(block.n / _seconds(_fit(net, key, way, replace(training, steps=_STEPS), block)), 1)
+    """Clients per second, of `_STEPS` steps each; the first call counts only where it took very long."""
+    step, few = (_fit(net, key, way, replace(training, steps=count), block) for count in (1, _STEPS))
+    took = _took(step)
+    took = took if took > _VERY_LONG_S else _took(step)
+    return round(block.n / (took * _STEPS if took > _LONG_S else _least(few)), 1)
 
 
 def _fit(net: Any, key: str, way: str, training: Training, block: Block) -> Callable[[], None]:
@@ -153,37 +171,45 @@ def _fit(net: Any, key: str, way: str, training: Training, block: Block) -> Call
     return once
 
 
-def _seconds(once: Callable[[], None]) -> float:
-    """The least time of a call: the first warms up and counts only where it took long."""
+def _took(once: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    once()
+    return time.perf_counter() - began
+
+
+def _least(once: Callable[[], None]) -> float:
+    """The least time of calls that take a moment together."""
     best, spent = np.inf, 0.0
-    for at in range(100):
-        began = time.perf_counter()
-        once()
-        took = time.perf_counter() - began
-        best = min(best, took) if at or took > _MOMENT_S * 10 else best
-        spent += took if at else 0.0
-        if np.isfinite(best) and spent + best > _MOMENT_S:
+    for _ in range(100):
+        took = _took(once)
+        best, spent = min(best, took), spent + took
+        if spent + best > _MOMENT_S:
             break
     return float(best)
 
 
 def keep_to(net: Any, path: str) -> None:
     """Go the way a run went (`path` of its description) that is gone on with, whatever is faster now."""
-    net = getattr(net, "net", net)  # of a family
     ways: tuple[str, ...] = getattr(net, "ways", ())
     if len(ways) > 1 and asked(net.path) == "auto":
         settle(net.key, Choice(path if way_of(path) in ("native", "lockstep") else plain(ways)))
 
 
-@cache
 def machine() -> str:
     """What a measurement holds for: the processor, its cores, and what computes."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    torch = getattr(sys.modules.get("torch"), "__version__", "")
+    versions = []
+    for library in ("numpy", "torch"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions.append(f"{library} {version(library)}")
     cores = f"{os.cpu_count()} cores, compiled for {kind() or 'none'}"
-    return f"{name}, {cores}, fieldfare {__version__}, numpy {np.__version__}, torch {torch}"
+    return f"{_processor()}, {cores}, fieldfare {__version__}, {', '.join(versions)}"
+
+
+@cache
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 def cache_file() -> Path:
@@ -200,15 +226,16 @@ def _read() -> dict[str, Any]:
     return {}
 
 
-def _sound(found: dict[str, Any], ways: tuple[str, ...]) -> bool:
-    path, rates = found.get("path"), found.get("rates")
-    return (
-        isinstance(path, str)
-        and way_of(path) in ways
-        and (path == way_of(path) or known(path))
-        and isinstance(rates, dict)
-        and all(isinstance(name, str) and isinstance(rate, int | float) for name, rate in rates.items())
+def _read_choice(told: str, ways: tuple[str, ...]) -> Choice | None:
+    """What is remembered, if it is in order."""
+    found = _read().get(machine(), {}).get(told)
+    path, rates = (found.get("path"), found.get("rates")) if isinstance(found, dict) else (None, None)
+    if not isinstance(path, str) or not known(path.replace("torch", "graph")) or way_of(path) not in ways:
+        return None
+    numbers = isinstance(rates, dict) and all(
+        isinstance(name, str) and isinstance(rate, int | float) and np.isfinite(rate) for name, rate in rates.items()
     )
+    return Choice(path, rates, told) if numbers else None
 
 
 def _keep(key: str, told: dict[str, Any]) -> None:
@@ -218,5 +245,8 @@ def _keep(key: str, told: dict[str, Any]) -> None:
         file = cache_file()
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_name(f"{file.name}.{os.getpid()}")
-        fresh.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        fresh.replace(file)
+        try:
+            fresh.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            fresh.replace(file)
+        finally:
+            fresh.unlink(missing_ok=True)
