@@ -114,6 +114,32 @@ def test_a_torch_model_has_the_same_bits_on_ray(pools):
 
 
 @pytest.mark.slow
+def test_workers_on_ray_go_the_way_that_was_settled_here_in_the_same_stacks(local_ray, monkeypatch):
+    torch = pytest.importorskip("torch")
+    from fieldfare.work.native import choose, timing
+
+    monkeypatch.setenv("FIELDFARE_PATH", "auto")
+    monkeypatch.setattr(choose, "_settled", {})
+    monkeypatch.setattr(timing.threads, "allowed", lambda: 2)
+    torch.manual_seed(0)
+    data = ff.data.digits(clients=20)
+    net = ff.torch_net(
+        torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.Hardtanh(), torch.nn.Linear(8, 10)),
+        example={name: rows[:2] for name, rows in data.columns.items()},
+    )
+    told = f"{net.key}, batches of 5, sgd, stacks of 4 at most"
+    monkeypatch.setattr(timing, "_known", {told: choose.Choice("lockstep-4", {}, told)})
+    job = ff.Job(
+        model=net, data=data, algorithm=ff.FedAvg(rounds=2, cohort=9), training=ff.Training(batch_size=5),
+    )  # fmt: skip
+    here = vector(replace(job, simulated=ff.Simulated(workers=2)))
+    assert net.lockstep is not None
+    assert vector(replace(job, simulated=ff.Simulated(workers=2, on="ray"))) == here
+    monkeypatch.setenv("FIELDFARE_PATH", "graph")
+    assert vector(replace(job, simulated=ff.Simulated(workers=1))) != here
+
+
+@pytest.mark.slow
 def test_a_jax_model_has_the_same_bits_on_ray(local_ray):
     pytest.importorskip("jax")
     from test_jax_net import job
