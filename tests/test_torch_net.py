@@ -228,7 +228,8 @@ def test_a_head_before_frozen_layers_is_trained_without_their_graph() -> None:
     assert np.isfinite(one.fit(net, net.init(0).vector[None]).params).all()
 
 
-def test_buffers_are_given_back_to_every_client_as_they_were() -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_buffers_are_given_back_to_every_client_as_they_were(anew: bool) -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -236,7 +237,10 @@ def test_buffers_are_given_back_to_every_client_as_they_were() -> None:
             self.out = nn.Linear(12, 5)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.seen += 1
+            if anew:
+                self.seen = self.seen + 1
+            else:
+                self.seen += 1
             return self.out(x) * self.seen
 
     torch.manual_seed(0)

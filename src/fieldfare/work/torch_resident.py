@@ -196,7 +196,10 @@ class Resident:
         self.grads: list[Tensor] = []
         self._flat = self.flat.numpy()
         self._same = len(self.places) == 1 and not self.places[0].nhwc
-        self._buffers = [(b, b.clone()) for b in self.module.buffers()]
+        self._buffers = [
+            (owner, name, buffer, buffer.clone())
+            for owner in self.module.modules() for name, buffer in owner.named_buffers(recurse=False)
+        ]  # fmt: skip
 
     @property
     def channels_last(self) -> bool:
@@ -241,8 +244,9 @@ class Resident:
 
     def renew(self) -> None:
         """Put all buffers back as they were given."""
-        for buffer, before in self._buffers:
+        for owner, name, buffer, before in self._buffers:
             buffer.copy_(before)
+            owner._buffers[name] = buffer  # forward may have put another in its place
 
     def save(self, out: F32, flat: F32 | None = None) -> None:
         """Copy the model, or an array `flat` of the flat storage's form, into `out` `[P]`."""
