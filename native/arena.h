@@ -1,32 +1,11 @@
 // The memory of one thread: activations, gradients, what ops keep, weights, moments, targets; and one batch through a plan.
 // Invariant: sizes come from the plan and the largest batch; nothing is allocated after it is made.
 #pragma once
-#include <cstdlib>
-#include <new>
-
+#include "memory.h"
 #include "ops_loss.h"
 #include "train.h"
 
 namespace ff {
-
-struct Block {  // aligned floats, zero at first
-  float* p = nullptr;
-  Block() = default;
-  explicit Block(int64_t floats) {
-    if (floats < 0 || floats > (int64_t(1) << 37)) throw std::bad_alloc();
-    const size_t bytes = ((size_t)floats * sizeof(float) + 127) / 64 * 64;
-    p = (float*)aligned_alloc(64, bytes);
-    if (!p) throw std::bad_alloc();
-    memset(p, 0, bytes);
-  }
-  Block(const Block&) = delete;
-  Block(Block&& o) noexcept : p(o.p) { o.p = nullptr; }
-  Block& operator=(Block&& o) noexcept {
-    std::swap(p, o.p);
-    return *this;
-  }
-  ~Block() { free(p); }
-};
 
 static inline float number(const Column& c, int64_t at) {
   switch (c.kind) {
@@ -58,8 +37,9 @@ static inline int64_t integer(const Column& c, int64_t at) {
 struct Arena {
   const Plan& plan;
   int64_t most;  // rows of the largest batch
-  std::vector<Block> blocks;
+  Blocks blocks;
   std::vector<float*> act, grad, kept;
+  std::vector<float*> own;  // by value: the memory of `act`, which may point at data where it lies
   float* scratch;
   std::vector<int64_t> labels;
   std::vector<float> numbers;
@@ -69,6 +49,7 @@ struct Arena {
   Arena(const Plan& p, int64_t rows, bool learn) : plan(p), most(rows) {
     int64_t need = 0;
     for (const Value& v : plan.values) act.push_back(block(rows * padded64(v.size())));
+    own = act;
     for (size_t i = 0; i < plan.values.size(); i++)
       grad.push_back(!learn || !plan.flows[i] ? nullptr : block(rows * padded64(plan.values[i].size())));
     for (const auto& op : plan.ops) {
@@ -82,10 +63,7 @@ struct Arena {
     else
       numbers.resize(rows * v.positions() * v.c);
   }
-  float* block(int64_t floats) {
-    blocks.emplace_back(floats);
-    return blocks.back().p;
-  }
+  float* block(int64_t floats) { return blocks.block(floats); }
 
   // Copies `count` rows of the columns and targets into place; false where a token or label does not fit (`bad` says)
   bool gather(const std::vector<Column>& columns, const Column* y, const int64_t* rows, int64_t count) {
@@ -114,7 +92,7 @@ struct Arena {
   bool take(const Column& c, int number_of, const int64_t* rows, int64_t count) {
     const Input& i = plan.inputs[number_of];
     const Value& v = plan.values[i.value];
-    float* to = act[i.value];
+    float* to = act[i.value] = own[i.value];
     const int64_t width = c.width, positions = v.positions();
     if (i.kind == TOKENS) {
       for (int64_t r = 0; r < count; r++)
@@ -131,6 +109,12 @@ struct Arena {
     const bool turn = i.channels_first && v.c > 1 && positions > 1;
     if (c.kind == Kind::f32 && !turn && i.kind == NUMBERS) {
       const float* from = (const float*)c.data;
+      bool together = plan.in_place[number_of];
+      for (int64_t r = 1; together && r < count; r++) together = rows[r] == rows[0] + r;
+      if (together) {
+        act[i.value] = const_cast<float*>(from + rows[0] * width);  // nobody writes an input
+        return true;
+      }
       for (int64_t r = 0; r < count; r++) memcpy(to + r * width, from + rows[r] * width, width * sizeof(float));
       return true;
     }

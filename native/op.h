@@ -45,6 +45,7 @@ struct Pass {
   float* const* grad;    // by value; null where no gradient is wanted
   float* scratch;        // of at least Op::scratch(rows) floats, aligned; anyone's between calls
   const Param* params;
+  Ahead* ahead;          // what the next batch will read, or null
   uint32_t* half;        // room of Op::half(rows) numbers where products are to round to bfloat16, else null
 
   const float* at(int param) const { return p + params[param].at; }
@@ -71,6 +72,7 @@ struct Op {
   virtual int64_t kept(int rows) const { return rows * 0; }     // floats kept from forward to backward
   virtual bool across() const { return false; }                 // whether an example's numbers depend on the batch
   virtual int64_t half(int rows) const { return rows * 0; }     // numbers of room for products of bfloat16
+  virtual bool in_place() const { return false; }               // whether no number beside an input's own is read: no padding
   virtual void forward(const Pass& pass, float* kept) const = 0;
   virtual void backward(const Pass& pass, float* kept) const = 0;
 };

@@ -38,13 +38,15 @@ struct Linear final : Op {
     return std::max(pairs_size(K, N) + M * ((K + 1) / 2), pairs_size(M, K) + pairs_size(M, N));
   }
 
+  bool in_place() const override { return true; }
+
   void forward(const Pass& t, float*) const override {
     const int M = (int)(t.rows * each);
     float* z = t.act[out];
     const bool scaled = t.train && scale != 1.f;
     if (t.half)
       half_product(t.act[in[0]], lda, t.at(params[0]), params.size() > 1 ? t.at(params[1]) : nullptr, z, ldo, M, K, N, relu && !scaled, t.half);
-    else product(t.act[in[0]], lda, t.at(params[0]), N, params.size() > 1 ? t.at(params[1]) : nullptr, z, ldo, M, K, N, false, relu && !scaled);
+    else product(t.act[in[0]], lda, t.at(params[0]), N, params.size() > 1 ? t.at(params[1]) : nullptr, z, ldo, M, K, N, false, relu && !scaled, t.ahead);
     if (scaled)
       for (int64_t i = 0; i < (int64_t)M * N; i += VL) {
         vf v = scale * load(z + i);
@@ -72,7 +74,7 @@ struct Linear final : Op {
       if (t.half)
         half_outer(t.act[in[0]], lda, d, N, M, K, N, g.in, g.scale, g.out, t.half);
       else
-        outer(t.act[in[0]], lda, d, N, M, K, N, g.in, g.scale, g.out, N);
+        outer(t.act[in[0]], lda, d, N, M, K, N, g.in, g.scale, g.out, N, t.ahead);
     }
     if (params.size() > 1 && t.trained(params[1])) {
       const auto g = t.target(params[1]);

@@ -64,15 +64,13 @@ static void advance(const Plan& plan, const Settings& set, const Drift& drift, f
     }
 }
 
-typedef double vd __attribute__((vector_size(VL * 8)));
-typedef int64_t vl __attribute__((vector_size(VL * 8)));
-static FF_INLINE vf delta_of(const float* w, const float* start, double shrunk) {
-  const vf x = load(w) - load(start);
-  return shrunk == 1.0 ? x : __builtin_convertvector(__builtin_convertvector(x, vd) * shrunk, vf);
-}
+// vectors of half as many lanes, of twice the bits
+typedef double vd __attribute__((vector_size(VL * 4)));
+typedef uint64_t vl __attribute__((vector_size(VL * 4)));
+typedef uint64_t vl_any __attribute__((vector_size(VL * 4), aligned(8), may_alias));
+typedef float vf_half __attribute__((vector_size(VL * 2), aligned(4), may_alias));
+static FF_INLINE vd wide(const float* p) { return __builtin_convertvector(*(const vf_half*)p, vd); }
 static FF_INLINE double exact_square(float x) { return (double)x * (double)x; }
-
-typedef int64_t vl_any __attribute__((vector_size(VL * 8), aligned(8), may_alias));
 
 // The norm of x[n] in the order of `aggregate.rows.norms`: 64 lanes of sums in double, added up as a tree
 static double norm_of(const float* x, int64_t n) {
@@ -93,41 +91,57 @@ static double shrinking(const Plan& plan, double clip, const float* w, const flo
   return std::isfinite(length) && length > clip ? clip / length : 1.0;
 }
 
+// x[n] = shrunk * (w - start) as floats; gives the largest magnitude, not a number or infinite where any is
+static FF_INLINE float deltas(const float* w, const float* start, double shrunk, int64_t n, float* x) {
+  vi top{};  // bits of magnitudes are in order as whole numbers, those of what is not finite above all others
+  for (int64_t i = 0; i < n; i += VL) {
+    const vf d = load(w + i) - load(start + i);
+    store(x + i, d);
+    const vi size = (vi)vabs(d);
+    top = size > top ? size : top;
+  }
+  int32_t bits = 0;
+  for (int j = 0; j < VL; j++) bits = std::max(bits, (int32_t)top[j]);
+  float most;
+  memcpy(&most, &bits, sizeof most);
+  if (shrunk == 1.0) return most;
+  for (int64_t i = 0; i < n; i += VL / 2) *(vf_half*)(x + i) = __builtin_convertvector(wide(x + i) * shrunk, vf_half);
+  return (float)((double)most * shrunk);
+}
+
+// total[n] += weight * round_half_even(x / step), for |x| of at most `most`
+static FF_INLINE void add_rounded(const float* x, int64_t n, float most, double step, int64_t weight, int64_t* total) {
+  const double magic = 1.5 * 4503599627370496.0 * step, by = (double)weight;
+  uint64_t bits;
+  memcpy(&bits, &magic, 8);
+  // where weight * |x| stays below 2^50 steps, the product of whole numbers is exact in a double
+  if ((double)most * std::abs(by) < 1125899906842623.5 * step)
+    for (int64_t i = 0; i < n; i += VL / 2) *(vl_any*)(total + i) += (vl)((wide(x + i) + magic - magic) * by + magic) - bits;
+  else
+    for (int64_t i = 0; i < n; i += VL / 2) *(vl_any*)(total + i) += ((vl)(wide(x + i) + magic) - bits) * (uint64_t)weight;
+}
+
 // total += weight * round_half_even(delta / step) with delta = shrunk * (w - start) as a float; false, and nothing done,
-// where one is not finite or beyond the cap
+// where one is not finite or beyond the cap: a block that holds such a one ends the sum, and those before are taken back
 static bool fold_in(const Plan& plan, const Fold& fold, int64_t weight, const float* w, const float* start, double shrunk,
                     int64_t* total) {
-  const double exact = std::min(fold.cap / (double)std::max<int64_t>(weight, 1), 2251799813685248.0 * fold.step);
-  float cap = exact < 3.0e38 ? (float)exact : 3.0e38f;
-  if ((double)cap > exact) cap = std::nextafter(cap, 0.f);
-  vi over{};
-  vf most_of = zero();
-  for (const Range& r : plan.trained)
-    for (int64_t i = r.at; i < r.at + r.size; i += VL) {
-      const vf x = vabs(delta_of(w + i, start + i, shrunk));
-      over |= ~(vi)(x <= cap);
-      most_of = vmax(x, most_of);
-    }
-  for (int j = 0; j < VL; j++)
-    if (over[j]) return false;
-  const double magic = 1.5 * 4503599627370496.0 * fold.step;
-  int64_t bits;
-  memcpy(&bits, &magic, 8);
-  // where weight * |delta| stays below 2^51 steps, the product of whole numbers is exact in a double
-  const bool small = (double)most(most_of) * (double)weight < 2251799813685247.0 * fold.step * 0.5;
-  const double by = (double)weight;
-  for (const Range& r : plan.trained)
-    for (int64_t i = r.at; i < r.at + r.size; i += VL) {
-      const vd x = __builtin_convertvector(delta_of(w + i, start + i, shrunk), vd);
-      vd q = x + magic;
-      vl now = *(const vl_any*)(total + i);
-      if (small)
-        now += (vl)((q - magic) * by + magic) - bits;
-      else
-        now += ((vl)q - bits) * weight;
-      *(vl_any*)(total + i) = now;
-    }
-  return true;
+  constexpr int64_t BLOCK = 512;
+  const double cap = std::min(fold.cap / (double)std::max<int64_t>(weight, 1), 2251799813685248.0 * fold.step);
+  alignas(64) float x[BLOCK];
+  const auto add = [&](int64_t by, int64_t limit) {  // of at most `limit` blocks; gives how many there were, -1 for all
+    int64_t done = 0;
+    for (const Range& r : plan.trained)
+      for (int64_t i = r.at, end = r.at + r.size; i < end; i += BLOCK, done++) {
+        const int64_t n = std::min(BLOCK, end - i);
+        const float most = done == limit ? 0 : deltas(w + i, start + i, shrunk, n, x);
+        if (done == limit || !((double)most <= cap)) return done;
+        add_rounded(x, n, most, fold.step, by, total + i);
+      }
+    return int64_t(-1);
+  };
+  const int64_t done = add(weight, INT64_MAX);
+  if (done > 0) add(-weight, done);
+  return done < 0;
 }
 
 }  // namespace ff

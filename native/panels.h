@@ -94,10 +94,10 @@ static void by_strips(cf A, int64_t lda, cf strips, int nr, Start start, cf cin,
       for (int k0 = 0; k0 < K; k0 += kb) {
         const int kc = K - k0 < kb ? K - k0 : kb;
         const Start s = k0 ? ADD : start;
-        FF_SPLIT(m0, mr, rows, most_mr(nz)) {
+        FF_RUNS(m0, mr, times, rows, most_mr(nz)) {
           cf a = A + (b0 + m0) * lda + k0, w = w0 + k0 * width;
           float* z = Z + (b0 + m0) * ldz + VL * n0;
-          tiles(mr, nz, Tile{1, &a, &w, kc, lda, 1, width, s, s == ADD ? z : s == BIAS ? cin + VL * n0 : nullptr, ldz, 1.f, false, z, ldz});
+          tiles(mr, nz, Tile{1, &a, &w, kc, lda, 1, width, s, s == ADD ? z : s == BIAS ? cin + VL * n0 : nullptr, ldz, 1.f, false, z, ldz, times, mr * lda});
         }
       }
       w0 += K * width;
@@ -125,10 +125,10 @@ static void outer_blocks(cf A, int64_t lda, cf D, int64_t ldd, int64_t M, int K,
   FF_SPLIT(c0, cz, N / VL, NB) for (int64_t part = 0; part < parts; part++) {
     const int64_t m0 = M * part / parts, m1 = M * (part + 1) / parts;
     cf from = part ? out : cin;
-    FF_SPLIT(n0, nz, cz, MOST_NR) FF_SPLIT(k0, mr, K, most_mr(nz)) {
+    FF_SPLIT(n0, nz, cz, MOST_NR) FF_RUNS(k0, mr, times, K, most_mr(nz)) {
       const int64_t column = (int64_t)VL * (c0 + n0), at = k0 * ldw + column;
       cf a = A + m0 * lda + k0, d = D + m0 * ldd + column;
-      tiles(mr, nz, Tile{1, &a, &d, (int)(m1 - m0), 1, lda, ldd, ADD, from + at, ldw, alpha, false, out + at, ldw});
+      tiles(mr, nz, Tile{1, &a, &d, (int)(m1 - m0), 1, lda, ldd, ADD, from + at, ldw, alpha, false, out + at, ldw, times, mr});
     }
   }
 }

@@ -140,6 +140,11 @@ Plan::Plan(std::vector<Value> values_, std::vector<Param> params_, const std::ve
     ops.push_back(std::move(op));
   }
   must(output >= 0 && output < n && known[output] && values[output].ld % PAD == 0 && !values[output].tokens, "the output is not there");
+  for (const Input& i : inputs) {
+    bool may = i.value != output;
+    for (const auto& op : ops) may = may && (op->in_place() || std::find(op->in.begin(), op->in.end(), i.value) == op->in.end());
+    in_place.push_back(may);
+  }
   flows.assign(n, 0);
   back.assign(ops.size(), 0);
   std::vector<char> written(n, 0), updated(params.size(), 0);

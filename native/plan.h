@@ -30,6 +30,7 @@ struct Plan {
   std::vector<float> constants;
   int64_t vector_size, packed_size;
   bool may_fuse;                // no parameter is read by two ops
+  std::vector<char> in_place;   // by input: may be read where the data lie
   std::vector<int64_t> vocabulary;  // by value: tokens are below it
   std::vector<Range> trained;   // of the packed vector, merged
   std::vector<Range> untouched; // parameters that no backward updates: copied at a client's first step

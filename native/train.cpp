@@ -71,9 +71,10 @@ struct Trainer {
   bool fused;
   Arena arena;
   float *w, *first, *g = nullptr, *a = nullptr, *ref = nullptr, *m = nullptr, *s = nullptr;
-  std::vector<int64_t> total;
+  int64_t* total = nullptr;
   std::vector<float> flat;
   std::vector<uint32_t> half;
+  Ahead ahead;
 
   Trainer(const Plan& p, const Fit& f, const float* shared, const float* masked, bool plain, int64_t rows)
       : plan(p), ask(f), start(shared), mask(masked), fused(plain), arena(p, rows, true) {
@@ -92,7 +93,7 @@ struct Trainer {
       for (const auto& op : plan.ops) most = std::max(most, op->half((int)rows));
       half.resize(most + 16);
     }
-    if (ask.fold) total.assign(size, 0);
+    if (ask.fold) total = (int64_t*)arena.block(2 * size);
     if (ask.fold && ask.fold->clip > 0) flat.assign(plan.vector_size, 0);
   }
 
@@ -103,7 +104,9 @@ struct Trainer {
     return first;
   }
 
-  bool client(int64_t i) {
+  // `next`: the client that will probably come then, or -1
+  template <class F>
+  bool client(int64_t i, F next) {
     const float* from = begin(i);
     const int64_t size = ask.per_epoch[i], batch = ask.batch, count = ask.steps[i];
     double loss = 0;
@@ -134,6 +137,11 @@ struct Trainer {
       t.p = fused && k == 0 ? from : w;
       t.w = w;
       t.g = g;
+      if (k + 1 < count)
+        ahead = reads(ask.rows + at, at_most(batch, left ? left : size));
+      else if (const int64_t then = next(); then >= 0)
+        ahead = reads(ask.rows + ask.begin[then], at_most(batch, ask.per_epoch[then]));
+      t.ahead = &ahead;
       t.half = half.empty() ? nullptr : half.data();
       if (fused && k == 0)
         for (const Range& r : plan.untouched) memcpy(w + r.at, from + r.at, r.size * sizeof(float));
@@ -147,6 +155,14 @@ struct Trainer {
     ask.loss[i] = count ? loss / (double)count : 0.0;
     finish(i, from, before + (double)count);
     return true;
+  }
+
+  // The widest column's rows of a batch
+  Ahead reads(const int64_t* rows, int64_t count) const {
+    const Column* most = &ask.columns[0];
+    for (const Column& c : ask.columns)
+      if (c.bytes() > most->bytes()) most = &c;
+    return {(const char*)most->data, most->bytes(), rows, count, 0};
   }
 
   // The client's drift and moments, packed; gives the steps its optimiser has taken before
@@ -180,7 +196,7 @@ struct Trainer {
     if (ask.out) plan.unpack(w, ask.out + i * plan.vector_size);
     if (ask.fold) {
       const double shrunk = ask.fold->clip > 0 ? shrinking(plan, ask.fold->clip, w, from, flat.data()) : 1.0;
-      ask.fold->refused[i] = !std::isfinite(ask.loss[i]) || !fold_in(plan, *ask.fold, ask.fold->weights[i], w, from, shrunk, total.data());
+      ask.fold->refused[i] = !std::isfinite(ask.loss[i]) || !fold_in(plan, *ask.fold, ask.fold->weights[i], w, from, shrunk, total);
     }
   }
 
@@ -224,24 +240,19 @@ Bad fit(const Plan& plan, const Fit& ask) {
 
   const Settings& set = ask.settings;
   const bool fused = plan.may_fuse && !set.moments() && set.weight_decay == 0 && set.clip_norm == 0 && ask.mu == 0 && !ask.a && !ask.mask;
-  Block start, mask;
-  if (ask.models == 1) {
-    start = Block(plan.packed_size);
-    plan.pack(ask.start, start.p);
-  }
-  if (ask.mask) {
-    mask = Block(plan.packed_size);
-    plan.pack_trained(ask.mask, mask.p);
-  }
+  Blocks shared;
+  float *start = nullptr, *mask = nullptr;
+  if (ask.models == 1) plan.pack(ask.start, start = shared.block(plan.packed_size));
+  if (ask.mask) plan.pack_trained(ask.mask, mask = shared.block(plan.packed_size));
   std::atomic<int64_t> next(0);
   std::atomic<bool> stop(false);
   std::mutex guard;
   Bad bad;
   const int threads = (int)std::max<int64_t>(1, at_most(ask.threads, ask.n));
   spread(threads, [&](int) {
-    Trainer one(plan, ask, start.p, mask.p, fused, most);
+    Trainer one(plan, ask, start, mask, fused, most);
     for (int64_t c; !stop && (c = next++) < ask.n;)
-      if (!one.client(order[c])) {
+      if (!one.client(order[c], [&] { const int64_t then = next; return then < ask.n ? order[then] : -1; })) {
         stop = true;
         std::lock_guard<std::mutex> hold(guard);
         if (bad.place < 0) bad = one.arena.bad;
@@ -281,11 +292,9 @@ Bad evaluate(const Plan& plan, const Evaluate& ask) {
   std::vector<Part> parts;
   for (int64_t i = 0; i < ask.n; i++)
     for (int64_t at = ask.offsets[i]; at < ask.offsets[i + 1]; at += width) parts.push_back({i, at, at_most(width, ask.offsets[i + 1] - at), {}});
-  Block shared;
-  if (ask.count == 1) {
-    shared = Block(plan.packed_size);
-    plan.pack(ask.models, shared.p);
-  }
+  Blocks blocks;
+  float* shared = nullptr;
+  if (ask.count == 1) plan.pack(ask.models, shared = blocks.block(plan.packed_size));
   std::atomic<int64_t> next(0);
   std::atomic<bool> stop(false);
   std::mutex guard;
@@ -305,7 +314,7 @@ Bad evaluate(const Plan& plan, const Evaluate& ask) {
       }
       if (own && held != ask.row[part.client]) plan.pack(ask.models + (held = ask.row[part.client]) * plan.vector_size, own);
       Pass t = arena.pass((int)part.rows, false);
-      t.p = own ? own : shared.p;
+      t.p = own ? own : shared;
       arena.run_forward(t);
       part.found = arena.measured((int)part.rows, false);
     }

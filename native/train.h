@@ -12,6 +12,10 @@ struct Column {  // a column of the data, one row behind the other
   const void* data;
   Kind kind;
   int64_t rows, width;  // numbers a row
+  int64_t bytes() const {  // of a row
+    const bool wide = kind == Kind::f64 || kind == Kind::i64, middle = kind == Kind::f32 || kind == Kind::i32 || kind == Kind::u32;
+    return width * (wide ? 8 : middle ? 4 : kind == Kind::i16 || kind == Kind::u16 ? 2 : 1);
+  }
 };
 
 struct Settings {

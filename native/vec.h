@@ -50,9 +50,9 @@ static FF_INLINE float sum(vf v) {  // a tree, in one fixed order
 static FF_INLINE float most(vf v) {
   float t[VL];
   memcpy(t, &v, sizeof t);
-  float m = t[0];
-  for (int i = 1; i < VL; i++) m = t[i] > m ? t[i] : m;
-  return m;
+  for (int n = VL / 2; n; n /= 2)
+    for (int i = 0; i < n; i++) t[i] = t[i] > t[i + n] ? t[i] : t[i + n];
+  return t[0];
 }
 
 // exp to two units in the last place; below -87 it is 0 (no denormals), above 88 infinity; NaN stays
