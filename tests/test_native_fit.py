@@ -384,6 +384,34 @@ def test_a_finite_delta_beyond_the_cap_over_its_weight_is_refused_and_one_within
     assert fit.refused.tolist() == [False, False]
 
 
+def test_what_a_client_had_added_before_it_was_refused_is_taken_back():
+    native, _ = nets(6, 300, 4)
+    delta, _ = summed(native, block([5, 9]))
+    place = int(np.abs(delta[0]).argmax())
+    assert place >= 7 * 300  # in the last layer, thousands of numbers behind the first
+    most = float(np.abs(delta[0]).max()) * 5
+    assert np.abs(delta[1]).max() < most
+    _, fit = summed(native, block([5, 9]), cap=most * 0.999, weights=(5, 1))
+    assert fit.refused.tolist() == [True, False]
+    assert np.array_equal(fit.total, np.rint(delta[1].astype(np.float64) * 2.0**32).astype(np.int64))
+
+
+@pytest.mark.parametrize("widths", [(6, 9, 4), (16, 4)])
+def test_rows_that_lie_together_are_read_in_place_with_the_bits_of_copies(widths):
+    native, _ = nets(*widths)
+    data = block([5, 9], inputs=widths[0])
+    together = Block({k: v[data.rows].copy() for k, v in data.columns.items()}, np.arange(14), data.offsets)
+    before = together.columns["x"].copy()
+    delta, fit = summed(native, data)
+    other, again = summed(native, together)
+    assert np.array_equal(delta, other)
+    assert np.array_equal(fit.total, again.total)
+    assert native.evaluate(native.init(0).vector[None], np.zeros(2, np.int64), together)["loss"].tolist() == (
+        native.evaluate(native.init(0).vector[None], np.zeros(2, np.int64), data)["loss"].tolist()
+    )
+    assert np.array_equal(together.columns["x"], before)
+
+
 def test_large_deltas_and_weights_add_up_exactly():
     native, _ = nets(6, 4)
     data = block([5, 9])
