@@ -139,7 +139,7 @@ struct Trainer {
       t.g = g;
       if (k + 1 < count)
         ahead = reads(ask.rows + at, at_most(batch, left ? left : size));
-      else if (const int64_t then = next(); then >= 0)
+      else if (const int64_t then = next(); then >= 0 && ask.steps[then])
         ahead = reads(ask.rows + ask.begin[then], at_most(batch, ask.per_epoch[then]));
       t.ahead = &ahead;
       t.half = half.empty() ? nullptr : half.data();
