@@ -120,6 +120,34 @@ def test_what_cannot_be_stacked_is_trained_one_by_one_and_the_description_says_s
     assert "cannot be stacked" in nets[0].describe()["why"]
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_module_whose_forward_changes_a_buffer_is_trained_one_by_one(anew):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+            self.out = nn.Linear(36, 5)
+
+        def forward(self, x):
+            if anew:
+                self.seen = self.seen + 1
+            else:
+                self.seen += 1
+            return self.out(x.flatten(1)) * self.seen
+
+    training, data = Training(batch_size=4), block()
+    keys = rng.keys(0, ("t",), np.arange(data.n))
+    plan, module = make_plan(data, keys, training), Counting()
+    ends = []
+    for path in ("lockstep", "graph"):
+        net = torch_net(module, path=path)
+        start = net.init(0).vector[None]
+        ends.append(net.fit(start, np.zeros(data.n, int), data, plan, keys, training, 0.01, Drift()).params)
+        assert net.lockstep is None
+        assert path == "graph" or "changes the buffer 'seen'" in net.unstacked
+    assert np.array_equal(*ends)
+
+
 def test_on_a_cuda_device_lockstep_is_the_way_and_gives_the_same_within_tolerance(monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("there is no CUDA device here")

@@ -81,6 +81,7 @@ class Lockstep:
             return loss(functional_call(self.module, {**params, **fixed}, x), y)
 
         self._step = vmap(grad_and_value(of_one), randomness="error")
+        self._checked = False
 
     def clients(self, moments: int) -> int:
         """How many clients go in one stack."""
@@ -96,8 +97,22 @@ class Lockstep:
         """Gradients `[c, P]` and losses `[c]` of batches x `[c, b, ...]`."""
         import torch
 
+        if not self._checked:
+            self._check(tuple(one[0] for one in x))
         grads, losses = self._step(self.views(w), x, y)
         return torch.cat([grads[name].reshape(len(w), -1) for name in self.names], dim=1), losses
+
+    def _check(self, batch: tuple[Tensor, ...]) -> None:
+        """Refuse a module whose forward changes its buffers: in a stack they would be everybody's, or forgotten."""
+        import torch
+
+        before = {name: (b, b._version) for name, b in self.module.named_buffers()}
+        with torch.random.fork_rng(devices=[]):
+            self.module(*batch)
+        for name, b in self.module.named_buffers():
+            if name not in before or before[name][0] is not b or before[name][1] != b._version:
+                raise RuntimeError(f"its forward changes the buffer {name!r}")
+        self._checked = True
 
 
 def fit(
