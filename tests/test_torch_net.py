@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
@@ -324,3 +325,13 @@ def test_the_allocator_is_told_to_keep_memory_by_training_only_and_once(monkeypa
     for _ in range(2):
         one.fit(net, start)
     assert told == [(-1, 256 << 20), (-3, 32 << 20)]
+
+
+def test_counting_flops_does_not_import_torchs_compiler() -> None:
+    code = """
+import sys, torch, numpy as np, fieldfare as ff
+rows = {"x": np.zeros((2, 4), np.float32), "y": np.zeros(2, np.int64)}
+assert ff.torch_net(torch.nn.Linear(4, 3), example=rows).flops() == 48.0
+assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
