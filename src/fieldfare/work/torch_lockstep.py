@@ -14,6 +14,7 @@ import re
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ ON_PROCESSOR = 16
 """Clients in one stack where nothing was measured: few enough to stay in cache."""
 
 
+@cache
 def device() -> str | None:
     """The device that trains in lockstep where there is one: the first CUDA device."""
     import torch
