@@ -248,6 +248,17 @@ def test_threads_change_no_bit_and_of_several_errors_the_first_clients_is_told(m
             jax_net._spread(fails, 9, most)
 
 
+def test_settings_of_jax_within_a_with_hold_on_any_number_of_threads(monkeypatch):
+    def diverges(params, x, y):
+        return jnp.log(-jnp.abs(each(params, x, y)))
+
+    net, whole = ff.jax_net(start(), diverges), cohort(DENSE, SIZES, versions=1)
+    for count in (1, 2):
+        monkeypatch.setattr(threads, "worth", lambda clients, flops, count=count: count)
+        with jax.debug_nans(True), pytest.raises(FloatingPointError):
+            ends(net, whole)
+
+
 def test_steps_of_any_number_are_cut_into_runs_of_powers_of_four():
     data = block([100])
     net = ff.jax_net(start(), each, predict)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import fieldfare as ff
+from fieldfare import study
 from fieldfare.assembly import Still, assemble
 from fieldfare.core.block import Block
 from fieldfare.core.errors import UsageError
 from fieldfare.run import _check_same, kept_way
+from fieldfare.sim.batch import forks
 from fieldfare.sim.compute import pieces
 from fieldfare.store.runs import RunFolder
 from fieldfare.work import torch_lockstep
@@ -112,8 +114,8 @@ def timed(monkeypatch, **rates):
     """Ways take what `rates` says; the ways asked for are noted."""
     calls = []
 
-    def rate(net, key, way, training, block):
-        calls.append((way, block.n))
+    def rate(net, key, way, training, data, clients):
+        calls.append((way, len(clients)))
         return rates[way.replace("-", "_")]
 
     monkeypatch.setattr(timing, "_rate", rate)
@@ -239,6 +241,36 @@ def test_processes_side_by_side_measure_nothing_but_know_what_is_known(home, mon
     assert len(calls) == before
 
 
+def test_models_whose_steps_take_very_long_have_rates_too(home, monkeypatch):
+    monkeypatch.setattr(timing, "_took", lambda once: 11.0)
+    net, data = sine()
+    rates = timing.rates_of(net, net.key, net.ways, ff.Training(), data, np.arange(40), 4)
+    assert rates == {"torch": pytest.approx(2 / 44, rel=1e-3)}
+
+
+def test_a_bad_example_that_is_met_while_ways_are_measured_is_told_with_its_client(home):
+    net, data = sine()
+    y = data.columns["y"].copy()
+    y[:] = 77
+    spoilt = replace_columns(data, {**data.columns, "y": y})
+    with pytest.raises(UsageError, match=r"^client \d+: column 'y'"):
+        timing.settle_fastest(net, ff.Training(), spoilt, 40)
+
+
+def replace_columns(data, columns):
+    return SimpleNamespace(sizes=data.sizes, block=lambda ids: replace(data.block(ids), columns=columns))
+
+
+def test_a_stack_that_there_is_no_memory_for_is_not_taken(home, monkeypatch):
+    def fit(*args, **kwargs):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch_lockstep, "fit", fit)
+    net, data = sine()
+    rates = timing.rates_of(net, net.key, net.ways, ff.Training(), data, np.arange(40), 16)
+    assert set(rates) == {"torch"}
+
+
 class Tossed(Sine):
     def forward(self, x):
         return self.out(torch.sin(nn.functional.dropout(self.into(x), 0.5, self.training)))
@@ -323,6 +355,18 @@ def test_secure_sums_have_the_same_bits_in_stacks_on_any_number_of_workers(home)
         made = replace(job(net), data=data, algorithm=ff.SecureSum(ff.FedAvg(rounds=2, cohort=9)))
         ends.append(replace(made, simulated=ff.Simulated(workers=workers)).run(runs=None, progress=False).model.vector)
     assert np.array_equal(*ends)
+
+
+def test_a_family_and_a_study_fork_only_where_its_net_does(home, monkeypatch, tmp_path):
+    net, data = sine()
+    assert forks(Train(ff.submodels(net, (1.0, 0.5))))
+    monkeypatch.setattr(torch_lockstep, "device", lambda: "cpu")  # as if it were one
+    assert not forks(Train(ff.submodels(net, (1.0, 0.5))))
+    monkeypatch.setattr(study, "side_by_side", lambda *a: pytest.fail("it forked"))
+    monkeypatch.setenv("FIELDFARE_PATH", "graph")
+    arms = {"one": replace(job(net), data=data), "two": replace(job(net), data=data, seed=1)}
+    result = ff.Study(arms=arms, processes=2).run(tmp_path / "runs", progress=False)
+    assert (result.path / "report.html").exists()
 
 
 @pytest.mark.parametrize("kind", [Masked, FineTune, Still, Train, Family])

@@ -120,6 +120,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "training": (lambda: Seq(by_training, a=L(6, 3)), "the forward of Seq differs between training and evaluation"),
     "size": (lambda: Seq(by_size, a=L(6, 3)), "the forward of Seq depends on the size of the batch"),
     "one of many": (lambda: Seq(first_of_batch, a=L(6, 3)), "operator.getitem takes one example of the batch"),
+    "some of many": (lambda: Seq(lambda s, x: s.a(x[:100]), a=L(6, 3)),
+                     "operator.getitem takes some examples of the batch"),
+    "a divisor of 0": (lambda: Seq(lambda s, x: s.a(x) / 0, a=L(6, 3)),
+                       "operator.truediv has a native form for a constant"),
     "stale": (lambda: Seq(stale, a=L(6, 3)), "operator.add reads what Tensor.relu_ has changed in place"),
     "dropout": (lambda: Seq(always_drops, a=L(6, 3)), "F.dropout drops in evaluation too"),
     "channels": (lambda: nn.Sequential(L(6, 3), nn.Dropout1d(0.5)), "nn.Dropout1d '1' has no native form"),
@@ -147,6 +151,42 @@ def test_what_has_no_plan_is_refused_with_the_op_and_the_reason(name: str):
     assert isinstance(refused, Refusal)
     assert str(refused).startswith(said)
     assert "\n" not in str(refused)
+
+
+IN_PLACE = {
+    "F.relu6": lambda h: F.relu6(h, inplace=True), "F.hardtanh_": F.hardtanh_, "clamp_": lambda h: h.clamp_(-1.0, 1.0),
+    "clip_": lambda h: h.clip_(0.0, 1.0), "F.elu_": F.elu_, "F.relu_": F.relu_, "tanh_": lambda h: h.tanh_(),
+    "nn.Hardswish": nn.Hardswish(inplace=True), "nn.ReLU6": nn.ReLU6(inplace=True), "nn.ELU": nn.ELU(inplace=True),
+    "nn.SELU": nn.SELU(inplace=True), "nn.CELU": nn.CELU(inplace=True), "nn.SiLU": nn.SiLU(inplace=True),
+    "nn.LeakyReLU": nn.LeakyReLU(inplace=True), "nn.Hardsigmoid": nn.Hardsigmoid(inplace=True),
+    "mul_": lambda h: h.mul_(2.0), "add_": lambda h: h.add_(1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*IN_PLACE])
+def test_what_was_changed_in_place_is_not_read_as_it_was(name: str):
+    change = IN_PLACE[name]
+    parts = {"change": change} if isinstance(change, nn.Module) else {}
+
+    def f(s: Any, x: Any) -> Any:
+        h = s.a(x)
+        y = s.change(h) if parts else change(h)
+        return y + h
+
+    columns = {"x": numbers(6), "y": np.arange(4) % 3}
+    refused = plan_of(torch_net(Seq(f, a=L(6, 3), **parts), example=columns))
+    assert isinstance(refused, Refusal)
+    assert "has changed in place" in str(refused)
+
+
+def test_a_part_of_an_input_that_is_changed_in_place_is_not_read_as_it_was():
+    def f(s: Any, x: Any) -> Any:
+        part = x[:, :3]
+        x.mul_(2.0)
+        return s.a(part)
+
+    columns = {"x": numbers(6), "y": np.arange(4) % 3}
+    assert isinstance(plan_of(torch_net(Seq(f, a=L(3, 3)), example=columns)), Refusal)
 
 
 def test_buffers_that_change_hooks_and_forwards_of_one_layer_are_refused():

@@ -17,6 +17,7 @@ from fieldfare.job import Job
 from fieldfare.progress import display_of_points
 from fieldfare.run import Result, assemble, kept_file, refuse_while_loading, run, source_of
 from fieldfare.side_by_side import side_by_side
+from fieldfare.sim.batch import forks
 from fieldfare.store.files import room
 from fieldfare.store.runs import RunFolder
 
@@ -218,7 +219,7 @@ class Study:
     def _each(self, folder: RunFolder, progress: bool | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """(arm, its summary) as they end."""
         jobs = self.jobs()
-        if self.processes == 1:
+        if self.processes == 1 or not all(forks(work) for _, job in jobs for work in assemble(job).works.values()):
             for name, job in jobs:
                 yield name, run_arm(folder, name, job, progress).summary
             return

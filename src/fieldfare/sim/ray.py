@@ -285,9 +285,12 @@ def _greet(member: Member, hello: tuple[int, str, dict[str, str], str]) -> None:
     mine = versions()
     for name in mine.keys() & theirs.keys():
         if mine[name] != theirs[name]:
+            remedy = (
+                "set FIELDFARE_NATIVE to one that all have" if "core" in name else "install the same on all machines"
+            )
             raise UsageError(
                 f"the Ray worker on {host} has {name} {theirs[name]} and this program {mine[name]}: results would not "
-                "be the same; install the same versions on every machine."
+                f"be the same; {remedy}."
             )
     member.pid, member.host = pid, host
 

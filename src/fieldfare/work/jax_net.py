@@ -128,7 +128,8 @@ class JaxNet:
         loop = self._loop(training, drift)
         rate, ref = np.float32(lr), start if drift.ref is None else drift.ref
         mask = None if drift.mask is None else np.asarray(drift.mask)
-        self._each(data)
+        if plan.steps.any():
+            self._each(data)
 
         def client(i: int) -> None:
             w: Any = start[row[i]]
@@ -335,18 +336,37 @@ def _words(key: np.uint64, steps: int) -> NDArray[np.uint32]:
 
 
 def _spread(call: Callable[[int], None], n: int, most: int) -> None:
-    """`call` of 0 to n - 1 on `most` threads that end with it; of several errors that of the least number is raised."""
-    if most == 1:
-        for i in range(n):
-            call(i)
-        return
+    """`call` of 0 to n - 1 on `most` threads that end with it; of several errors that of the least number is raised.
+
+    JAX's settings within a `with` (`jax.debug_nans(True)`) hold for one thread: inside such, all is called on this one.
+    So is the first, which compiles for all.
+    """
+    if n:
+        call(0)
     with ThreadPoolExecutor(most) as pool:
+        if most == 1 or pool.submit(_settings).result() != _settings():
+            for i in range(1, n):
+                call(i)
+            return
         try:
-            for _ in pool.map(call, range(n)):
+            for _ in pool.map(call, range(1, n)):
                 pass
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+_OF_A_THREAD = (
+    "jax_debug_nans", "jax_debug_infs", "jax_disable_jit", "jax_default_matmul_precision", "jax_enable_x64",
+    "jax_default_device", "jax_default_prng_impl", "jax_numpy_dtype_promotion", "jax_enable_checks",
+)  # fmt: skip
+
+
+def _settings() -> list[Any]:
+    """JAX's settings as this thread sees them."""
+    import jax
+
+    return [getattr(jax.config, name, None) for name in _OF_A_THREAD]
 
 
 def _four(most: int) -> int:

@@ -81,12 +81,11 @@ def slopes() -> Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]:
     run = getattr(getattr(torch.autograd.Variable, "_execution_engine", None), "run_backward", None)
     if run is None:
         return public
-    one = (torch.ones(()),)
 
     def at_once(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
         if loss.shape or loss.dtype != torch.float32:
             return public(loss, params)
-        found = run((loss,), one, False, False, tuple(params), True, accumulate_grad=False)
+        found = run((loss,), (torch.ones(()),), False, False, tuple(params), True, accumulate_grad=False)
         if any(slope is None for slope in found):
             return [torch.zeros_like(p) if slope is None else slope for p, slope in zip(params, found, strict=True)]
         return found

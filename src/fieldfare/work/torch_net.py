@@ -408,7 +408,7 @@ class TorchNet:
                         for name, metric in self._metrics.items():
                             value = metric(output, y)
                             sums[name] += float(value.mean(dtype=torch.float64)) * len(part) if value.numel() else 0.0
-                    except (RuntimeError, IndexError) as error:
+                    except (RuntimeError, IndexError, ValueError) as error:
                         if wants_memory(error):
                             raise too_little_memory(error, "to evaluate this module") from error
                         if self._without_channels_last(resident):
@@ -432,7 +432,7 @@ class TorchNet:
             return self
         out = copy.copy(self)
         out.example, out._flops, out._resident, out._axes, out._smaller = example, None, None, None, {}
-        out._changed, out._factored, out._native = {}, {}, None
+        out._changed, out._factored, out._native, out._key = {}, {}, None, ""
         return out
 
     def describe(self) -> Mapping[str, Any]:
@@ -572,7 +572,7 @@ class TorchNet:
                 batch = [column.take(rows) for column in inputs]
                 batch = [self._transform(batch[0])] if callable(self._transform) else batch
                 return count(resident, self._loss, batch, target.take(rows)) / len(rows)
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             if wants_memory(error):
                 raise too_little_memory(error, "for a step of this module") from error
             if self._without_channels_last(resident):

@@ -33,7 +33,7 @@ class Choice:
     def why(self) -> str:
         """One clause for people."""
         if not self.rates:
-            return "as the run began"
+            return f"nothing else computes in {self.of}" if self.of == "bfloat16" else "as the run began"
         ordered = sorted(self.rates.items(), key=lambda one: -one[1])
         told = (f"{name} {rate:,.0f}" if rate >= 100 else f"{name} {rate:.3g}" for name, rate in ordered)
         return f"measured here, clients/s on one thread: {', '.join(told)}"

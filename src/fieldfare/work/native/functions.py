@@ -265,7 +265,8 @@ class Reading:
         return self.sub(b, a)
 
     def div(self, a: Any, b: Any, *, rounding_mode: str | None = None, in_place: bool = False) -> Tensor:
-        if rounding_mode is not None or not isinstance(b, Fixed | int | float):
+        zero = b == 0 if isinstance(b, int | float) else isinstance(b, Fixed) and not bool((b.value != 0).all())
+        if rounding_mode is not None or not isinstance(b, Fixed | int | float) or zero:
             self.refuse("has a native form for a constant divisor alone")
         return self.mul(a, Fixed(1.0 / b.value.double()) if isinstance(b, Fixed) else 1.0 / b, in_place=in_place)
 
@@ -543,6 +544,8 @@ class Reading:
                 x = self.unsqueeze(x, axis)
                 axis += 1
             elif isinstance(part, slice):
+                if "b" in letters([x.axes[axis]]) and (part.start or part.stop is not None):
+                    self.refuse("takes some examples of the batch")
                 if part.indices(x.shape[axis]) != (0, x.shape[axis], 1):
                     x = channels.part(self, x, axis, part)
                 axis += 1

@@ -36,6 +36,8 @@ def plan_of(net: TorchNet, columns: dict[str, NDArray[Any]] | None = None) -> Na
         return _planned(net, columns)
     except NoPlan as error:
         return error.refusal
+    except (ArithmeticError, AttributeError, LookupError, ValueError) as error:  # what the planner has not thought of
+        return Refusal("the module", f"has no plan ({type(error).__name__}: {error})")
 
 
 def _planned(net: TorchNet, columns: dict[str, NDArray[Any]] | None) -> NativePlan:

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldfare import __version__
-from fieldfare.core.block import Block
+from fieldfare.core.errors import UsageError
 from fieldfare.work.native import threads
 from fieldfare.work.native.choose import Choice, asked, known, plain, settle, settled, taking, unsettle, way_of
 from fieldfare.work.native.modules import kind
-from fieldfare.work.net import Drift, Training
+from fieldfare.work.net import Drift, Training, naming
 from fieldfare.work.plan import make_plan
 
 I64 = NDArray[np.int64]
@@ -54,7 +54,10 @@ def settle_fastest(net: Any, training: Training, data: Any, cohort: int | None =
     large models two steps of two clients; once a net, batch, optimiser and machine.
     """
     ways: tuple[str, ...] = getattr(net, "ways", ())
-    if len(ways) < 2 or asked(net.path) != "auto" or getattr(net, "on_device", False):
+    if len(ways) < 2 or asked(net.path) != "auto":
+        return
+    if getattr(net, "on_device", False):
+        unsettle(net.key)
         return
     if training.precision != "float32":  # nothing else computes in it
         settle(net.key, Choice("native", of=training.precision))
@@ -106,7 +109,7 @@ def rates_of(
     try:
         for way in ways:
             if way != "lockstep":
-                rates[way] = _rate(net, key, way, training, _middle(data, ordered, _CLIENTS))
+                rates[way] = _rate(net, key, way, training, data, _middle(ordered, _CLIENTS))
         if "lockstep" in ways and 1 / rates[plain(ways)] < _WORTH_STACKING_S:
             rates |= _rates_stacked(net, key, training, data, ordered, stack, max(rates.values()))
     finally:
@@ -119,8 +122,13 @@ def _rates_stacked(
 ) -> dict[str, float]:  # fmt: skip
     """Of wider and wider stacks, while they gain and come near the `best` of the other ways."""
     rates: dict[str, float] = {}
+    few = _middle(ordered, _CLIENTS)  # what is imported at first use is not measured
+    _fit(net, key, f"lockstep-{_FIRST_STACK}", replace(training, steps=1), data, few)()
     for size in _stacks(min(stack, len(ordered))):
-        rate = _rate(net, key, f"lockstep-{size}", training, _middle(data, ordered, size))
+        try:
+            rate = _rate(net, key, f"lockstep-{size}", training, data, _middle(ordered, size))
+        except UsageError:  # there is no memory for so many
+            break
         if "lockstep" not in net.ways:  # it was found that it cannot be stacked
             return {}
         gains = rate > _MARGIN * max(rates.values(), default=0.0)
@@ -135,7 +143,7 @@ def try_stacks(net: Any, training: Training, data: Any) -> None:
     some = np.flatnonzero(np.asarray(data.sizes) > 0)[:_CLIENTS]
     if len(some) and training.precision == "float32" and (stack := getattr(net, "lockstep", None)) is not None:
         way = "lockstep" if stack.stack is None else f"lockstep-{stack.stack}"
-        _fit(net, net.key, way, replace(training, steps=1), data.block(some))()
+        _fit(net, net.key, way, replace(training, steps=1), data, some)()
 
 
 def _stacks(most: int = _LARGEST_STACK) -> list[int]:
@@ -145,27 +153,28 @@ def _stacks(most: int = _LARGEST_STACK) -> list[int]:
     return found
 
 
-def _middle(data: Any, ordered: I64, count: int) -> Block:
+def _middle(ordered: I64, count: int) -> I64:
     """`count` clients of middling size, or all there are."""
     first = min(len(ordered) // 2, max(0, len(ordered) - count))
-    return data.block(np.sort(ordered[first : first + count]))
+    return np.sort(ordered[first : first + count])
 
 
-def _rate(net: Any, key: str, way: str, training: Training, block: Block) -> float:
+def _rate(net: Any, key: str, way: str, training: Training, data: Any, clients: I64) -> float:
     """Clients per second, of `_STEPS` steps each; the first call counts only where it took very long."""
-    step, few = (_fit(net, key, way, replace(training, steps=count), block) for count in (1, _STEPS))
+    step, few = (_fit(net, key, way, replace(training, steps=count), data, clients) for count in (1, _STEPS))
     took = _took(step)
     took = took if took > _VERY_LONG_S else _took(step)
-    return round(block.n / (took * _STEPS if took > _LONG_S else _least(few)), 1)
+    return float(f"{len(clients) / (took * _STEPS if took > _LONG_S else _least(few)):.4g}")
 
 
-def _fit(net: Any, key: str, way: str, training: Training, block: Block) -> Callable[[], None]:
+def _fit(net: Any, key: str, way: str, training: Training, data: Any, clients: I64) -> Callable[[], None]:
+    block = data.block(clients)
     keys = np.arange(block.n, dtype=np.uint64)
     plan = make_plan(block, keys, training)
     start, row = net.init(0).vector[None], np.zeros(block.n, np.int64)
 
     def once() -> None:
-        with taking(key, way):
+        with naming(clients), taking(key, way):
             net.fit(start, row, block, plan, keys, training, training.lr, Drift())
 
     return once

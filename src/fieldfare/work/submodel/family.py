@@ -79,6 +79,10 @@ class Family:
         return getattr(self.net, "threaded", False)
 
     @property
+    def forks(self) -> bool:
+        return bool(getattr(self.net, "forks", True))
+
+    @property
     def together(self) -> int:
         return getattr(self.net, "together", 1)
 
