@@ -123,7 +123,8 @@ def _rates_stacked(
     """Of wider and wider stacks, while they gain and come near the `best` of the other ways."""
     rates: dict[str, float] = {}
     few = _middle(ordered, _CLIENTS)  # what is imported at first use is not measured
-    _fit(net, key, f"lockstep-{_FIRST_STACK}", replace(training, steps=1), data, few)()
+    with contextlib.suppress(UsageError):
+        _fit(net, key, f"lockstep-{_FIRST_STACK}", replace(training, steps=1), data, few)()
     for size in _stacks(min(stack, len(ordered))):
         try:
             rate = _rate(net, key, f"lockstep-{size}", training, data, _middle(ordered, size))
