@@ -220,7 +220,7 @@ def test_losses_and_transforms_that_are_functions_are_refused():
     def cross_entropy(output: Any, y: Any) -> Any:
         return F.cross_entropy(output * 2, y)
 
-    said = "loss 'cross_entropy' has no native form: cross_entropy, masked_cross_entropy, mse, bce, l1 have one"
+    said = "loss 'cross_entropy (own)' has no native form: cross_entropy, masked_cross_entropy, mse, bce, l1 have one"
     assert str(plan_of(torch_net(L(6, 3), cross_entropy, example=columns))) == said
     weighted = nn.CrossEntropyLoss(label_smoothing=0.1)
     assert str(plan_of(torch_net(L(6, 3), weighted, example=columns))).startswith("loss 'CrossEntropyLoss' has no")

@@ -335,3 +335,14 @@ assert ff.torch_net(torch.nn.Linear(4, 3), example=rows).flops() == 48.0
 assert "torch._dynamo" not in sys.modules and "sympy" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("path", ["auto", "stacked", "hand", "native", "lockstep-4"])
+def test_a_loss_of_the_users_own_is_taken_whatever_its_name(path: str) -> None:
+    def cross_entropy(output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(output, y, label_smoothing=0.3)
+
+    one, made = case("linear"), nn.Linear(12, 5)
+    nets = [torch_net(made, cross_entropy, path=p) for p in (path, "graph")]
+    ends = [one.fit(net, net.init(0).vector[None]).params for net in nets]
+    np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-6)

@@ -42,7 +42,8 @@ def loss_of(loss: Any) -> tuple[str, Loss]:
     if is_cross_entropy(loss):
         return "cross_entropy", cross_entropy
     if callable(loss):
-        return getattr(loss, "__name__", type(loss).__name__), loss
+        name = getattr(loss, "__name__", type(loss).__name__)
+        return (f"{name} (own)" if name in LOSSES else name), loss  # whatever its name, it is not ours
     match loss:
         case "masked_cross_entropy":
             return loss, MaskedCrossEntropy()
